@@ -1,0 +1,39 @@
+"""From a full-precision MM-DiT to a W4A8 model that draws the same pictures."""
+
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+sys.path.append(str(Path(workflow.basedir) / "scripts"))
+
+
+configfile: Path(workflow.basedir) / "config" / "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/model.smk"
+include: "rules/calibrate.smk"
+include: "rules/weights.smk"
+include: "rules/activations.smk"
+include: "rules/inference.smk"
+include: "rules/evaluate.smk"
+include: "rules/train_demo.smk"
+
+
+localrules:
+    all,
+    calibrate,
+    weights,
+    activations,
+    plots,
+    inference,
+    quantize,
+
+
+rule all:
+    """Everything, ending with the report."""
+    default_target: True
+    input:
+        rules.report.output.page,

@@ -1,0 +1,58 @@
+"""Prompts to conditioning: the only jobs that load text encoders."""
+
+
+def shard_set(wildcards):
+    """The prompts of a shard are parameters, so that appended prompts redo no earlier shard."""
+    name = wildcards.shard.rsplit("-", 1)[0]
+    if name not in PROMPTS:
+        raise WorkflowError(
+            f"Unknown shard {wildcards.shard}: the configuration has {', '.join(PROMPTS)}."
+        )
+    return PROMPTS[name].shard_prompts(wildcards.shard)
+
+
+def conditioning_of(name, index):
+    """The shard file that holds a prompt's conditioning.
+
+    `ancient`: a shard that grew by appended prompts holds the same rows for the old ones; what
+    depends on a row carries its prompt and the encoder's code as parameters instead.
+    """
+    return ancient(f"{RESULTS}/conditioning/{PROMPTS[name].shard_of(index)}.safetensors")
+
+
+def prompt_params(name, index):
+    """What a job must know of its prompt: text, row in the shard, and how it was encoded."""
+    return {
+        "text": PROMPTS[name].prompts[index],
+        "row": PROMPTS[name].row_of(index),
+        "negative": config["calibration"]["negative_prompt"],
+        "t5": config["text"]["t5"],
+        "code": code("encode_prompts.py"),
+    }
+
+
+rule encode_prompts:
+    """Encodes a shard of prompts, and the negative prompt, with the model's text encoders."""
+    output:
+        conditioning=f"{RESULTS}/conditioning/{{shard}}.safetensors",
+    log:
+        f"{RESULTS}/logs/encode_prompts/{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/encode_prompts/{{shard}}.tsv"
+    conda:
+        "../envs/text.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=4000,
+    params:
+        model=model_params(),
+        root=str(ROOT),
+        prompts=shard_set,
+        negative=config["calibration"]["negative_prompt"],
+        t5=config["text"]["t5"],
+        code=code("encode_prompts.py"),
+    message:
+        "Encoding prompts of {wildcards.shard}"
+    script:
+        "../scripts/encode_prompts.py"

@@ -1,0 +1,38 @@
+"""The platform room: the only place that knows what MLX and DiffusionKit need to run.
+
+Every other module takes `mx` and `nn` from here, because what is done on import (a real BLAS
+before the first `import mlx`) only works when it happens first.
+"""
+
+from __future__ import annotations
+
+from .blas import BLAS, preload_blas
+
+preload_blas()
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+
+from .device import (  # noqa: E402
+    compiled,
+    describe_device,
+    is_accelerated,
+    peak_memory_bytes,
+    reset_peak_memory,
+    to_numpy,
+)
+from .diffusionkit import hub_files, import_diffusionkit  # noqa: E402
+
+__all__ = [
+    "BLAS",
+    "compiled",
+    "describe_device",
+    "hub_files",
+    "import_diffusionkit",
+    "is_accelerated",
+    "mx",
+    "nn",
+    "peak_memory_bytes",
+    "reset_peak_memory",
+    "to_numpy",
+]

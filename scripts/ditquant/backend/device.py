@@ -1,0 +1,51 @@
+"""What this machine computes on, and how much memory it took."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .blas import BLAS
+
+
+def is_accelerated() -> bool:
+    """True on Metal or CUDA; False where MLX computes on the CPU."""
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
+def describe_device() -> str:
+    """One line for the log: device, MLX version and the BLAS that serves."""
+    version = getattr(mx, "__version__", "unknown")
+    kind = "GPU" if is_accelerated() else "CPU"
+    return f"mlx {version} on {kind} ({platform.system()} {platform.machine()}), BLAS: {BLAS.name}"
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`mx.compile(function)` where that works: on the CPU MLX calls g++ to build the fused kernels.
+
+    Without a compiler on the PATH the function runs eagerly: slower, same mathematics.
+    """
+    if not is_accelerated() and platform.system() == "Linux" and shutil.which("g++") is None:
+        return function
+    return mx.compile(function)
+
+
+def peak_memory_bytes() -> int:
+    """Peak bytes that MLX's allocator held since `reset_peak_memory`."""
+    return int(mx.get_peak_memory())
+
+
+def reset_peak_memory() -> None:
+    mx.reset_peak_memory()
+
+
+def to_numpy(array: mx.array) -> np.ndarray:
+    """Host copy; bfloat16, which numpy lacks, becomes float32."""
+    if array.dtype == mx.bfloat16:
+        array = array.astype(mx.float32)
+    return np.array(array)

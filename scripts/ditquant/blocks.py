@@ -1,0 +1,248 @@
+"""Names of blocks and linears, taps on them, and a block as a pure function.
+
+A multimodal block is "mm03", a unified one (FLUX) "uni07". Their linears are named by stream and
+place: "mm03.img.attn.q_proj", "mm03.txt.mlp.fc1", "uni07.mlp.fc2". The order of blocks is the order
+of computation. What differs between models (the last text block of SD3 has neither o_proj nor
+mlp, k_proj has no bias, qk_norm) is read off the modules, never assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from .backend import mx, nn
+
+_LINEARS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer inside a block.
+
+    Attributes:
+        name: "mm03.img.attn.q_proj".
+        path: module path in the MMDiT, "multimodal_transformer_blocks.3.image_transformer_block...".
+        parent, attribute: where the module hangs, so that it can be exchanged.
+    """
+
+    name: str
+    path: str
+    parent: nn.Module
+    attribute: str
+
+    @property
+    def module(self) -> nn.Module:
+        return getattr(self.parent, self.attribute)
+
+    @property
+    def is_post_gelu(self) -> bool:
+        """True for fc2: its input has passed GELU and is never below -0.17."""
+        return self.attribute == "fc2"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block of an MMDiT.
+
+    Attributes:
+        name: "mm03" or "uni07".
+        module: DiffusionKit's MultiModalTransformerBlock or UnifiedTransformerBlock.
+        path: module path in the MMDiT.
+        streams: stream name -> TransformerBlock; ("img", "txt") or ("uni",).
+    """
+
+    name: str
+    module: nn.Module
+    path: str
+    streams: dict[str, nn.Module]
+
+    @property
+    def is_unified(self) -> bool:
+        return "uni" in self.streams
+
+
+def walk_blocks(model: nn.Module) -> list[Block]:
+    """All blocks of an MMDiT in order of computation."""
+    blocks = []
+    for index, module in enumerate(model.multimodal_transformer_blocks):
+        streams = {"img": module.image_transformer_block, "txt": module.text_transformer_block}
+        path = f"multimodal_transformer_blocks.{index}"
+        blocks.append(Block(f"mm{index:02d}", module, path, streams))
+    for index, module in enumerate(getattr(model, "unified_transformer_blocks", [])):
+        path = f"unified_transformer_blocks.{index}"
+        blocks.append(Block(f"uni{index:02d}", module, path, {"uni": module.transformer_block}))
+    return blocks
+
+
+_STREAM_PATHS = {
+    "img": "image_transformer_block",
+    "txt": "text_transformer_block",
+    "uni": "transformer_block",
+}
+
+
+def walk_linears(block: Block) -> list[Linear]:
+    """The attention and MLP linears of a block; places that hold something else are left out."""
+    linears = []
+    for stream, transformer in block.streams.items():
+        prefix = block.name if stream == "uni" else f"{block.name}.{stream}"
+        for place in _LINEARS:
+            group, attribute = place.split(".")
+            parent = getattr(transformer, group, None)
+            module = getattr(parent, attribute, None)
+            # Identity stands where SD3's last text block has no o_proj.
+            if parent is None or module is None or isinstance(module, nn.Identity):
+                continue
+            path = f"{block.path}.{_STREAM_PATHS[stream]}.{place}"
+            linears.append(Linear(f"{prefix}.{place}", path, parent, attribute))
+    return linears
+
+
+def all_linears(model: nn.Module) -> list[Linear]:
+    """The block linears of a whole MMDiT: 69 of the demo model, 285 of SD3-medium."""
+    return [linear for block in walk_blocks(model) for linear in walk_linears(block)]
+
+
+def set_linear(linear: Linear, module: nn.Module) -> None:
+    """Puts `module` in the linear's place."""
+    setattr(linear.parent, linear.attribute, module)
+
+
+# ------------------------------------------------------------------------------- modulation
+
+
+class _AnyKey(dict[float, mx.array]):
+    """Gives one value for every key: DiffusionKit looks modulation up by time step."""
+
+    def __init__(self, value: mx.array):
+        super().__init__()
+        self._value = value
+
+    def __getitem__(self, key: float) -> mx.array:
+        return self._value
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+def modulated_modules(model: nn.Module) -> list[nn.Module]:
+    """Every module with an adaLN: the streams of all blocks, and the final layer."""
+    streams = [stream for block in walk_blocks(model) for stream in block.streams.values()]
+    return [*streams, model.final_layer]
+
+
+def set_modulation(module: nn.Module, parameters: mx.array) -> None:
+    """Makes `parameters` (B, 1, 1, n * hidden) the modulation of `module` for every time step.
+
+    DiffusionKit's own cache empties the adaLN weights after the last step, so that a second image
+    fails; this one is set before each forward pass and empties nothing.
+    """
+    object.__setattr__(module, "_modulation_params", _AnyKey(parameters))
+
+
+# The time step that blocks are called with; its modulation is whatever `set_modulation` set.
+_NO_TIMESTEP = mx.array([0.0])
+
+
+def call_block(
+    block: Block, streams: Sequence[mx.array], positional_encodings: mx.array | None = None
+) -> tuple[mx.array, ...]:
+    """Applies a block whose modulation has been set.
+
+    Args:
+        streams: (img, txt) each (B, tokens, 1, hidden), or (uni,) for a unified block.
+        positional_encodings: RoPE tables for models that have them.
+
+    Returns:
+        The streams after the block; the text stream is left out where the block drops it.
+    """
+    output = block.module(*streams, _NO_TIMESTEP, positional_encodings=positional_encodings)
+    outputs = output if isinstance(output, tuple) else (output,)
+    return tuple(stream for stream in outputs if stream is not None)
+
+
+# ------------------------------------------------------------------------------------- taps
+
+
+class Tap(nn.Module):
+    """Stands in for a module, shows its input to `see`, and computes with what `see` returns."""
+
+    def __init__(self, module: nn.Module, see: Callable[[mx.array], mx.array]):
+        super().__init__()
+        self.module = module
+        self._see = see
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.module(self._see(x))
+
+
+@contextmanager
+def tapped(
+    linears: Sequence[Linear], see: Callable[[Linear, mx.array], mx.array | None]
+) -> Iterator[None]:
+    """Within the context, `see(linear, input)` is called at every linear.
+
+    If `see` returns an array, the linear computes with it instead (fake quantization); None leaves
+    the input as it is (observation).
+    """
+
+    def seeing(linear: Linear) -> Callable[[mx.array], mx.array]:
+        def see_input(x: mx.array) -> mx.array:
+            replaced = see(linear, x)
+            return x if replaced is None else replaced
+
+        return see_input
+
+    before = [linear.module for linear in linears]
+    for linear in linears:
+        set_linear(linear, Tap(linear.module, seeing(linear)))
+    try:
+        yield
+    finally:
+        for linear, module in zip(linears, before, strict=True):
+            set_linear(linear, module)
+
+
+class _Recorder:
+    """Called in a block's place: notes the streams before and after it."""
+
+    def __init__(self, block: Block, note: Callable[[str, tuple[mx.array, ...]], None]):
+        self._block, self._note = block, note
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        count = len(self._block.streams)
+        self._note(self._block.name, tuple(arguments[:count]))
+        output = self._block.module(*arguments, **options)
+        outputs = output if isinstance(output, tuple) else (output,)
+        self._note(f"{self._block.name}.out", tuple(s for s in outputs if s is not None))
+        return output
+
+
+@contextmanager
+def boundaries(
+    model: nn.Module, note: Callable[[str, tuple[mx.array, ...]], None]
+) -> Iterator[None]:
+    """Within the context, `note(name, streams)` is called at each block's input and output.
+
+    `name` is "mm03" for the input of block mm03 and "mm03.out" for its output.
+    """
+    lists = [
+        blocks
+        for blocks in (
+            model.multimodal_transformer_blocks,
+            getattr(model, "unified_transformer_blocks", None),
+        )
+        if blocks is not None
+    ]
+    recorders = iter([_Recorder(block, note) for block in walk_blocks(model)])
+    before = [list(blocks) for blocks in lists]
+    for blocks in lists:
+        blocks[:] = [next(recorders) for _ in blocks]
+    try:
+        yield
+    finally:
+        for blocks, modules in zip(lists, before, strict=True):
+            blocks[:] = modules

@@ -1,0 +1,88 @@
+"""A digest of the code that a job's result depends on.
+
+Snakemake notices a changed script, but not a changed module of a package. A rule therefore carries
+the digest of its script and of every `ditquant` module that the script imports, directly or not.
+What cannot change a result is left out: comments, docstrings and layout (the syntax tree is
+digested, not the text), and the modules around the work (logging, progress, messages).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = "ditquant"
+# Changing these changes what a user reads while a job runs, never what the job makes.
+_PLUMBING = frozenset({"job", "progress", "errors", "digest", "settings"})
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _module_file(package: Path, name: str) -> Path | None:
+    """File of a dotted module name below the package, or None if there is none."""
+    parts = name.split(".")
+    if parts[0] != PACKAGE:
+        return None
+    base = package.joinpath(*parts[1:])
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if len(parts) > 1 and candidate.is_file():
+            return candidate
+    return None
+
+
+def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
+    """Dotted names that a module may import; relative ones are made absolute."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                kept = module.split(".")
+                kept = kept[: len(kept) - node.level + (1 if is_package else 0)]
+                base = ".".join([*kept, base] if base else kept)
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+@cache
+def _parsed(path: Path) -> tuple[str, ast.Module]:
+    tree = ast.parse(path.read_text("utf-8"))
+    return ast.dump(_without_docstrings(tree)), tree
+
+
+def code_files(script: Path) -> list[Path]:
+    """The script and the library files it depends on, sorted."""
+    package = script.parent / PACKAGE
+    found: dict[Path, None] = {script: None}
+    queue = [(script, script.stem, False)]
+    while queue:
+        path, module, is_package = queue.pop()
+        for name in _imports(_parsed(path)[1], module, is_package):
+            file = _module_file(package, name)
+            if file is None or file in found or file.stem in _PLUMBING:
+                continue
+            found[file] = None
+            queue.append((file, name, file.name == "__init__.py"))
+    return sorted(found)
+
+
+@cache
+def code_digest(script: Path) -> str:
+    """16 hexadecimal digits that change when the code behind a script changes."""
+    digest = hashlib.sha256()
+    for path in code_files(Path(script)):
+        digest.update(path.name.encode())
+        digest.update(_parsed(path)[0].encode())
+    return digest.hexdigest()[:16]

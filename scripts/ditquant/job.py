@@ -1,0 +1,62 @@
+"""What every Snakemake job does around its work: a log file, one clear message on failure.
+
+Snakemake redirects nothing for scripts, so the log is opened here. A `UserError` ends the job with
+its message alone; anything else is a bug and leaves its traceback in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+LOG = logging.getLogger("ditquant")
+
+
+def _handlers(log_path: str | None) -> list[logging.Handler]:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if log_path:
+        Path(log_path).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_path, mode="w", encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return handlers
+
+
+@contextmanager
+def job(snakemake: Any) -> Iterator[None]:
+    """Runs a script's work: `with job(snakemake): main(...)`.
+
+    Args:
+        snakemake: the object that Snakemake puts into a script (its `rule` and `log` are used).
+    """
+    handlers = _handlers(snakemake.log[0] if snakemake.log else None)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    for handler in handlers:
+        LOG.addHandler(handler)
+    started = time.monotonic()
+    try:
+        if "ditquant.backend" in sys.modules:
+            LOG.info("%s", sys.modules["ditquant.backend"].describe_device())
+        yield
+        LOG.info("%s done in %.1f s", snakemake.rule, time.monotonic() - started)
+    except UserError as error:
+        LOG.error("Error in %s: %s", snakemake.rule, error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        LOG.error("%s was interrupted; the same command goes on from here", snakemake.rule)
+        sys.exit(130)
+    except Exception:
+        LOG.exception("%s failed", snakemake.rule)
+        sys.exit(1)
+    finally:
+        for handler in handlers:
+            LOG.removeHandler(handler)
+            handler.close()

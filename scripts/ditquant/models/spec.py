@@ -1,0 +1,166 @@
+"""Descriptions of models: everything a job must know before it loads a weight.
+
+Two sources give a `ModelSpec`: the registry of published checkpoints below, and `config.json` of a
+local model folder (format `ditquant.model`, as in resources/demo). A new published model is a new
+entry, not a fork.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One CLIP text encoder: names in DiffusionKit's table of files, and how prompts are padded."""
+
+    name: str  # "clip_l"
+    tokenizer: str  # "tokenizer_l"
+    pad_with_eos: bool
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How prompts become conditioning.
+
+    Attributes:
+        encoders: their hidden states are joined along the channels, as are their pooled outputs.
+        channels: token width that the MM-DiT expects; narrower hidden states are zero-padded.
+        second_sequence: tokens after CLIP's: "t5" (encoded by T5-XXL if the configuration asks for
+            it, else zeros of the same shape as CLIP's, as DiffusionKit does) or "none".
+    """
+
+    encoders: tuple[TextEncoder, ...]
+    channels: int
+    second_sequence: str = "none"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's identity, files and constants.
+
+    Attributes:
+        name: "demo", "sd3-medium", or the name in a local folder's config.json.
+        repository: key in DiffusionKit's tables and, for published models, on the hub.
+        text_repository: the same for the text encoders.
+        checkpoint: the single-file checkpoint (MM-DiT and VAE); None: the hub's.
+        folder: a local model folder that holds every file; None for published models.
+        mmdit: arguments of DiffusionKit's MMDiTConfig; empty: the table's own entry for the key.
+        vae_encoder, vae_decoder: arguments of DiffusionKit's VAE configurations.
+        shift: of the sigma schedule.
+        latent_scale, latent_shift: of the latent format, x_model = (x_vae - shift) * scale.
+        image_size: default (height, width) in pixels.
+        depth_multimodal, depth_unified: numbers of blocks; the workflow plans with them.
+    """
+
+    name: str
+    repository: str
+    text_repository: str
+    text: TextSpec
+    checkpoint: Path | None = None
+    folder: Path | None = None
+    mmdit: dict[str, Any] = field(default_factory=dict)
+    vae_encoder: dict[str, Any] = field(default_factory=dict)
+    vae_decoder: dict[str, Any] = field(default_factory=dict)
+    shift: float = 3.0
+    latent_scale: float = 1.5305
+    latent_shift: float = 0.0609
+    image_size: tuple[int, int] = (512, 512)
+    depth_multimodal: int = 24
+    depth_unified: int = 0
+
+    @property
+    def block_names(self) -> list[str]:
+        """In order of computation: mm00, mm01, ..., uni00, ..."""
+        multimodal = [f"mm{index:02d}" for index in range(self.depth_multimodal)]
+        return multimodal + [f"uni{index:02d}" for index in range(self.depth_unified)]
+
+
+_CLIP_L = TextEncoder("clip_l", "tokenizer_l", pad_with_eos=True)
+_CLIP_G = TextEncoder("clip_g", "tokenizer_g", pad_with_eos=False)
+
+PUBLISHED: dict[str, ModelSpec] = {
+    "sd3-medium": ModelSpec(
+        name="sd3-medium",
+        repository="argmaxinc/mlx-stable-diffusion-3-medium",
+        text_repository="argmaxinc/stable-diffusion",
+        text=TextSpec((_CLIP_L, _CLIP_G), channels=4096, second_sequence="t5"),
+        image_size=(512, 512),
+        depth_multimodal=24,
+    ),
+}
+
+# Names that a configuration may use for `model.name`; "demo" is the embedded folder, "local" any other.
+FOLDER_MODELS = {"demo": Path("resources/demo"), "local": None}
+MODEL_NAMES = (*FOLDER_MODELS, *PUBLISHED)
+MODEL_FORMAT = "ditquant.model"
+
+
+def read_spec(name: str, checkpoint: str | None, root: Path) -> ModelSpec:
+    """The specification that a configuration's `model:` section names.
+
+    Args:
+        name: one of `MODEL_NAMES`.
+        checkpoint: for a published model a local single-file checkpoint (None: the hub); for
+            "local" the model folder.
+        root: folder of the Snakefile; the embedded model lies below it.
+
+    Raises:
+        UserError: unknown model, or files that are not there.
+    """
+    if name not in MODEL_NAMES:
+        raise UserError(f"Unknown model {name!r}: model.name is one of {', '.join(MODEL_NAMES)}.")
+    path = Path(checkpoint).expanduser() if checkpoint else None
+    if name in PUBLISHED:
+        if path is not None and not path.is_file():
+            raise UserError(f"model.checkpoint: there is no file {path}.")
+        published = PUBLISHED[name]
+        return ModelSpec(**{**published.__dict__, "checkpoint": path})
+    default = FOLDER_MODELS[name]
+    folder = path or (root / default if default else None)
+    if folder is None:
+        raise UserError("model.name is 'local': set model.checkpoint to the model's folder.")
+    return _read_folder(folder)
+
+
+def _read_folder(folder: Path) -> ModelSpec:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(f"{folder} is no model folder: it has no config.json.")
+    try:
+        document = json.loads(config.read_text("utf-8"))
+        if document["format"] != MODEL_FORMAT or document["version"] != 1:
+            raise UserError(f"{config} is not {MODEL_FORMAT} version 1.")
+        name = document["name"]
+        height, width = document["image_size"]
+        return ModelSpec(
+            name=name,
+            repository=f"ditquant/{name}",
+            text_repository=f"ditquant/{name}-text",
+            text=TextSpec((_CLIP_L,), channels=document["mmdit"]["token_level_text_embed_dim"]),
+            checkpoint=folder / f"{name}.safetensors",
+            folder=folder,
+            mmdit=document["mmdit"],
+            vae_encoder=document["vae"]["encoder"],
+            vae_decoder=document["vae"]["decoder"],
+            shift=document["sampler"]["shift"],
+            image_size=(height, width),
+            depth_multimodal=document["mmdit"]["depth_multimodal"],
+            depth_unified=document["mmdit"].get("depth_unified", 0),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{config} lacks or garbles {error}.") from error
+
+
+def checkpoint_identity(spec: ModelSpec) -> str:
+    """What tells two checkpoints apart without reading gigabytes: path, size and time, or the key."""
+    path = spec.checkpoint
+    if path is None or not path.is_file():
+        return spec.repository
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"

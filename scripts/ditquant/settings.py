@@ -1,0 +1,196 @@
+"""What follows from a configuration: prompts and their ids, recipes, variants, block names.
+
+The workflow asks this room while it plans, so it imports nothing heavy. All checks that a schema
+cannot express are here, each with a message that names the key.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+VARIANT_KINDS = ("weights", "a8", "multitier", "native")
+
+
+def read_prompts(path: str | Path, key: str) -> list[str]:
+    """The column `prompt` of a CSV file, in order.
+
+    Args:
+        path: UTF-8, header line with a column `prompt`; quoted fields may hold quotes and newlines.
+        key: configuration key, for the message.
+
+    Raises:
+        UserError: no such file or column, no prompts, or an empty prompt.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{key}: there is no file {path}.")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if "prompt" not in (reader.fieldnames or []):
+            raise UserError(f"{key}: {path} has no column `prompt` in its first line.")
+        prompts = [(row["prompt"] or "").strip() for row in reader]
+    if not prompts:
+        raise UserError(f"{key}: {path} holds no prompts below its first line.")
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise UserError(f"{key}: prompt {number} of {path} is empty.")
+    return prompts
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A list of prompts that is encoded in shards of fixed size.
+
+    Attributes:
+        name: "calibration", "evaluation", "inference" or "own".
+        prompts: in order; appending some changes no earlier shard but the last.
+        shard_size: prompts a shard.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    shard_size: int
+
+    def shard_of(self, index: int) -> str:
+        """Name of the shard that holds prompt `index`: "calibration-000"."""
+        return f"{self.name}-{index // self.shard_size:03d}"
+
+    def row_of(self, index: int) -> int:
+        """Row of prompt `index` inside its shard."""
+        return index % self.shard_size
+
+    def shard_prompts(self, shard: str) -> list[str]:
+        start = int(shard.rsplit("-", 1)[1]) * self.shard_size
+        return list(self.prompts[start : start + self.shard_size])
+
+
+def _prompts_of(config: Mapping[str, Any], name: str, root: Path) -> list[str]:
+    path = Path(config["prompts"][name])
+    return read_prompts(path if path.exists() else root / path, f"prompts.{name}")
+
+
+def own_prompt_id(prompt: str) -> str:
+    """A file name for a prompt of one's own: its first words and a hash of the whole."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+    digest = hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:8]
+    return f"{words}-{digest}" if words else digest
+
+
+def prompt_sets(config: Mapping[str, Any], root: Path) -> dict[str, PromptSet]:
+    """All prompts of a validated configuration, by set.
+
+    Args:
+        root: folder of the Snakefile; a prompt file that is not found from where the user stands
+            is looked for there.
+
+    Raises:
+        UserError: an empty or missing file, an empty prompt, more images than prompts, or a caption
+            that both the calibration and the evaluation hold.
+    """
+    size = config["text"]["shard_size"]
+    sets = {
+        name: PromptSet(name, tuple(_prompts_of(config, name, root)), size)
+        for name in ("calibration", "evaluation")
+    }
+    wanted = {
+        "num_images": (config["num_images"], "calibration"),
+        "evaluation.captions": (config["evaluation"]["captions"], "evaluation"),
+    }
+    for key, (count, name) in wanted.items():
+        available = len(sets[name].prompts)
+        if count > available:
+            raise UserError(
+                f"{key} is {count}, but {config['prompts'][name]} holds only {available} prompts. "
+                f"Lower {key} or add prompts to the file."
+            )
+    shared = set(sets["calibration"].prompts) & set(sets["evaluation"].prompts)
+    if shared:
+        raise UserError(
+            f"prompts.calibration and prompts.evaluation share {len(shared)} captions, such as "
+            f"{min(shared)!r}: a caption may only stand in one of them."
+        )
+    sets["inference"] = PromptSet("inference", tuple(config["inference"]["prompts"]), size)
+    if config["prompt"] is not None:
+        sets["own"] = PromptSet("own", (config["prompt"],), size)
+    for name in ("inference", "own"):
+        if name in sets and not all(prompt.strip() for prompt in sets[name].prompts):
+            raise UserError(f"{'prompt' if name == 'own' else 'inference.prompts'}: a prompt is empty.")
+    return sets
+
+
+def inference_prompts(config: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Prompt id -> (set, index in the set): p00, p01, ... and the id of a prompt of one's own."""
+    ids = {
+        f"p{index:02d}": ("inference", index)
+        for index in range(len(config["inference"]["prompts"]))
+    }
+    if config["prompt"] is not None:
+        ids[own_prompt_id(config["prompt"])] = ("own", 0)
+    return ids
+
+
+def check_counts(config: Mapping[str, Any]) -> None:
+    """Relations between numbers that the schema cannot express.
+
+    Raises:
+        UserError: a track that wants more images than are calibrated, or a stride beyond the steps.
+    """
+    for track in ("weights", "activations"):
+        wanted = config[track]["num_images"]
+        if wanted > config["num_images"]:
+            raise UserError(
+                f"{track}.num_images is {wanted}, but num_images is {config['num_images']}: "
+                "a track uses calibration images, so it cannot have more."
+            )
+        stride = config[track]["stride"]
+        if stride > config["num_steps"]:
+            raise UserError(
+                f"{track}.stride is {stride}, larger than num_steps = {config['num_steps']}."
+            )
+    for kind, (low, high) in config["activations"]["tiers"].items():
+        if low >= high:
+            raise UserError(f"activations.tiers.{kind}: the A4 limit {low} must be below {high}.")
+
+
+def split_variant(variant: str) -> tuple[str | None, str]:
+    """("adaround", "a8") of "adaround-a8"; (None, "full") of "full".
+
+    Raises:
+        UserError: the name has no known kind at its end.
+    """
+    if variant == "full":
+        return None, "full"
+    recipe, _, kind = variant.rpartition("-")
+    if not recipe or kind not in VARIANT_KINDS:
+        raise UserError(
+            f"Unknown variant {variant!r}: a variant is full, or a recipe's name followed by "
+            f"{', '.join('-' + kind for kind in VARIANT_KINDS)}."
+        )
+    return recipe, kind
+
+
+def check_recipes(config: Mapping[str, Any]) -> None:
+    """Checks that every recipe that is named exists.
+
+    Raises:
+        UserError: unknown recipe or variant.
+    """
+    names: Sequence[str] = list(config["recipes"])
+    named = {"recipe": config["recipe"]}
+    for variant in config["evaluation"]["variants"]:
+        recipe, kind = split_variant(variant)
+        if kind != "full" and recipe is not None:
+            named[f"evaluation.variants: {variant}"] = recipe
+    for key, recipe in named.items():
+        if recipe not in names:
+            raise UserError(
+                f"{key}: unknown recipe {recipe!r}; the configuration has {', '.join(names)}."
+            )

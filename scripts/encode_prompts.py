@@ -1,0 +1,41 @@
+"""Rule encode_prompts: a shard of prompts -> conditioning."""
+
+from pathlib import Path
+
+from ditquant.artifacts import save_tensors
+from ditquant.job import job
+from ditquant.models.load import DTYPES
+from ditquant.models.spec import read_spec
+from ditquant.models.text import encode_texts
+
+
+def main(output: str, model: dict, root: str, prompts: list[str], negative: str, t5: bool) -> None:
+    """Writes `conditioning` (n, tokens, channels) and `pooled` (n, channels), and both for the
+    negative prompt, with the prompts as metadata."""
+    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    dtype = DTYPES[model["dtype"]]
+    conditioning, pooled = encode_texts(spec, [*prompts, negative], dtype, use_t5=t5)
+    tensors = {
+        "conditioning": conditioning[:-1],
+        "pooled": pooled[:-1],
+        "negative_conditioning": conditioning[-1:],
+        "negative_pooled": pooled[-1:],
+    }
+    metadata = {
+        "kind": "ditquant.conditioning", "prompts": prompts, "negative_prompt": negative,
+        "model": model["name"], "t5": t5,
+    }  # fmt: skip
+    save_tensors(output, tensors, metadata)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        params = snakemake.params  # noqa: F821
+        main(
+            snakemake.output.conditioning,  # noqa: F821
+            params.model,
+            params.root,
+            params.prompts,
+            params.negative,
+            params.t5,
+        )

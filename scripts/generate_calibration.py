@@ -1,0 +1,82 @@
+"""Rule generate_calibration: one full-precision trajectory and its picture."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from ditquant.artifacts import atomic_path, save_tensors
+from ditquant.backend import mx
+from ditquant.calibration import load_conditioning
+from ditquant.job import job
+from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
+from ditquant.models.spec import read_spec
+from ditquant.progress import ticking
+from ditquant.sampling import decode, initial_latents, latent_shape, sample_euler, sigma_schedule
+
+
+def main(
+    shard: str,
+    trajectory: str,
+    preview: str,
+    model: dict,
+    root: str,
+    prompt: dict,
+    num_steps: int,
+    cfg_weight: float,
+    image_size: list[int],
+    seed: int,
+) -> None:
+    """Writes latents of every step (steps + 1, h, w, c), sigmas, timesteps and the conditioning,
+    and the decoded picture."""
+    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    dtype = DTYPES[model["dtype"]]
+    conditioning = load_conditioning([shard], [prompt["row"]], cfg_weight > 0, dtype)
+    sigmas = sigma_schedule(num_steps, spec.shift)
+    height, width = image_size
+    start = initial_latents(seed, latent_shape((height, width)), sigmas[0])
+    latents, timesteps = [], []
+    network = load_mmdit(spec, dtype)
+    with ticking(f"image from seed {seed}", num_steps) as tick:
+
+        def observe(step) -> None:
+            latents.append(step.latents)
+            timesteps.append(step.timestep)
+            tick()
+
+        final = sample_euler(
+            network, start, sigmas, conditioning.tokens, conditioning.pooled, cfg_weight, observe
+        )
+    metadata = {
+        "kind": "ditquant.calibration", "prompt": prompt["text"], "seed": seed,
+        "negative_prompt": prompt["negative"], "cfg_weight": cfg_weight, "num_steps": num_steps,
+        "image_size": list(image_size), "model": model["name"], "dtype": model["dtype"],
+    }  # fmt: skip
+    tensors = {
+        "latents": mx.concatenate([*latents, final]),
+        "sigmas": sigmas,
+        "timesteps": mx.stack(timesteps),
+        "conditioning": conditioning.tokens,
+        "pooled": conditioning.pooled,
+    }
+    save_tensors(trajectory, tensors, metadata)
+    decoder = load_vae_decoder(spec, dtype)
+    picture = decode(decoder, final, spec.latent_scale, spec.latent_shift)[0]
+    with atomic_path(preview) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        params = snakemake.params  # noqa: F821
+        main(
+            snakemake.input.conditioning,  # noqa: F821
+            snakemake.output.trajectory,  # noqa: F821
+            snakemake.output.preview,  # noqa: F821
+            params.model,
+            params.root,
+            params.prompt,
+            params.num_steps,
+            params.cfg_weight,
+            params.image_size,
+            params.seed,
+        )
