@@ -1,0 +1,71 @@
+# ditquant's commands. `make demo` and `make test` begin from a fresh clone; the rest is `snakemake`.
+#
+# Written for GNU make 3.81 and POSIX sh, which is what macOS brings.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Where MLX computes: cpu (Linux; Metal on macOS) or cuda13 (Linux with an NVIDIA GPU).
+EXTRA ?= cpu
+# The Python that makes .venv; without it the newest of those on the PATH.
+PYTHON ?=
+# More words for Snakemake in `make demo`, for pytest in `make test`, for uv in `make lock`.
+SNAKEMAKE_ARGS ?=
+PYTEST_ARGS ?=
+LOCK_ARGS ?=
+
+REPORT := results/demo/report/index.html
+
+.PHONY: help setup demo test lint format lock clean-env
+
+help:
+	@echo 'make demo       set-up, then the whole pipeline on the embedded model; ends with the path of the report'
+	@echo 'make test       set-up, then every check and test'
+	@echo 'make setup      only the set-up of $(VENV); EXTRA=cuda13 for an NVIDIA GPU on Linux, PYTHON=... to choose'
+	@echo 'make lint       only the checks: ruff, mypy, snakemake --lint, snakefmt'
+	@echo 'make format     ruff format and snakefmt, in place'
+	@echo 'make lock       resolve the pins of pyproject.toml into the lock files again (needs uv)'
+	@echo 'make clean-env  remove $(VENV)'
+
+setup:
+	@PYTHON='$(PYTHON)' sh envs/setup.sh '$(EXTRA)'
+
+demo: setup
+	@$(BIN)/python -m snakemake --cores all $(SNAKEMAKE_ARGS)
+	@test -f $(REPORT) || { echo 'the run ended without $(REPORT)' >&2; exit 1; }
+	@echo "The report: $$(pwd)/$(REPORT)"
+
+# A failed check does not hide the tests' result, and the summary of pytest comes last.
+test: setup
+	@status=0; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
+	exit $$status
+
+# Every check runs, whatever the one before found.
+lint: setup
+	@status=0; \
+	run() { echo "$$*"; "$$@" || status=1; }; \
+	run $(BIN)/python -m ruff check .; \
+	run $(BIN)/python -m ruff format --check .; \
+	run $(BIN)/python -m mypy; \
+	run $(BIN)/python -m snakemake --lint; \
+	run $(BIN)/snakefmt --check Snakefile rules; \
+	exit $$status
+
+format: setup
+	@$(BIN)/python -m ruff format .
+	@$(BIN)/snakefmt Snakefile rules
+
+# Existing pins stay unless pyproject.toml asks for others; LOCK_ARGS=--upgrade renews all.
+# The second lock follows the first, so that both machines run the same versions.
+UV_LOCK = $$uv pip compile pyproject.toml --universal --extra dev --generate-hashes --quiet \
+	--no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
+lock:
+	@uv=$$(command -v $(BIN)/uv || command -v uv) || \
+	{ echo 'make lock needs uv: $(BIN)/python -m pip install uv' >&2; exit 1; }; \
+	$(UV_LOCK) --extra cpu --output-file requirements.lock && \
+	$(UV_LOCK) --extra cuda13 --constraint requirements.lock --output-file requirements-cuda13.lock
+
+clean-env:
+	rm -rf $(VENV)
