@@ -1,0 +1,69 @@
+"""Seconds that imports cost each kind of job, in fresh processes.
+
+    .venv/bin/python benchmarks/import_time.py [--repeat 3] [--json benchmarks/import_time.json]
+
+For every script of the workflow its import statements alone are run; the lines above them show what
+the kinds of job pay for their libraries. The interpreter's own start is taken off. The aim is 1.5 s
+where no text encoder is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+DIFFUSIONKIT = "from ditquant.backend import import_diffusionkit; import_diffusionkit()"
+KINDS = {
+    "kind: mlx": DIFFUSIONKIT,
+    "kind: text": f"{DIFFUSIONKIT}\nfrom transformers import AutoTokenizer, T5Config",
+    "kind: plots": "import jinja2, matplotlib.pyplot, PIL.Image\nfrom ditquant.backend import mx",
+}
+
+
+def import_statements(script: Path) -> str:
+    """The import statements at the top level of a script."""
+    tree = ast.parse(script.read_text("utf-8"))
+    return "\n".join(
+        ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+    )
+
+
+def seconds(code: str, repeat: int) -> float:
+    """Shortest wall time of a fresh interpreter that runs `code`."""
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Seconds that imports cost each kind of job.")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each; the shortest counts")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args()
+
+    codes = {**KINDS, **{path.name: import_statements(path) for path in SCRIPTS.glob("*.py")}}
+    start = seconds("pass", options.repeat)
+    costs = {}
+    for name, code in codes.items():
+        costs[name] = round(seconds(code, options.repeat) - start, 2)
+        print(f"{costs[name]:6.2f} s  {name}", flush=True)
+    if options.json:
+        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+        record = {"machine": machine, "python": platform.python_version(), "seconds": costs}
+        options.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
