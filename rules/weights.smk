@@ -1,0 +1,117 @@
+"""The weight track: block boundaries -> learned codes -> a checkpoint."""
+
+WEIGHT_IMAGES = IMAGES[: config["weights"]["num_images"]]
+
+
+def recipe_params(wildcards):
+    """One recipe's options: changing another recipe redoes nothing of this one."""
+    return config["recipes"][wildcards.recipe]
+
+
+rule cache_block_io:
+    """Runs the full-precision model along one trajectory and keeps the streams between its blocks."""
+    input:
+        trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
+    output:
+        block_io=f"{RESULTS}/block_io/{{image}}.safetensors",
+    log:
+        f"{RESULTS}/logs/cache_block_io/{{image}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/cache_block_io/{{image}}.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        model=model_params(),
+        root=str(ROOT),
+        stride=config["weights"]["stride"],
+        code=code("cache_block_io.py"),
+    message:
+        "Caching block inputs and outputs of image {wildcards.image}"
+    script:
+        "../scripts/cache_block_io.py"
+
+
+rule optimize_block:
+    """Chooses the codes of one block's weights by one recipe and measures the block's error."""
+    input:
+        block_io=expand(f"{RESULTS}/block_io/{{image}}.safetensors", image=WEIGHT_IMAGES),
+    output:
+        weights=f"{RESULTS}/weights/{{recipe}}/blocks/{{block}}.safetensors",
+        result=f"{RESULTS}/weights/{{recipe}}/blocks/{{block}}.json",
+    log:
+        f"{RESULTS}/logs/optimize_block/{{recipe}}-{{block}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/optimize_block/{{recipe}}-{{block}}.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        model=model_params(),
+        root=str(ROOT),
+        recipe=recipe_params,
+        seed=config["seed"],
+        code=code("optimize_block.py"),
+    message:
+        "Quantizing block {wildcards.block} by recipe {wildcards.recipe}"
+    script:
+        "../scripts/optimize_block.py"
+
+
+rule assemble_weights:
+    """Joins the blocks of one recipe and the unquantized rest into a checkpoint."""
+    input:
+        weights=expand(
+            f"{RESULTS}/weights/{{{{recipe}}}}/blocks/{{block}}.safetensors", block=BLOCKS
+        ),
+        results=expand(f"{RESULTS}/weights/{{{{recipe}}}}/blocks/{{block}}.json", block=BLOCKS),
+    output:
+        config=f"{RESULTS}/weights/{{recipe}}/model/config.json",
+        model=f"{RESULTS}/weights/{{recipe}}/model/model.safetensors",
+    log:
+        f"{RESULTS}/logs/assemble_weights/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/assemble_weights/{{recipe}}.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        model=model_params(),
+        root=str(ROOT),
+        recipe=recipe_params,
+        code=code("assemble_weights.py"),
+    message:
+        "Assembling the checkpoint of recipe {wildcards.recipe}"
+    script:
+        "../scripts/assemble_weights.py"
+
+
+rule weights:
+    """Target: the checkpoint of the configuration's recipe, and every block's result."""
+    input:
+        expand(
+            f"{RESULTS}/weights/{{recipe}}/{{file}}",
+            recipe=config["recipe"],
+            file=[
+                "model/config.json",
+                "model/model.safetensors",
+                *(f"blocks/{block}.json" for block in BLOCKS),
+            ],
+        ),
+
+
+rule quantize:
+    """Target: both tracks of the configuration's recipe, as a checkpoint and its activation ranges."""
+    input:
+        rules.weights.input,
+        f"{RESULTS}/activations/quant_config.json",
+        f"{RESULTS}/activations/quant_config_multitier.json",
