@@ -8,11 +8,13 @@ slices of that vector, rounded to the compute dtype once a step.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..artifacts import load_metadata, load_tensors, save_tensors
 from ..backend import compiled, mx
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
@@ -55,13 +57,20 @@ class Layout:
 
 @dataclass(frozen=True)
 class State:
-    """All that a run carries from step to step: float32 vectors of one length, and the step."""
+    """All that a run carries from step to step.
+
+    Attributes:
+        step: steps done.
+        weights, average, moment1, moment2: float32 vectors of one length.
+        losses: mean losses reported so far, as (step, loss).
+    """
 
     step: int
     weights: mx.array
     average: mx.array
     moment1: mx.array
     moment2: mx.array
+    losses: tuple[tuple[int, float], ...] = ()
 
     @staticmethod
     def start(vector: mx.array) -> State:
@@ -78,16 +87,13 @@ class State:
         }
 
     def save(self, path: Path) -> None:
-        """Writes the state to a temporary name and renames it: a file is whole or absent."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part.safetensors")
-        mx.save_safetensors(str(temporary), self.arrays, metadata={"step": str(self.step)})
-        temporary.replace(path)
+        save_tensors(path, self.arrays, {"step": str(self.step), "losses": self.losses})
 
     @staticmethod
     def load(path: Path) -> State:
-        arrays, metadata = mx.load(str(path), "safetensors", return_metadata=True)
-        return State(step=int(metadata["step"]), **arrays)
+        metadata = load_metadata(path)
+        losses = tuple((int(step), float(loss)) for step, loss in json.loads(metadata["losses"]))
+        return State(step=int(metadata["step"]), losses=losses, **load_tensors(path))
 
 
 @compiled

@@ -7,9 +7,8 @@ resumed ends with the same bits as an undisturbed one (where the device computes
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +48,14 @@ class Settings:
         return mx.bfloat16 if self.half_precision else mx.float32
 
 
-@dataclass(frozen=True)
-class Progress:
-    """A line of the training log."""
-
-    step: int
-    loss: float  # mean since the last line
-    seconds: float  # since this process began
+def layout_of(params: Params) -> Layout:
+    """The flat layout of parameters in their own order."""
+    return Layout({name: value.shape for name, value in params.items()})
 
 
 def step_key(seed: int, step: int) -> mx.array:
     """The random key of one step: of the seed and the step, not of what ran before."""
-    return mx.random.split(mx.random.key(seed), 2)[0] + mx.array([step, step >> 16], mx.uint32)
+    return mx.random.key((seed << 32) + step)
 
 
 def fit(
@@ -69,7 +64,7 @@ def fit(
     draw: Callable[[int], Any],
     settings: Settings,
     checkpoint: Path,
-    report: Callable[[Progress], None],
+    report: Callable[[int, float], None],
     stop_at: int | None = None,
 ) -> State:
     """Trains until `settings.steps`, from the checkpoint if there is one.
@@ -80,10 +75,10 @@ def fit(
         draw: the batch of a step.
         settings: steps, rates and seeds.
         checkpoint: file of the run's state; written every `checkpoint_every` steps and at the end.
-        report: called with the mean loss every `REPORT_EVERY` steps.
+        report: called with the step and the mean loss every `REPORT_EVERY` steps.
         stop_at: leave early, after this step, with a checkpoint.
     """
-    layout = Layout({name: value.shape for name, value in params.items()})
+    layout = layout_of(params)
     if checkpoint.exists():
         state = State.load(checkpoint)
     else:
@@ -91,17 +86,20 @@ def fit(
     schedule = Schedule(settings.learning_rate, settings.warmup, settings.steps)
     gradients = mx.value_and_grad(loss)
     end = settings.steps if stop_at is None else min(stop_at, settings.steps)
-    began, total, since = time.perf_counter(), mx.array(0.0), state.step
+    total, since = mx.array(0.0), state.step
     while state.step < end:
+        before = total
         seen = layout.unflatten(state.weights.astype(settings.dtype))
         value, slopes = gradients(seen, draw(state.step))
         rate = schedule(state.step)
         state = update(state, layout.flatten(slopes), rate, settings.weight_decay, settings.ema)
         total = total + value
         mx.async_eval(total, *state.arrays.values())
+        mx.eval(before)  # the host prepares one step ahead of the device, no more
         if state.step % REPORT_EVERY == 0 or state.step == end:
             mean = total.item() / (state.step - since)
-            report(Progress(state.step, mean, time.perf_counter() - began))
+            state = replace(state, losses=(*state.losses, (state.step, mean)))
+            report(state.step, mean)
             total, since = mx.array(0.0), state.step
         if state.step % settings.checkpoint_every == 0 or state.step == end:
             state.save(checkpoint)
@@ -120,7 +118,8 @@ class _RowLinear(nn.Module):
         return rows.reshape(*x.shape[:-1], -1)
 
 
-def _with_row_linears(module: nn.Module) -> nn.Module:
+def with_row_linears(module: nn.Module) -> nn.Module:
+    """Swaps the linear layers of a DiffusionKit module for ones that compute in two dimensions."""
     swapped = [
         (path, _RowLinear(part)) for path, part in module.named_modules() if type(part) is nn.Linear
     ]
@@ -148,12 +147,12 @@ def vae_loss(networks: Networks) -> Loss:
 
     Batch: (pictures uint8 (b, 128, 128, 3), noise float32 (b, 16, 16, 16)).
     """
-    encoder, decoder = _with_row_linears(networks.encoder), _with_row_linears(networks.decoder)
+    encoder, decoder = with_row_linears(networks.encoder), with_row_linears(networks.decoder)
 
     def loss(params: Params, batch: tuple[mx.array, mx.array]) -> mx.array:
-        halves = tree_unflatten(list(params.items()))
-        encoder.update(halves["encoder"])
-        decoder.update(halves["decoder"])
+        halves = split_parameters(params)
+        encoder.load_weights(list(halves["encoder"].items()))
+        decoder.load_weights(list(halves["decoder"].items()))
         dtype = params["encoder.conv_in.weight"].dtype
         pictures, noise = batch
         target = to_unit(pictures)
@@ -201,10 +200,7 @@ def flow_loss(config: Config) -> Loss:
     heads, text_heads = config["mmdit"]["num_heads"], config["text"]["num_heads"]
 
     def loss(params: Params, batch: tuple[mx.array, ...]) -> mx.array:
-        parts: dict[str, Params] = {"mmdit": {}, "text": {}}
-        for name, value in params.items():
-            part, _, path = name.partition(".")
-            parts[part][path] = value
+        parts = split_parameters(params)
         latents, noise, sigma, tokens = batch
         level = sigma[:, None, None]
         dtype = params["text.token_embedding.weight"].dtype

@@ -1,0 +1,151 @@
+"""Small random models in the layouts of real ones: a model folder, an SD3 file, a hub cache."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ditquant.artifacts import save_tensors
+from ditquant.backend import import_diffusionkit, mx, nn
+from ditquant.demo.shapes import words
+from ditquant.demo.vocabulary import write_vocabulary
+from ditquant.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
+from mlx.utils import tree_flatten
+
+HIDDEN = 64
+SD3 = "argmaxinc/mlx-stable-diffusion-3-medium"
+TEXT = "argmaxinc/stable-diffusion"
+
+_VAE = {"block_out_channels": [4, 4, 4, 8], "resnet_groups": 2}
+CONFIG: dict[str, Any] = {
+    "format": "ditquant.model",
+    "version": 1,
+    "name": "tiny",
+    "mmdit": {
+        "num_heads": 2,
+        "depth_multimodal": 2,
+        "hidden_size": HIDDEN,
+        "max_latent_resolution": 8,
+        "pooled_text_embed_dim": 32,
+        "token_level_text_embed_dim": 32,
+    },
+    "vae": {
+        "encoder": {"in_channels": 3, "out_channels": 32, "layers_per_block": 1, **_VAE},
+        "decoder": {"in_channels": 16, "out_channels": 3, "layers_per_block": 1, **_VAE},
+    },
+    "sampler": {"shift": 3.0},
+    "image_size": [64, 64],
+}
+
+
+def _module(name: str) -> Any:
+    import_diffusionkit()
+    return importlib.import_module(f"diffusionkit.mlx.{name}")
+
+
+def parameters(module: nn.Module) -> dict[str, mx.array]:
+    return dict(tree_flatten(module.parameters()))
+
+
+def build_mmdit(seed: int = 0, **overrides: Any) -> nn.Module:
+    """A random MMDiT, small and with unit-sized modulation, so that every layer matters."""
+    options = {**CONFIG["mmdit"], **overrides}
+    options["hidden_size_override"] = options.pop("hidden_size")
+    config = _module("config").MMDiTConfig(
+        **{"dtype": mx.float32, "float16_dtype": mx.float32, "low_memory_mode": False, **options}
+    )
+    mx.random.seed(seed)
+    model = _module("mmdit").MMDiT(config)
+    mx.eval(model.parameters())
+    return model
+
+
+def _float16(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    return {name: tensor.astype(mx.float16) for name, tensor in tensors.items()}
+
+
+def _single_file(path: Path, mmdit: nn.Module, seed: int) -> None:
+    mx.random.seed(seed + 1)
+    vae = _module("vae")
+    encoder = vae.VAEEncoder(**CONFIG["vae"]["encoder"])
+    decoder = vae.VAEDecoder(**CONFIG["vae"]["decoder"])
+    tensors = mmdit_to_single_file(parameters(mmdit))
+    tensors |= vae_to_single_file(parameters(encoder), "encoder")
+    tensors |= vae_to_single_file(parameters(decoder), "decoder")
+    save_tensors(path, _float16(tensors))
+
+
+def _text_encoder(folder: Path, name: str, width: int, seed: int, vocabulary: dict) -> None:
+    config = {
+        "architectures": ["CLIPTextModelWithProjection"],
+        "num_hidden_layers": 2,
+        "hidden_size": width,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 24,
+        "vocab_size": len(vocabulary),
+        "projection_dim": width,
+        "hidden_act": "quick_gelu",
+    }
+    mx.random.seed(seed)
+    model = _module("clip").CLIPTextModel(
+        _module("config").CLIPTextModelConfig(2, width, 2, 24, len(vocabulary), width)
+    )
+    (folder / name).mkdir(parents=True)
+    (folder / name / "config.json").write_text(json.dumps(config))
+    save_tensors(folder / name / "model.fp16.safetensors", _float16(clip_to_hub(parameters(model))))
+
+
+def write_folder(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
+    """A local model folder in the embedded model's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "name": name}))
+    _single_file(folder / f"{name}.safetensors", build_mmdit(seed), seed)
+    vocabulary = write_vocabulary(folder / "tokenizer_l", words())
+    _text_encoder(folder, "clip_l", 32, seed + 2, vocabulary)
+    return folder
+
+
+def write_sd3(folder: Path, hub: Path, seed: int = 0) -> Path:
+    """`sd3_medium.safetensors` in the original layout, and a hand-made offline hub cache.
+
+    Args:
+        folder: where the single file goes.
+        hub: becomes the Hugging Face cache folder (HF_HUB_CACHE) with the text encoders.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "sd3_medium.safetensors"
+    overrides = {"pooled_text_embed_dim": 80, "token_level_text_embed_dim": 4096}
+    _single_file(checkpoint, build_mmdit(seed, **overrides), seed)
+    repository = hub / f"models--{TEXT.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    vocabulary = write_vocabulary(snapshot / "tokenizer_l", words())
+    write_vocabulary(snapshot / "tokenizer_g", words())
+    _text_encoder(snapshot, "clip_l", 32, seed + 2, vocabulary)
+    _text_encoder(snapshot, "clip_g", 48, seed + 3, vocabulary)
+    return checkpoint
+
+
+@contextmanager
+def small_sd3() -> Iterator[Any]:
+    """DiffusionKit's tables with `write_sd3`'s configuration in SD3-medium's place."""
+    model_io, config = _module("model_io"), _module("config")
+    small = build_mmdit(pooled_text_embed_dim=80, token_level_text_embed_dim=4096).config
+    replaced = {
+        "_CONFIG": {**model_io._CONFIG, SD3: small},
+        "VAEDecoderConfig": lambda: config.VAEDecoderConfig(**CONFIG["vae"]["decoder"]),
+        "VAEEncoderConfig": lambda: config.VAEEncoderConfig(**CONFIG["vae"]["encoder"]),
+    }
+    before = {name: getattr(model_io, name) for name in replaced}
+    for name, value in replaced.items():
+        setattr(model_io, name, value)
+    try:
+        yield model_io
+    finally:
+        for name, value in before.items():
+            setattr(model_io, name, value)

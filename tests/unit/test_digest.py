@@ -1,0 +1,71 @@
+"""A code digest follows what a result depends on, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from ditquant import digest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    copy = tmp_path / "scripts"
+    shutil.copytree(SCRIPTS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def digest_of(scripts: Path, name: str) -> str:
+    digest.code_digest.cache_clear()
+    digest._parsed.cache_clear()
+    return digest.code_digest(scripts / name)
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text("utf-8") + text, "utf-8")
+
+
+def names(scripts: Path, name: str) -> set[str]:
+    return {str(p.relative_to(scripts)) for p in digest.code_files(scripts / name)}
+
+
+def test_a_module_counts_where_it_is_imported_and_nowhere_else(scripts):
+    stages = ("generate_calibration.py", "encode_prompts.py", "list_calibration.py")
+    before = {stage: digest_of(scripts, stage) for stage in stages}
+    append(scripts / "ditquant" / "sampling.py", "\nEXTRA = 1\n")
+    after = {stage: digest_of(scripts, stage) for stage in stages}
+    assert after["generate_calibration.py"] != before["generate_calibration.py"]
+    assert after["encode_prompts.py"] == before["encode_prompts.py"]
+    assert after["list_calibration.py"] == before["list_calibration.py"]
+
+
+def test_indirect_and_relative_imports_are_followed(scripts):
+    files = names(scripts, "generate_calibration.py")
+    assert {
+        "generate_calibration.py",
+        "ditquant/sampling.py",
+        "ditquant/blocks.py",  # through sampling
+        "ditquant/backend/diffusionkit.py",  # through the backend's __init__
+        "ditquant/models/load.py",
+    } <= files
+    assert "ditquant/models/text.py" not in files
+
+
+def test_comments_docstrings_and_messages_change_nothing(scripts):
+    stage = "generate_calibration.py"
+    before = digest_of(scripts, stage)
+    sampling = scripts / "ditquant" / "sampling.py"
+    text = sampling.read_text("utf-8").replace('"""Sigma schedule,', '"""The sigma schedule,')
+    sampling.write_text("# a comment\n" + text, "utf-8")
+    append(scripts / "ditquant" / "progress.py", "\nEXTRA = 1\n")
+    append(scripts / "ditquant" / "job.py", "\nEXTRA = 1\n")
+    assert digest_of(scripts, stage) == before
+
+
+def test_the_script_itself_counts(scripts):
+    before = digest_of(scripts, "list_calibration.py")
+    append(scripts / "list_calibration.py", "\nEXTRA = 1\n")
+    assert digest_of(scripts, "list_calibration.py") != before

@@ -1,0 +1,133 @@
+"""What a configuration means, and the messages for what it cannot mean."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from ditquant import settings
+from ditquant.errors import UserError
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_shipped_configuration_is_sound(config):
+    settings.check_counts(config)
+    settings.check_recipes(config)
+    sets = settings.prompt_sets(config, ROOT)
+    assert len(sets["calibration"].prompts) >= 100
+    assert len(sets["evaluation"].prompts) >= 200
+    assert not set(sets["calibration"].prompts) & set(sets["evaluation"].prompts)
+
+
+def test_prompts_may_hold_anything(tmp_path):
+    prompts = ['a "red" star', "two\nlines", "эм-дит 拡散 🟥", "x" * 2000, "comma, here"]
+    rows = "\n".join('"' + prompt.replace('"', '""') + '"' for prompt in prompts)
+    path = write(tmp_path / "p.csv", f"prompt\n{rows}\n")
+    assert settings.read_prompts(path, "k") == prompts
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt\n", "holds no prompts"),
+        ("", "no column `prompt`"),
+        ("caption\na star\n", "no column `prompt`"),
+        ('prompt\na star\n"  "\n', "prompt 2 of .* is empty"),
+    ],
+)
+def test_unusable_prompt_files_are_named(tmp_path, text, message):
+    path = write(tmp_path / "p.csv", text)
+    with pytest.raises(UserError, match=message) as error:
+        settings.read_prompts(path, "prompts.calibration")
+    assert "prompts.calibration" in str(error.value)
+
+
+def test_missing_prompt_file_is_named(config):
+    config["prompts"]["calibration"] = "nowhere.csv"
+    with pytest.raises(UserError, match=r"prompts\.calibration: there is no file .*nowhere\.csv"):
+        settings.prompt_sets(config, ROOT)
+
+
+def test_more_images_than_prompts(config):
+    config["num_images"] = 10_000
+    with pytest.raises(UserError, match="num_images is 10000, but .* holds only"):
+        settings.prompt_sets(config, ROOT)
+
+
+def test_captions_of_both_files(config, tmp_path):
+    shared = write(tmp_path / "p.csv", "prompt\na red star\n")
+    config.update(num_images=1, prompts={"calibration": shared, "evaluation": shared})
+    config["evaluation"]["captions"] = 1
+    with pytest.raises(UserError, match="share 1 captions, such as 'a red star'"):
+        settings.prompt_sets(config, ROOT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": {"num_images": 99, "stride": 1}}, "weights.num_images is 99"),
+        ({"activations": {"stride": 51}}, "activations.stride is 51"),
+        ({"activations": {"tiers": {"linear": [9.0, 3.0]}}}, "tiers.linear"),
+    ],
+)
+def test_impossible_counts(config, change, message):
+    changed = copy.deepcopy(config)
+    for key, values in change.items():
+        changed[key].update(values)
+    with pytest.raises(UserError, match=message):
+        settings.check_counts(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": "rnt"}, "unknown recipe 'rnt'; the configuration has rtn, adaround"),
+        ({"evaluation": {"variants": ["gptq-weights"]}}, "unknown recipe 'gptq'"),
+        ({"evaluation": {"variants": ["adaround-a7"]}}, "Unknown variant 'adaround-a7'"),
+    ],
+)
+def test_unknown_recipes_and_variants(config, change, message):
+    with pytest.raises(UserError, match=message):
+        settings.check_recipes({**config, **change})
+
+
+def test_recipe_names_may_hold_dashes():
+    assert settings.split_variant("best-quality-a8") == ("best-quality", "a8")
+    assert settings.split_variant("full") == (None, "full")
+
+
+@given(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=40), st.integers(1, 9))
+def test_every_prompt_is_found_in_its_shard(prompts, size):
+    shards = settings.PromptSet("calibration", tuple(prompts), size)
+    for index, prompt in enumerate(prompts):
+        assert shards.shard_prompts(shards.shard_of(index))[shards.row_of(index)] == prompt
+
+
+@given(st.text(max_size=3000))
+def test_ids_of_prompts_are_short_file_names(prompt):
+    name = settings.own_prompt_id(prompt)
+    assert 8 <= len(name) <= 49
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_appending_prompts_changes_only_the_last_shard():
+    before = settings.PromptSet("calibration", tuple("abcde"), 2)
+    after = settings.PromptSet("calibration", tuple("abcdefg"), 2)
+    assert [after.shard_prompts(f"calibration-00{n}") for n in range(2)] == [
+        before.shard_prompts(f"calibration-00{n}") for n in range(2)
+    ]
