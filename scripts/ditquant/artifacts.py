@@ -22,7 +22,7 @@ from .errors import UserError
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it to `path` on success, removes it on failure.
+    """Yields a temporary path beside `path`; on success it is renamed, on failure removed.
 
     The temporary name keeps the suffix (MLX chooses a file's format by it) and starts with a dot.
 

@@ -24,7 +24,7 @@ class Linear:
 
     Attributes:
         name: "mm03.img.attn.q_proj".
-        path: module path in the MMDiT, "multimodal_transformer_blocks.3.image_transformer_block...".
+        path: module path in the MMDiT, "multimodal_transformer_blocks.3.image_transformer...".
         parent, attribute: where the module hangs, so that it can be exchanged.
     """
 

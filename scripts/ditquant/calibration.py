@@ -34,9 +34,7 @@ def load_conditioning(
     if guided:
         tokens += [file["negative_conditioning"] for file, _ in picked]
         pooled += [file["negative_pooled"] for file, _ in picked]
-    return Conditioning(
-        mx.concatenate(tokens).astype(dtype), mx.concatenate(pooled).astype(dtype)
-    )
+    return Conditioning(mx.concatenate(tokens).astype(dtype), mx.concatenate(pooled).astype(dtype))
 
 
 @dataclass(frozen=True)

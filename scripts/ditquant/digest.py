@@ -41,7 +41,7 @@ def _module_file(package: Path, name: str) -> Path | None:
 
 def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
     """Dotted names that a module may import; relative ones are made absolute."""
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)

@@ -62,7 +62,7 @@ def latent_shape(image_size: tuple[int, int], channels: int = 16) -> tuple[int, 
 
 
 def initial_noise(seed: int, shape: tuple[int, int, int, int]) -> mx.array:
-    """DiffusionKit's noise: numpy's legacy generator in (B, C, H, W) order, as (B, H, W, C) float32."""
+    """DiffusionKit's noise: numpy's legacy generator, drawn as (B, C, H, W); (B, H, W, C)."""
     batch, height, width, channels = shape
     noise = np.random.RandomState(seed).randn(batch, channels, height, width)
     return mx.array(noise).transpose(0, 2, 3, 1)
@@ -115,7 +115,8 @@ def predict(
     inputs = (mx.concatenate([latents] * 2, axis=0) if guided else latents).astype(
         conditioning.dtype
     )
-    output = model(inputs, mx.expand_dims(conditioning, 2), mx.broadcast_to(timestep, [len(inputs)]))
+    timesteps = mx.broadcast_to(timestep, [len(inputs)])
+    output = model(inputs, mx.expand_dims(conditioning, 2), timesteps)
     denoised = inputs - output * sigma.reshape(sigma.shape[:1] + (1,) * (output.ndim - 1))
     if not guided:
         return denoised

@@ -122,7 +122,8 @@ def prompt_sets(config: Mapping[str, Any], root: Path) -> dict[str, PromptSet]:
         sets["own"] = PromptSet("own", (config["prompt"],), size)
     for name in ("inference", "own"):
         if name in sets and not all(prompt.strip() for prompt in sets[name].prompts):
-            raise UserError(f"{'prompt' if name == 'own' else 'inference.prompts'}: a prompt is empty.")
+            key = "prompt" if name == "own" else "inference.prompts"
+            raise UserError(f"{key}: a prompt is empty.")
     return sets
 
 

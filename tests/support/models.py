@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlx.utils import tree_flatten
+
 from ditquant.artifacts import save_tensors
 from ditquant.backend import import_diffusionkit, mx, nn
 from ditquant.demo.shapes import words
 from ditquant.demo.vocabulary import write_vocabulary
 from ditquant.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
-from mlx.utils import tree_flatten
 
 HIDDEN = 64
 SD3 = "argmaxinc/mlx-stable-diffusion-3-medium"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from ditquant.artifacts import (
     atomic_path,
     check_safetensors,
@@ -29,18 +30,23 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 def test_failure_keeps_the_old_file_and_leaves_no_litter(tmp_path):
     path = tmp_path / "a.json"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError("killed")
+
+    def write_half() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_tensors_round_trip_with_equal_bytes_in_any_order(tmp_path):
     tensors = {"b": mx.arange(6).reshape(2, 3), "a": mx.array([1.5, -2.0], dtype=mx.bfloat16)}
-    save_tensors(tmp_path / "1.safetensors", tensors, {"prompt": "ü \"quoted\"\n", "n": 3})
+    save_tensors(tmp_path / "1.safetensors", tensors, {"prompt": 'ü "quoted"\n', "n": 3})
     reverse = dict(reversed(tensors.items()))
-    save_tensors(tmp_path / "2.safetensors", reverse, {"prompt": "ü \"quoted\"\n", "n": 3})
+    save_tensors(tmp_path / "2.safetensors", reverse, {"prompt": 'ü "quoted"\n', "n": 3})
     first, second = (tmp_path / f"{n}.safetensors" for n in "12")
     assert first.read_bytes() == second.read_bytes()
     loaded = load_tensors(first)
@@ -68,7 +74,7 @@ def test_json_knows_its_format_and_version(tmp_path):
     path = tmp_path / "c.json"
     write_json(path, "ditquant.thing", {"x": 1})
     assert read_json(path, "ditquant.thing")["x"] == 1
-    with pytest.raises(UserError, match="'ditquant.other' is expected"):
+    with pytest.raises(UserError, match=r"'ditquant\.other' is expected"):
         read_json(path, "ditquant.other")
     with pytest.raises(UserError, match="version 1"):
         read_json(path, "ditquant.thing", version=2)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from ditquant import digest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from ditquant.artifacts import load_tensors, save_tensors
 from ditquant.backend import import_diffusionkit, mx
 from ditquant.blocks import all_linears, modulated_modules, walk_blocks, walk_linears
@@ -89,7 +90,7 @@ def test_real_configuration_has_the_names_and_shapes_that_the_tracks_touch():
     assert [block.name for block in blocks] == spec.block_names
     linears = {linear.name: linear for linear in all_linears(model)}
     assert len(linears) == 285
-    shapes = {name: shape for name, shape in ((n, v.shape) for n, v in parameters(model).items())}
+    shapes = {name: tensor.shape for name, tensor in parameters(model).items()}
     width = 1536
     outputs = {"fc1": (4 * width, width), "fc2": (width, 4 * width)}
     for name, linear in linears.items():
@@ -109,8 +110,8 @@ def test_unified_blocks_and_qk_norm_are_walked():
     blocks = walk_blocks(model)
     assert [block.name for block in blocks] == ["mm00", "mm01", "uni00", "uni01"]
     names = [linear.name for linear in walk_linears(blocks[-1])]
-    assert names == [f"uni01.{place}" for place in (
-        "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")]  # fmt: skip
+    projections = [f"uni01.attn.{part}_proj" for part in "qkvo"]
+    assert names == [*projections, "uni01.mlp.fc1", "uni01.mlp.fc2"]
     assert len(all_linears(model)) == 2 * 12 + 2 * 6  # with unified blocks no stream is dropped
     for linear in all_linears(model):
         module = model

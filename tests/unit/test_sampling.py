@@ -6,6 +6,7 @@ import importlib
 from types import SimpleNamespace
 
 import pytest
+
 from ditquant.backend import import_diffusionkit, mx
 from ditquant.blocks import modulated_modules
 from ditquant.sampling import initial_latents, sample_euler, sigma_schedule

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ditquant import settings
-from ditquant.errors import UserError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ditquant import settings
+from ditquant.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +66,7 @@ def test_missing_prompt_file_is_named(config):
 
 def test_more_images_than_prompts(config):
     config["num_images"] = 10_000
-    with pytest.raises(UserError, match="num_images is 10000, but .* holds only"):
+    with pytest.raises(UserError, match=r"num_images is 10000, but .* holds only"):
         settings.prompt_sets(config, ROOT)
 
 

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from ditquant.backend import mx
 from ditquant.demo.shapes import sample_caption
 from ditquant.models.load import load_text_encoder

@@ -1,1 +1,1 @@
-"""What a model is (`spec`), how its parts are loaded (`load`), and how it reads prompts (`text`)."""
+"""What a model is (`spec`), how its parts are loaded (`load`), how it reads prompts (`text`)."""

@@ -86,6 +86,7 @@ def _loaders(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[ModuleType]:
     where = spec.checkpoint or f"{key} on the Hugging Face hub"
     with hub_files(_resolver(spec), **names) as model_io:
         files = {key: f"{spec.name}.safetensors", "vae": f"{spec.name}.safetensors"}
+        text_files = model_io._MODELS[model_io._DEFAULT_MODEL]
         prefix = {
             "vae_encoder": "first_stage_model.encoder.",
             "vae_decoder": "first_stage_model.decoder.",
@@ -97,7 +98,7 @@ def _loaders(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[ModuleType]:
             _entry(
                 model_io._MODELS,
                 spec.text_repository,
-                model_io._MODELS.get(spec.text_repository, model_io._MODELS[model_io._DEFAULT_MODEL]),
+                model_io._MODELS.get(spec.text_repository, text_files),
             ),
         ):
             try:
@@ -147,7 +148,7 @@ def load_vae_decoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
 
 
 def load_vae_encoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
-    """DiffusionKit's VAEEncoder: images (B, H, W, 3) in [-1, 1] -> mean and log-variance, joined."""
+    """DiffusionKit's VAEEncoder: images (B, H, W, 3) in [-1, 1] -> mean, log-variance."""
     with _loaders(spec, dtype) as model_io:
         return model_io.load_vae_encoder(key=spec.repository, float16=dtype != mx.float32)
 

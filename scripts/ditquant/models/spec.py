@@ -95,7 +95,7 @@ PUBLISHED: dict[str, ModelSpec] = {
     ),
 }
 
-# Names that a configuration may use for `model.name`; "demo" is the embedded folder, "local" any other.
+# Names that a configuration may use for `model.name`; "local" is any folder.
 FOLDER_MODELS = {"demo": Path("resources/demo"), "local": None}
 MODEL_NAMES = (*FOLDER_MODELS, *PUBLISHED)
 MODEL_FORMAT = "ditquant.model"
@@ -158,7 +158,7 @@ def _read_folder(folder: Path) -> ModelSpec:
 
 
 def checkpoint_identity(spec: ModelSpec) -> str:
-    """What tells two checkpoints apart without reading gigabytes: path, size and time, or the key."""
+    """What tells checkpoints apart without reading gigabytes: path, size and time, or the key."""
     path = spec.checkpoint
     if path is None or not path.is_file():
         return spec.repository

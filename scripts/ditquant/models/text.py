@@ -1,4 +1,4 @@
-"""Prompts to conditioning, as DiffusionKit's `encode_text` does it, one encoder in memory at a time.
+"""Prompts to conditioning, as DiffusionKit's `encode_text` does it, one encoder at a time.
 
 Differences, both for prompts that DiffusionKit refuses with a KeyError: text is split into CLIP's
 byte symbols before the byte-pair merges (as the original CLIP tokenizer does), so that any
@@ -36,7 +36,7 @@ def tokenize(tokenizer: Any, text: str) -> list[int]:
     """
     pieces = tokenizer.pat.findall(" ".join(text.lower().split()))
     symbols = byte_symbols()
-    ids = []
+    ids: list[int] = []
     for piece in pieces:
         word = "".join(symbols[byte] for byte in piece.encode("utf-8"))
         ids.extend(tokenizer.vocab[token] for token in tokenizer.bpe(word))
@@ -100,7 +100,7 @@ def encode_texts(
 
 
 def _encode_t5(spec: ModelSpec, texts: Sequence[str], dtype: mx.Dtype) -> mx.array:
-    """T5's hidden states (n, max_length, channels); prompts are padded with 0 to the full length."""
+    """T5's hidden states (n, max_length, channels); prompts are padded with 0 in full."""
     encoder, tokenizer = load_t5(spec, dtype)
     states = []
     for text in texts:
