@@ -212,6 +212,10 @@ class _Recorder:
     def __init__(self, block: Block, note: Callable[[str, tuple[mx.array, ...]], None]):
         self._block, self._note = block, note
 
+    def __getattr__(self, name: str) -> Any:
+        # The sampler walks the blocks' streams, to set their modulation, while they are recorded.
+        return getattr(self._block.module, name)
+
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         count = len(self._block.streams)
         self._note(self._block.name, tuple(arguments[:count]))

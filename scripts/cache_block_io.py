@@ -1,0 +1,46 @@
+"""Rule cache_block_io: a trajectory -> the streams at every block boundary."""
+
+from pathlib import Path
+
+from ditquant.artifacts import save_tensors
+from ditquant.backend import mx
+from ditquant.block_io import boundary_streams, cached_steps, join_steps
+from ditquant.calibration import load_trajectory
+from ditquant.job import job
+from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.spec import read_spec
+from ditquant.progress import track
+
+
+def main(trajectory: str, output: str, model: dict, root: str, stride: int) -> None:
+    """Writes "mm00.img" (rows, tokens, 1, hidden), ..., `modulation`, `sigmas` and `steps`;
+
+    rows are (prompt, negative prompt) at every `stride`-th step.
+    """
+    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    network = load_mmdit(spec, DTYPES[model["dtype"]])
+    path = load_trajectory(trajectory)
+    steps = cached_steps(path.num_steps, stride)
+    passes = (boundary_streams(network, path, step) for step in steps)
+    tensors = join_steps(track(passes, "block inputs and outputs", len(steps)))
+    tensors["sigmas"] = path.sigmas[mx.array(steps)]
+    tensors["steps"] = mx.array(steps, dtype=mx.int32)
+    metadata = {
+        "kind": "ditquant.block_io", "prompt": path.prompt, "cfg_weight": path.cfg_weight,
+        "model": model["name"], "dtype": model["dtype"], "stride": stride,
+        "latent_size": list(path.latents.shape[1:3]),
+        "text_tokens": path.conditioning.tokens.shape[1],
+    }  # fmt: skip
+    save_tensors(output, tensors, metadata)
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        params = snakemake.params
+        main(
+            snakemake.input.trajectory,
+            snakemake.output.block_io,
+            params.model,
+            params.root,
+            params.stride,
+        )
