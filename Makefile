@@ -13,13 +13,17 @@ PYTHON ?=
 SNAKEMAKE_ARGS ?=
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
+# What `make run` runs: a configuration laid over config/config.yaml, and a target of the workflow.
+CONFIGFILE ?=
+TARGET ?=
 
 REPORT := results/demo/report/index.html
 
-.PHONY: help setup demo test lint format lock clean-env
+.PHONY: help setup demo run test lint format lock clean-env
 
 help:
 	@echo 'make demo       set-up, then the whole pipeline on the embedded model; ends with the path of the report'
+	@echo 'make run        set-up, then Snakemake with CONFIGFILE=config/sd3-medium.yaml, TARGET=report, SNAKEMAKE_ARGS=-n'
 	@echo 'make test       set-up, then every check and test'
 	@echo 'make setup      only the set-up of $(VENV); EXTRA=cuda13 for an NVIDIA GPU on Linux, PYTHON=... to choose'
 	@echo 'make lint       only the checks: ruff, mypy, snakemake --lint, snakefmt'
@@ -34,6 +38,12 @@ demo: setup
 	@$(BIN)/python -m snakemake --cores all $(SNAKEMAKE_ARGS)
 	@test -f $(REPORT) || { echo 'the run ended without $(REPORT)' >&2; exit 1; }
 	@echo "The report: $$(pwd)/$(REPORT)"
+
+# Snakemake answers a configuration file that does not exist with a Python traceback.
+run: setup
+	@test -z '$(CONFIGFILE)' || test -f '$(CONFIGFILE)' || { \
+	  echo 'There is no configuration file $(CONFIGFILE). In config/ there are:' config/*.yaml >&2; exit 2; }
+	@$(BIN)/python -m snakemake $(if $(CONFIGFILE),--configfile '$(CONFIGFILE)') $(SNAKEMAKE_ARGS) -- $(TARGET)
 
 # A failed check does not hide the tests' result, and the summary of pytest comes last.
 test: setup

@@ -1,14 +1,32 @@
 """Calibration trajectories, one image a job."""
 
 
+def image_index(wildcards):
+    index = int(wildcards.image)
+    if index >= config["num_images"]:
+        raise WorkflowError(
+            f"There is no image {wildcards.image}: the configuration has {config['num_images']} "
+            f"calibration images, 0000 to {IMAGES[-1]} (num_images)."
+        )
+    return index
+
+
+def image_conditioning(wildcards):
+    return conditioning_of("calibration", image_index(wildcards))
+
+
 def image_params(wildcards):
-    return prompt_params("calibration", int(wildcards.image))
+    return prompt_params("calibration", image_index(wildcards))
+
+
+def image_seed(wildcards):
+    return config["seed"] + image_index(wildcards)
 
 
 rule generate_calibration:
     """Draws one calibration image at full precision and keeps the latents of every step."""
     input:
-        conditioning=lambda wildcards: conditioning_of("calibration", int(wildcards.image)),
+        conditioning=image_conditioning,
     output:
         trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
         preview=f"{RESULTS}/calibration/{{image}}.png",
@@ -29,7 +47,7 @@ rule generate_calibration:
         num_steps=config["num_steps"],
         cfg_weight=config["calibration"]["cfg_weight"],
         image_size=image_size(),
-        seed=lambda wildcards: config["seed"] + int(wildcards.image),
+        seed=image_seed,
         code=code("generate_calibration.py"),
     message:
         "Drawing calibration image {wildcards.image}"

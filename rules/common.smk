@@ -1,18 +1,21 @@
 """Validation, wildcard constraints, paths and code digests that every stage uses."""
 
+import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
 from ditquant import settings
 from ditquant.digest import code_digest
 from ditquant.errors import UserError
-from ditquant.models.spec import read_spec
+from ditquant.models.spec import checkpoint_identity, read_spec
+from ditquant.validation import check_schema
 
 ROOT = Path(workflow.basedir)
-
-validate(config, str(ROOT / "config" / "schema.yaml"))
+SCHEMA = ROOT / "config" / "schema.yaml"
 
 try:
+    check_schema(config, yaml.safe_load(SCHEMA.read_text("utf-8")))
+    validate(config, str(SCHEMA))  # fills in the defaults
     settings.check_counts(config)
     settings.check_recipes(config)
     SPEC = read_spec(config["model"]["name"], config["model"]["checkpoint"], ROOT)
@@ -25,16 +28,24 @@ RESULTS = f"results/{config['run']}"
 IMAGES = [f"{index:04d}" for index in range(config["num_images"])]
 BLOCKS = SPEC.block_names
 RECIPES = list(config["recipes"])
-VARIANTS = ["full", *(f"{r}-{k}" for r in RECIPES for k in settings.VARIANT_KINDS)]
 
 
+
+# Patterns and not the names themselves: `known` then says which names there are.
 wildcard_constraints:
     image=r"\d{4}",
     shard=r"[a-z]+-\d{3}",
-    block="|".join(BLOCKS),
-    recipe="|".join(RECIPES),
-    variant="|".join(VARIANTS),
-    prompt="|".join(INFERENCE_PROMPTS),
+    block=r"(mm|uni)\d{2}",
+    recipe=r"[a-z0-9]+(-[a-z0-9]+)*",
+    variant=r"full|[a-z0-9]+(-[a-z0-9]+)*-(weights|a8|multitier|native)",
+    prompt=r"[a-z0-9]+(-[a-z0-9]+)*",
+
+
+def known(kind, name, names):
+    """The name, if it is one of `names`; else an error that lists them."""
+    if name not in names:
+        raise WorkflowError(f"Unknown {kind} {name!r}: the configuration has {', '.join(names)}.")
+    return name
 
 
 def code(script):
@@ -44,8 +55,6 @@ def code(script):
 
 def model_params():
     """What tells one model from another; part of every job's parameters that loads it."""
-    from ditquant.models.spec import checkpoint_identity
-
     return {**config["model"], "identity": checkpoint_identity(SPEC)}
 
 

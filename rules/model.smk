@@ -3,11 +3,7 @@
 
 def shard_set(wildcards):
     """The prompts of a shard are parameters, so that appended prompts redo no earlier shard."""
-    name = wildcards.shard.rsplit("-", 1)[0]
-    if name not in PROMPTS:
-        raise WorkflowError(
-            f"Unknown shard {wildcards.shard}: the configuration has {', '.join(PROMPTS)}."
-        )
+    name = known("set of prompts", wildcards.shard.rsplit("-", 1)[0], PROMPTS)
     return PROMPTS[name].shard_prompts(wildcards.shard)
 
 

@@ -5,7 +5,11 @@ WEIGHT_IMAGES = IMAGES[: config["weights"]["num_images"]]
 
 def recipe_params(wildcards):
     """One recipe's options: changing another recipe redoes nothing of this one."""
-    return config["recipes"][wildcards.recipe]
+    return config["recipes"][known("recipe", wildcards.recipe, RECIPES)]
+
+
+def block_name(wildcards):
+    return known("block", wildcards.block, BLOCKS)
 
 
 rule cache_block_io:
@@ -56,6 +60,7 @@ rule optimize_block:
         model=model_params(),
         root=str(ROOT),
         recipe=recipe_params,
+        block=block_name,
         seed=config["seed"],
         code=code("optimize_block.py"),
     message:

@@ -1,0 +1,128 @@
+"""What a user can get wrong gives one clear message, a non-zero exit, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from workflow.conftest import ROOT
+
+
+def plain(message: str) -> str:
+    assert "Traceback (most recent call last)" not in message, message[-3000:]
+    return message
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"num_image": 3}, "num_image: unknown key; did you mean num_images?"),
+        ({"weights": {"strid": 3}}, "weights.strid: unknown key; did you mean stride?"),
+        ({"num_images": "three"}, "num_images: 'three' is not a whole number."),
+        ({"text": {"t5": "yes"}}, "text.t5: 'yes' is not true or false."),
+        ({"weights": {"stride": 0}}, "weights.stride: 0 is less than the minimum of 1."),
+        ({"activations": {"stride": 0}}, "activations.stride: 0 is less than the minimum of 1."),
+        ({"recipe": "adaruond"}, "unknown recipe 'adaruond'"),
+        ({"model": {"name": "sd4"}}, "Unknown model 'sd4'"),
+        ({"num_images": 4000}, "num_images is 4000"),
+        ({"inference": {"prompts": [" "]}}, "inference.prompts: a prompt is empty."),
+        ({"recipes": {"x": {"rounding": "adaround", "group_size": 48}}}, "48 is none of 32, 64"),
+    ],
+)
+def test_configuration_faults(workspace, change, expected):
+    workspace.config = {**workspace.config, **change}
+    message = plain(workspace.error("--dry-run"))
+    assert expected in message
+    assert not (workspace.folder / "results").exists()
+
+
+def test_command_line_faults_name_the_key(workspace):
+    message = plain(workspace.error("--dry-run", "--config", "num_image=3"))
+    assert "did you mean num_images?" in message
+
+
+def test_empty_prompt_file(workspace):
+    (workspace.folder / "empty.csv").write_text("prompt\n")
+    workspace.config["prompts"] = {"calibration": str(workspace.folder / "empty.csv")}
+    assert "holds no prompts below its first line" in plain(workspace.error("--dry-run"))
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("weights/gptq/blocks/mm00.json", "Unknown recipe 'gptq'"),
+        ("weights/rtn/blocks/mm77.json", "Unknown block 'mm77'"),
+        ("images/gptq-a8/p00.png", "Unknown recipe 'gptq'"),
+        ("images/full/p77.png", "Unknown prompt 'p77'"),
+        ("calibration/0099.safetensors", "has 3 calibration images"),
+    ],
+)
+def test_unknown_names_in_a_target(workspace, target, expected):
+    assert expected in plain(workspace.error("--dry-run", f"results/tiny/{target}"))
+
+
+def test_a_group_size_that_does_not_divide_the_layer(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    copy.config["recipes"] = {"wide": {"rounding": "rtn", "group_size": 128}}
+    copy.config["recipe"] = "wide"
+    copy.config["evaluation"] = {"captions": 2, "variants": ["wide-weights"]}
+    before = copy.digests()
+    message = plain(copy.error("results/tiny/weights/wide/blocks/mm00.json"))
+    assert "128" in message
+    assert "mm00.img.attn.q_proj" in message
+    assert copy.digests() == before
+
+
+def test_truncated_checkpoint_stops_one_job_and_keeps_the_rest(workspace, model_folder):
+    broken = workspace.folder / "model"
+    shutil.copytree(model_folder, broken)
+    checkpoint = broken / "tiny.safetensors"
+    os.truncate(checkpoint, checkpoint.stat().st_size - 100)
+    workspace.config["model"] = {"name": "local", "checkpoint": str(broken)}
+    message = plain(workspace.error("calibrate"))
+    assert "tiny.safetensors is truncated" in message
+    assert (workspace.results / "conditioning" / "calibration-000.safetensors").exists()
+    shutil.copy2(model_folder / "tiny.safetensors", checkpoint)
+    assert "encode_prompts" not in workspace.plan("calibrate", "--rerun-triggers", "mtime")
+    workspace.snakemake("calibrate")
+
+
+def test_a_model_folder_that_is_none(workspace):
+    workspace.config["model"] = {"name": "local", "checkpoint": str(workspace.folder)}
+    assert "is no model folder" in plain(workspace.error("--dry-run"))
+
+
+def test_prompts_of_any_kind_are_drawn(workspace):
+    workspace.config["inference"] = {
+        "prompts": ['a "red" star', "two\nlines", "赤い星 🟥 звезда", "x " * 1000],
+        "num_steps": 2,
+    }
+    targets = [f"results/tiny/images/full/p0{index}.png" for index in range(4)]
+    workspace.snakemake(*targets)
+    assert all((workspace.folder / target).stat().st_size > 0 for target in targets)
+
+
+def test_a_full_disk_keeps_what_was_done_and_goes_on(workspace):
+    """A limit on file sizes stands in for the disk: small files fit, trajectories do not."""
+    command = workspace.command("calibrate")
+    limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 20; exec "$@"', "bash", *command]
+    done = subprocess.run(limited, capture_output=True, text=True)
+    assert done.returncode != 0
+    message = done.stdout + done.stderr
+    assert "The disk is full" in message
+    assert not list(workspace.results.rglob("*.partial*"))
+    workspace.snakemake("calibrate")
+    assert (workspace.results / "calibration" / "0002.png").exists()
+
+
+def test_a_configuration_file_that_does_not_exist():
+    done = subprocess.run(
+        ["make", "run", "CONFIGFILE=config/nowhere.yaml"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "There is no configuration file config/nowhere.yaml" in plain(done.stderr)
+    assert "config/sd3-medium.yaml" in done.stderr

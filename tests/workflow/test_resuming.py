@@ -1,0 +1,129 @@
+"""Adding, redoing, interrupting, killing, changing code: what is made again, and what is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+from workflow.conftest import ROOT, Workspace, signal_group, wait_for
+
+
+def test_more_images_make_only_the_new_ones(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    before = copy.digests()
+    copy.config["num_images"] = 5
+    plan = copy.plan("calibrate")
+    assert plan == {"generate_calibration": 2, "list_calibration": 1, "calibrate": 1}
+    copy.snakemake("calibrate")
+    after = copy.digests()
+    changed = {name for name in after if after[name] != before.get(name)}
+    new = {f"calibration/000{index}.{suffix}" for index in (3, 4) for suffix in ("safetensors", "png")}
+    assert changed == new | {"calibration/manifest.json"}
+
+
+def test_fewer_images_redo_only_the_lists(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    copy.config["num_images"] = 2
+    assert copy.plan("calibrate") == {"list_calibration": 1, "calibrate": 1}
+
+
+def test_appended_prompts_invalidate_no_image(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    text = (ROOT / "config" / "prompts" / "demo-calibration.csv").read_text()
+    (tmp_path / "more.csv").write_text(text + "a large green moon\n")
+    copy.config["prompts"] = {"calibration": str(tmp_path / "more.csv")}
+    assert "generate_calibration" not in copy.plan("calibrate")
+
+
+def test_force_redoes_one_stage(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    before = copy.digests()
+    target = "results/tiny/weights/adaround/blocks/mm00.safetensors"
+    assert copy.plan(target, "--forcerun", "optimize_block") == {"optimize_block": 1}
+    copy.snakemake(target, "--forcerun", "optimize_block")
+    assert copy.digests() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "redone", "kept"),
+    [
+        (
+            {"inference": {"num_steps": 4}},
+            {"generate_image"},
+            {"generate_calibration", "optimize_block", "collect_activations"},
+        ),
+        (
+            {"activations": {"bits": 6}},
+            {"analyze_activations"},
+            {"collect_activations", "optimize_block", "generate_calibration"},
+        ),
+        (
+            {"recipes": {"adaround": {"rounding": "adaround", "iterations": 21, "batch_size": 4}}},
+            {"optimize_block", "assemble_weights"},
+            {"cache_block_io", "collect_activations", "generate_calibration"},
+        ),
+    ],
+)
+def test_an_option_redoes_what_uses_it(finished, change, redone, kept):
+    merged = {key: {**finished.config.get(key, {}), **value} for key, value in change.items()}
+    plan = Workspace(finished.folder, {**finished.config, **merged}).plan()
+    finished.command()  # puts the configuration file back
+    assert redone <= set(plan)
+    assert not kept & set(plan)
+
+
+def test_changed_code_redoes_its_stage_and_nothing_above(finished, tmp_path):
+    root = tmp_path / "repository"
+    shutil.copytree(
+        ROOT, root,
+        ignore=shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", "__pycache__"),
+    )  # fmt: skip
+    copy = finished.copy(tmp_path / "copy")
+    copy.root = root
+    assert copy.plan() == {}, "another checkout of the same code must redo nothing"
+    reconstruct = root / "scripts" / "ditquant" / "reconstruct.py"
+    reconstruct.write_text(reconstruct.read_text("utf-8") + "\nEXTRA = 1\n", "utf-8")
+    plan = copy.plan()
+    assert {"optimize_block", "assemble_weights", "render_report"} <= set(plan)
+    above = {"encode_prompts", "generate_calibration", "cache_block_io", "collect_activations"}
+    assert not above & set(plan)
+
+
+# Where a run is stopped: by the file whose appearance shows that the stage is at work.
+MOMENTS = {
+    "calibrate": "logs/generate_calibration/0001.log",
+    "weights": "logs/optimize_block/adaround-mm01.log",
+}
+
+
+@pytest.mark.parametrize("target", list(MOMENTS))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_and_ends_the_same(finished, workspace, target, number):
+    process = workspace.start(target)
+    wait_for(lambda: (workspace.results / MOMENTS[target]).exists())
+    signal_group(process, number)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    if number == signal.SIGKILL:
+        assert "--unlock" in workspace.error(target)
+        workspace.snakemake("--unlock")
+    workspace.snakemake(target)
+    reference = finished.digests()
+    made = workspace.digests()
+    assert len(made) > 4
+    assert made == {name: reference[name] for name in made}
+
+
+def test_two_runs_at_once_are_refused_with_advice(workspace):
+    process = workspace.start("calibrate")
+    try:
+        wait_for(lambda: (workspace.folder / ".snakemake" / "locks").is_dir()
+                 and any((workspace.folder / ".snakemake" / "locks").iterdir()))  # fmt: skip
+        message = workspace.error("calibrate")
+        assert "cannot be locked" in message
+        assert "--unlock" in message
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=120)
