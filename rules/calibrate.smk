@@ -58,7 +58,9 @@ rule generate_calibration:
 rule list_calibration:
     """Lists the calibration images with prompts, seeds and checksums."""
     input:
-        trajectories=expand(f"{RESULTS}/calibration/{{image}}.safetensors", image=IMAGES),
+        trajectories=expand(
+            f"{RESULTS}/calibration/{{image}}.safetensors", image=IMAGES
+        ),
     output:
         manifest=f"{RESULTS}/calibration/manifest.json",
     log:

@@ -30,7 +30,6 @@ BLOCKS = SPEC.block_names
 RECIPES = list(config["recipes"])
 
 
-
 # Patterns and not the names themselves: `known` then says which names there are.
 wildcard_constraints:
     image=r"\d{4}",
@@ -44,7 +43,9 @@ wildcard_constraints:
 def known(kind, name, names):
     """The name, if it is one of `names`; else an error that lists them."""
     if name not in names:
-        raise WorkflowError(f"Unknown {kind} {name!r}: the configuration has {', '.join(names)}.")
+        raise WorkflowError(
+            f"Unknown {kind} {name!r}: the configuration has {', '.join(names)}."
+        )
     return name
 
 

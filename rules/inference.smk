@@ -6,13 +6,19 @@ ASKED_PROMPTS = [
     for name, (prompt_set, _) in INFERENCE_PROMPTS.items()
     if config["prompt"] is None or prompt_set == "own"
 ]
-SHOWN_VARIANTS = [f"{config['recipe']}-{kind}" for kind in config["inference"]["variants"]]
+SHOWN_VARIANTS = [
+    f"{config['recipe']}-{kind}" for kind in config["inference"]["variants"]
+]
 
 
 def checkpoint_folder(variant):
     """Folder of the checkpoint that a variant loads, or None."""
     recipe, _ = settings.split_variant(variant)
-    return None if recipe is None else f"{RESULTS}/weights/{known('recipe', recipe, RECIPES)}/model"
+    return (
+        None
+        if recipe is None
+        else f"{RESULTS}/weights/{known('recipe', recipe, RECIPES)}/model"
+    )
 
 
 def variant_files(variant):
@@ -116,7 +122,9 @@ rule compare_images:
 rule summarize_differences:
     """Collects the numbers of a variant's comparisons, of the prompts that were asked for."""
     input:
-        numbers=expand(f"{RESULTS}/compare/{{{{variant}}}}/{{prompt}}.json", prompt=ASKED_PROMPTS),
+        numbers=expand(
+            f"{RESULTS}/compare/{{{{variant}}}}/{{prompt}}.json", prompt=ASKED_PROMPTS
+        ),
     output:
         stats=f"{RESULTS}/compare/{{variant}}/diff_stats.json",
     log:

@@ -13,7 +13,9 @@ def conditioning_of(name, index):
     `ancient`: a shard that grew by appended prompts holds the same rows for the old ones; what
     depends on a row carries its prompt and the encoder's code as parameters instead.
     """
-    return ancient(f"{RESULTS}/conditioning/{PROMPTS[name].shard_of(index)}.safetensors")
+    return ancient(
+        f"{RESULTS}/conditioning/{PROMPTS[name].shard_of(index)}.safetensors"
+    )
 
 
 def prompt_params(name, index):

@@ -42,7 +42,9 @@ rule cache_block_io:
 rule optimize_block:
     """Chooses the codes of one block's weights by one recipe and measures the block's error."""
     input:
-        block_io=expand(f"{RESULTS}/block_io/{{image}}.safetensors", image=WEIGHT_IMAGES),
+        block_io=expand(
+            f"{RESULTS}/block_io/{{image}}.safetensors", image=WEIGHT_IMAGES
+        ),
     output:
         weights=f"{RESULTS}/weights/{{recipe}}/blocks/{{block}}.safetensors",
         result=f"{RESULTS}/weights/{{recipe}}/blocks/{{block}}.json",
@@ -73,9 +75,12 @@ rule assemble_weights:
     """Joins the blocks of one recipe and the unquantized rest into a checkpoint."""
     input:
         weights=expand(
-            f"{RESULTS}/weights/{{{{recipe}}}}/blocks/{{block}}.safetensors", block=BLOCKS
+            f"{RESULTS}/weights/{{{{recipe}}}}/blocks/{{block}}.safetensors",
+            block=BLOCKS,
         ),
-        results=expand(f"{RESULTS}/weights/{{{{recipe}}}}/blocks/{{block}}.json", block=BLOCKS),
+        results=expand(
+            f"{RESULTS}/weights/{{{{recipe}}}}/blocks/{{block}}.json", block=BLOCKS
+        ),
     output:
         config=f"{RESULTS}/weights/{{recipe}}/model/config.json",
         model=f"{RESULTS}/weights/{{recipe}}/model/model.safetensors",
