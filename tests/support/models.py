@@ -17,11 +17,11 @@ from ditquant.demo.shapes import words
 from ditquant.demo.vocabulary import write_vocabulary
 from ditquant.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
 
+from .small_tables import SD3, VAE, small_tables
+
 HIDDEN = 64
-SD3 = "argmaxinc/mlx-stable-diffusion-3-medium"
 TEXT = "argmaxinc/stable-diffusion"
 
-_VAE = {"block_out_channels": [4, 4, 4, 8], "resnet_groups": 2}
 CONFIG: dict[str, Any] = {
     "format": "ditquant.model",
     "version": 1,
@@ -34,10 +34,7 @@ CONFIG: dict[str, Any] = {
         "pooled_text_embed_dim": 32,
         "token_level_text_embed_dim": 32,
     },
-    "vae": {
-        "encoder": {"in_channels": 3, "out_channels": 32, "layers_per_block": 1, **_VAE},
-        "decoder": {"in_channels": 16, "out_channels": 3, "layers_per_block": 1, **_VAE},
-    },
+    "vae": VAE,
     "sampler": {"shift": 3.0},
     "image_size": [64, 64],
 }
@@ -119,8 +116,7 @@ def write_sd3(folder: Path, hub: Path, seed: int = 0) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "sd3_medium.safetensors"
-    overrides = {"pooled_text_embed_dim": 80, "token_level_text_embed_dim": 4096}
-    _single_file(checkpoint, build_mmdit(seed, **overrides), seed)
+    _single_file(checkpoint, build_small_sd3(seed), seed)
     repository = hub / f"models--{TEXT.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
@@ -132,21 +128,23 @@ def write_sd3(folder: Path, hub: Path, seed: int = 0) -> Path:
     return checkpoint
 
 
+def build_small_sd3(seed: int = 0) -> nn.Module:
+    """A random MMDiT of `small_tables`' configuration: 24 blocks of 64 channels."""
+    config = small_tables(_module("model_io"))["_CONFIG"][SD3]
+    mx.random.seed(seed)
+    model = _module("mmdit").MMDiT(config)
+    mx.eval(model.parameters())
+    return model
+
+
 @contextmanager
 def small_sd3() -> Iterator[Any]:
     """DiffusionKit's tables with `write_sd3`'s configuration in SD3-medium's place."""
-    model_io, config = _module("model_io"), _module("config")
-    small = build_mmdit(pooled_text_embed_dim=80, token_level_text_embed_dim=4096).config
-    replaced = {
-        "_CONFIG": {**model_io._CONFIG, SD3: small},
-        "VAEDecoderConfig": lambda: config.VAEDecoderConfig(**CONFIG["vae"]["decoder"]),
-        "VAEEncoderConfig": lambda: config.VAEEncoderConfig(**CONFIG["vae"]["encoder"]),
-    }
+    model_io = _module("model_io")
+    replaced = small_tables(model_io)
     before = {name: getattr(model_io, name) for name in replaced}
-    for name, value in replaced.items():
-        setattr(model_io, name, value)
+    vars(model_io).update(replaced)
     try:
         yield model_io
     finally:
-        for name, value in before.items():
-            setattr(model_io, name, value)
+        vars(model_io).update(before)

@@ -16,7 +16,16 @@ from ditquant.errors import UserError
 from ditquant.models.load import load_mmdit, load_vae_decoder, load_vae_encoder, mmdit_config
 from ditquant.models.spec import PUBLISHED, read_spec
 from ditquant.models.text import encode_texts
-from support.models import SD3, TEXT, build_mmdit, parameters, small_sd3, write_folder, write_sd3
+from support.models import (
+    TEXT,
+    build_mmdit,
+    build_small_sd3,
+    parameters,
+    small_sd3,
+    write_folder,
+    write_sd3,
+)
+from support.small_tables import SD3
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a small red star on a navy background", "a large blue ring", ""]
@@ -46,7 +55,7 @@ def sd3(files, monkeypatch):
 
 def test_local_file_and_offline_cache_load_through_diffusionkits_loaders(sd3):
     model = load_mmdit(sd3, mx.float32)
-    expected = parameters(build_mmdit(0, pooled_text_embed_dim=80, token_level_text_embed_dim=4096))
+    expected = parameters(build_small_sd3(0))
     loaded = parameters(model)
     assert loaded.keys() == expected.keys()
     for name, tensor in expected.items():

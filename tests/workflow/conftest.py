@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from support.models import write_folder
 
 ROOT = Path(__file__).parents[2]

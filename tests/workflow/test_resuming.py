@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import pytest
+
 from workflow.conftest import ROOT, Workspace, signal_group, wait_for
 
 
@@ -19,7 +20,7 @@ def test_more_images_make_only_the_new_ones(finished, tmp_path):
     copy.snakemake("calibrate")
     after = copy.digests()
     changed = {name for name in after if after[name] != before.get(name)}
-    new = {f"calibration/000{index}.{suffix}" for index in (3, 4) for suffix in ("safetensors", "png")}
+    new = {f"calibration/000{n}.{end}" for n in (3, 4) for end in ("safetensors", "png")}
     assert changed == new | {"calibration/manifest.json"}
 
 
