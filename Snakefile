@@ -36,4 +36,4 @@ rule all:
     """Everything, ending with the report."""
     default_target: True
     input:
-        rules.report.output.page,
+        rules.render_report.output.page,

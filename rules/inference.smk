@@ -13,12 +13,10 @@ SHOWN_VARIANTS = [
 
 def checkpoint_folder(variant):
     """Folder of the checkpoint that a variant loads, or None."""
-    recipe, _ = settings.split_variant(variant)
-    return (
-        None
-        if recipe is None
-        else f"{RESULTS}/weights/{known('recipe', recipe, RECIPES)}/model"
-    )
+    if variant in ("full", "noise-floor"):
+        return None
+    recipe = known("recipe", settings.split_variant(variant)[0], RECIPES)
+    return f"{RESULTS}/weights/{recipe}/model"
 
 
 def variant_files(variant):

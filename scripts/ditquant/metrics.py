@@ -102,6 +102,11 @@ def sqnr(quantized: np.ndarray, reference: np.ndarray) -> float:
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
+def finite(value: float) -> float | None:
+    """None for infinity (the PSNR of equal pictures), which JSON cannot hold."""
+    return value if np.isfinite(value) else None
+
+
 def _same_shape(value: np.ndarray, reference: np.ndarray) -> None:
     if value.shape != reference.shape:
         raise ValueError(f"shapes differ: {value.shape} and {reference.shape}")

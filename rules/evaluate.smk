@@ -1,0 +1,206 @@
+"""How close the variants come on held-out captions, and the report."""
+
+import hashlib
+
+CAPTIONS = range(config["evaluation"]["captions"])
+EVALUATED_VARIANTS = list(
+    dict.fromkeys(["full", "noise-floor", *config["evaluation"]["variants"]])
+)
+# Every recipe that something is shown of.
+REPORTED_RECIPES = list(
+    dict.fromkeys(
+        recipe
+        for recipe, _ in map(
+            settings.split_variant, [*SHOWN_VARIANTS, *config["evaluation"]["variants"]]
+        )
+        if recipe is not None
+    )
+)
+CAPTION_SHARDS = [conditioning_of("evaluation", index) for index in CAPTIONS]
+EVALUATION_PLAN = {
+    "prompts": [prompt_params("evaluation", index) for index in CAPTIONS],
+    "seed": config["inference"]["seed"],
+    "num_steps": config["inference"]["num_steps"],
+    "cfg_weight": config["inference"]["cfg_weight"],
+    "image_size": image_size(),
+    "batch_size": config["evaluation"]["batch_size"],
+}
+
+
+def evaluation_inputs(wildcards):
+    return variant_files(wildcards.variant)
+
+
+rule draw_reference:
+    """Draws the held-out captions at full precision and keeps latents, velocities and pictures."""
+    input:
+        conditioning=list(dict.fromkeys(CAPTION_SHARDS)),
+    output:
+        reference=f"{RESULTS}/evaluation/reference.safetensors",
+        timing=f"{RESULTS}/benchmarks/evaluation/reference.json",
+    log:
+        f"{RESULTS}/logs/draw_reference.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_reference.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        model=model_params(),
+        root=str(ROOT),
+        shards=[str(shard) for shard in CAPTION_SHARDS],
+        plan=EVALUATION_PLAN,
+        code=code("draw_reference.py"),
+    message:
+        "Drawing the held-out captions at full precision"
+    script:
+        "../scripts/draw_reference.py"
+
+
+rule evaluate_variant:
+    """Draws the held-out captions by a variant and measures them against full precision."""
+    input:
+        unpack(evaluation_inputs),
+        conditioning=rules.draw_reference.input.conditioning,
+        reference=rules.draw_reference.output.reference,
+        reference_timing=rules.draw_reference.output.timing,
+    output:
+        evaluation=f"{RESULTS}/evaluation/{{variant}}.json",
+        timing=f"{RESULTS}/benchmarks/evaluation/{{variant}}.json",
+    log:
+        f"{RESULTS}/logs/evaluate_variant/{{variant}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_variant/{{variant}}.tsv"
+    wildcard_constraints:
+        variant=r"full|noise-floor|[a-z0-9]+(-[a-z0-9]+)*-(weights|a8|multitier|native)",
+    conda:
+        "../envs/mlx.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        model=model_params(),
+        root=str(ROOT),
+        weights=lambda wildcards: checkpoint_folder(wildcards.variant),
+        shards=[str(shard) for shard in CAPTION_SHARDS],
+        plan=EVALUATION_PLAN,
+        code=code("evaluate_variant.py"),
+    message:
+        "Evaluating {wildcards.variant}"
+    script:
+        "../scripts/evaluate_variant.py"
+
+
+rule summarize_evaluation:
+    """Puts every variant's errors, sizes and times into one table, with intervals and plots."""
+    input:
+        evaluations=expand(
+            f"{RESULTS}/evaluation/{{variant}}.json", variant=EVALUATED_VARIANTS
+        ),
+        timings=expand(
+            f"{RESULTS}/benchmarks/evaluation/{{variant}}.json",
+            variant=EVALUATED_VARIANTS,
+        ),
+    output:
+        summary=report(
+            f"{RESULTS}/evaluation/summary.csv",
+            caption="captions/summary.rst",
+            category="Evaluation",
+        ),
+        errors_plot=report(
+            f"{RESULTS}/evaluation/plots/errors.svg",
+            caption="captions/errors.rst",
+            category="Evaluation",
+        ),
+        velocity_plot=f"{RESULTS}/evaluation/plots/velocity.svg",
+        divergence_plot=f"{RESULTS}/evaluation/plots/divergence.svg",
+    log:
+        f"{RESULTS}/logs/summarize_evaluation.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/summarize_evaluation.tsv"
+    conda:
+        "../envs/plots.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        code=code("summarize_evaluation.py"),
+    message:
+        "Summarizing the evaluation"
+    script:
+        "../scripts/summarize_evaluation.py"
+
+
+rule evaluate:
+    """Target: the table of all evaluated variants."""
+    input:
+        rules.summarize_evaluation.output,
+
+
+REPORT_TEMPLATES = ROOT / "scripts" / "ditquant" / "templates"
+
+
+def template_digest():
+    """The page's template and style are no modules, so `code` does not see them."""
+    files = sorted(REPORT_TEMPLATES.iterdir())
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[
+        :16
+    ]
+
+
+rule render_report:
+    """Puts pictures, table, errors by block and layer, sizes and times into one page."""
+    input:
+        rules.summarize_evaluation.output,
+        rules.compare.input,
+        rules.inference.input,
+        rules.quantize.input,
+        rules.plots.input,
+        rules.activations.input,
+        rules.list_calibration.output,
+        evaluations=rules.summarize_evaluation.input.evaluations,
+        checkpoints=expand(
+            f"{RESULTS}/weights/{{recipe}}/model/config.json", recipe=REPORTED_RECIPES
+        ),
+    output:
+        page=report(
+            f"{RESULTS}/report/index.html",
+            caption="captions/report.rst",
+            category="Report",
+        ),
+    log:
+        f"{RESULTS}/logs/render_report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/render_report.tsv"
+    conda:
+        "../envs/plots.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        results=RESULTS,
+        config=config,
+        prompts={
+            name: PROMPTS[kind].prompts[row]
+            for name, (kind, row) in INFERENCE_PROMPTS.items()
+            if name in ASKED_PROMPTS
+        },
+        variants=SHOWN_VARIANTS,
+        evaluated=EVALUATED_VARIANTS,
+        recipes=REPORTED_RECIPES,
+        templates=template_digest(),
+        code=code("render_report.py"),
+    message:
+        "Writing the report"
+    script:
+        "../scripts/render_report.py"
+
+
+rule report:
+    """Target: the report, one page that shows everything."""
+    input:
+        rules.render_report.output.page,

@@ -1,0 +1,113 @@
+"""Opens a model as a variant's name says: which weights it has, and what happens to activations.
+
+    full               the full-precision model, the reference of every comparison
+    {recipe}-weights   quantized weights, full-precision activations ("V1")
+    {recipe}-a8        the same, and simulated activation quantization by quant_config.json ("V2")
+    {recipe}-multitier the same by quant_config_multitier.json
+    {recipe}-native    quantized weights that stay packed, read by MLX's own kernels
+    noise-floor        the full-precision model at another storage precision, see `open_variant`
+
+W4A8 is simulated: MLX has no kernel for 4-bit weights with 8-bit activations, so activations are
+rounded to the 8-bit grid and the product is computed in the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .backend import mx, nn
+from .blocks import Linear, all_linears, tapped
+from .checkpoint import load_quantized
+from .errors import UserError
+from .models.load import load_mmdit
+from .models.spec import ModelSpec
+from .settings import split_variant
+from .simulate import load_quant_config, simulated_activations
+
+NOISE_FLOOR = "noise-floor"
+
+BeforeStep = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model that is ready to sample.
+
+    Attributes:
+        network: DiffusionKit's MMDiT.
+        dtype: of its activations; conditioning is loaded in it.
+        before_step: for `sampling.sample_euler`, called with (index, sigma).
+    """
+
+    network: nn.Module
+    dtype: mx.Dtype
+    before_step: BeforeStep
+
+
+def _nothing(index: int, sigma: float) -> None:
+    """`before_step` of a variant whose activations are left alone."""
+
+
+def _through_float16(array: mx.array) -> mx.array:
+    return array.astype(mx.float16).astype(array.dtype)
+
+
+def _round_input(linear: Linear, x: mx.array) -> mx.array:
+    return _through_float16(x)
+
+
+@contextmanager
+def _noise_floor(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[Variant]:
+    if dtype != mx.float32:
+        yield Variant(load_mmdit(spec, mx.float32), mx.float32, _nothing)
+        return
+    network = load_mmdit(spec, dtype)
+    network.apply(_through_float16)
+    with tapped(all_linears(network), _round_input):
+        yield Variant(network, dtype, _nothing)
+
+
+@contextmanager
+def open_variant(
+    spec: ModelSpec,
+    dtype: mx.Dtype,
+    name: str,
+    weights: str | Path | None = None,
+    quant_config: str | Path | None = None,
+) -> Iterator[Variant]:
+    """The variant `name`, ready to sample within the context.
+
+    The noise floor is the difference that float16 makes against float32, without quantization: of a
+    float32 model, all weights and the inputs of all block linears are rounded through float16 and
+    the products stay in float32 (float16 products are 20 to 40 times slower on a CPU); a model that
+    runs in float16 or bfloat16 is computed in float32 instead.
+
+    Args:
+        dtype: of the full-precision model.
+        weights: folder of the recipe's checkpoint; all but `full` and the noise floor need it.
+        quant_config: of `a8` and `multitier`.
+
+    Raises:
+        UserError: the variant needs a file that was not given, or the name is unknown.
+    """
+    if name == NOISE_FLOOR:
+        with _noise_floor(spec, dtype) as variant:
+            yield variant
+        return
+    _, kind = split_variant(name)
+    if kind == "full":
+        yield Variant(load_mmdit(spec, dtype), dtype, _nothing)
+        return
+    if weights is None:
+        raise UserError(f"Variant {name} needs the folder of its recipe's checkpoint.")
+    network = load_quantized(spec, weights, dtype, packed=kind == "native")
+    if kind in ("weights", "native"):
+        yield Variant(network, dtype, _nothing)
+        return
+    if quant_config is None:
+        raise UserError(f"Variant {name} needs an activation configuration (quant_config.json).")
+    with simulated_activations(network, load_quant_config(quant_config)) as before_step:
+        yield Variant(network, dtype, before_step)

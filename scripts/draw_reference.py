@@ -1,0 +1,57 @@
+"""Rule draw_reference: the full-precision run that every variant is compared with."""
+
+from pathlib import Path
+
+from ditquant.artifacts import write_json
+from ditquant.job import job
+from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
+from ditquant.models.spec import read_spec
+from ditquant.trajectories import (
+    count_parameters,
+    measured_steps,
+    read_setting,
+    run_captions,
+    save_run,
+)
+
+
+def _leave_alone(index: int, sigma: float) -> None:
+    """Full precision: nothing is done to activations before a step."""
+
+
+def main(
+    shards: list[str], reference: str, timing: str, model: dict, root: str, plan: dict
+) -> None:
+    """Writes final latents, latents and velocities at the measured steps, pictures and sigmas.
+
+    Args:
+        shards: file of each caption's conditioning.
+        plan: see `trajectories.read_setting`.
+    """
+    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    dtype = DTYPES[model["dtype"]]
+    setting = read_setting(plan, shards)
+    network, decoder = load_mmdit(spec, dtype), load_vae_decoder(spec, dtype)
+    run, took = run_captions(network, _leave_alone, decoder, spec, setting, dtype)
+    metadata = {
+        "kind": "ditquant.reference", "captions": list(setting.captions),
+        "seeds": list(setting.seeds), "cfg_weight": setting.cfg_weight,
+        "num_steps": setting.num_steps, "measured_steps": measured_steps(setting.num_steps),
+        "image_size": list(setting.image_size), "batch_size": setting.batch_size,
+        "model": model["name"], "dtype": model["dtype"], "parameters": count_parameters(network),
+    }  # fmt: skip
+    save_run(reference, run, metadata)
+    write_json(timing, "ditquant.timing", {"variant": "full", **took})
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        params = snakemake.params  # noqa: F821
+        main(
+            params.shards,
+            snakemake.output.reference,  # noqa: F821
+            snakemake.output.timing,  # noqa: F821
+            params.model,
+            params.root,
+            params.plan,
+        )

@@ -1,0 +1,110 @@
+"""Rule evaluate_variant: a variant's captions against the full-precision reference."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ditquant.artifacts import load_metadata, read_json, write_json
+from ditquant.evaluation import FORMAT, caption_scores, float16_bytes, stored_bytes
+from ditquant.job import job
+from ditquant.models.load import DTYPES, load_vae_decoder
+from ditquant.models.spec import read_spec
+from ditquant.trajectories import Run, load_run, measured_steps, read_setting, run_captions
+from ditquant.variants import open_variant
+
+
+def verdict(judging: bool, image: np.ndarray, caption: str) -> dict[str, Any] | None:
+    """What the demo model's judge says of a picture; None for other models."""
+    if not judging:
+        return None
+    from ditquant.demo.judge import judge
+
+    result = judge(image, caption)
+    return {"ok": bool(result.ok), "problems": [str(problem) for problem in result.problems]}
+
+
+def main(
+    reference_file: str,
+    reference_timing: str,
+    shards: list[str],
+    output: str,
+    timing: str,
+    variant: str,
+    weights: str | None,
+    quant_config: str | None,
+    model: dict,
+    root: str,
+    plan: dict,
+) -> None:
+    """Writes every caption's scores and what is common to them; timings go to `timing`.
+
+    `full` is the reference itself: its errors are zero by definition and it is only judged.
+    """
+    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    dtype = DTYPES[model["dtype"]]
+    setting = read_setting(plan, shards)
+    reference: Run = load_run(reference_file)
+    if variant == "full":
+        run = reference
+        took = read_json(reference_timing, "ditquant.timing")
+    else:
+        decoder = load_vae_decoder(spec, dtype)
+        with open_variant(spec, dtype, variant, weights, quant_config) as opened:
+            run, took = run_captions(
+                opened.network,
+                opened.before_step,
+                decoder,
+                spec,
+                setting,
+                opened.dtype,
+                forced_at=reference.latents,
+            )
+    judging = model["name"] == "demo"
+    captions = [
+        {
+            "caption": caption,
+            "seed": setting.seeds[row],
+            **caption_scores(reference, run, row),
+            "judge": verdict(judging, run.images[row], caption),
+        }
+        for row, caption in enumerate(setting.captions)
+    ]
+    steps = measured_steps(setting.num_steps)
+    parameters = int(load_metadata(reference_file)["parameters"])
+    document = {
+        "variant": variant,
+        "model": model["name"],
+        "dtype": model["dtype"],
+        "num_steps": setting.num_steps,
+        "cfg_weight": setting.cfg_weight,
+        "image_size": list(setting.image_size),
+        "batch_size": setting.batch_size,
+        "model_bytes": (
+            stored_bytes(f"{weights}/model.safetensors") if weights else float16_bytes(parameters)
+        ),
+        "measured_steps": steps,
+        "measured_sigmas": [float(reference.sigmas[step]) for step in steps],
+        "captions": captions,
+    }
+    write_json(output, FORMAT, document)
+    times = {key: took[key] for key in ("step_seconds", "peak_bytes")}
+    write_json(timing, "ditquant.timing", {"variant": variant, **times})
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        params = snakemake.params  # noqa: F821
+        main(
+            snakemake.input.reference,  # noqa: F821
+            snakemake.input.reference_timing,  # noqa: F821
+            params.shards,
+            snakemake.output.evaluation,  # noqa: F821
+            snakemake.output.timing,  # noqa: F821
+            snakemake.wildcards.variant,  # noqa: F821
+            params.weights,
+            snakemake.input.get("quant_config"),  # noqa: F821
+            params.model,
+            params.root,
+            params.plan,
+        )

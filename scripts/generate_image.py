@@ -1,0 +1,82 @@
+"""Rule generate_image: one prompt, drawn by one variant of the model."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from ditquant.artifacts import atomic_path, save_tensors
+from ditquant.calibration import load_conditioning
+from ditquant.job import job
+from ditquant.models.load import DTYPES, load_vae_decoder
+from ditquant.models.spec import read_spec
+from ditquant.progress import ticking
+from ditquant.sampling import decode, initial_latents, latent_shape, sample_euler, sigma_schedule
+from ditquant.variants import open_variant
+
+
+def main(
+    shard: str,
+    picture: str,
+    latents: str,
+    variant: str,
+    weights: str | None,
+    quant_config: str | None,
+    model: dict,
+    root: str,
+    prompt: dict,
+    num_steps: int,
+    cfg_weight: float,
+    image_size: list[int],
+    seed: int,
+) -> None:
+    """Writes the picture and its final latents (1, h, w, c), in the model's latent format."""
+    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    dtype = DTYPES[model["dtype"]]
+    sigmas = sigma_schedule(num_steps, spec.shift)
+    height, width = image_size
+    start = initial_latents(seed, latent_shape((height, width)), sigmas[0])
+    with (
+        open_variant(spec, dtype, variant, weights, quant_config) as opened,
+        ticking(f"{variant}, seed {seed}", num_steps) as tick,
+    ):
+        conditioning = load_conditioning([shard], [prompt["row"]], cfg_weight > 0, opened.dtype)
+        final = sample_euler(
+            opened.network,
+            start,
+            sigmas,
+            conditioning.tokens,
+            conditioning.pooled,
+            cfg_weight,
+            lambda step: tick(),
+            opened.before_step,
+        )
+    metadata = {
+        "kind": "ditquant.latents", "variant": variant, "prompt": prompt["text"], "seed": seed,
+        "negative_prompt": prompt["negative"], "cfg_weight": cfg_weight, "num_steps": num_steps,
+        "image_size": list(image_size), "model": model["name"], "dtype": model["dtype"],
+    }  # fmt: skip
+    save_tensors(latents, {"latents": final}, metadata)
+    decoder = load_vae_decoder(spec, dtype)
+    pixels = decode(decoder, final, spec.latent_scale, spec.latent_shift)[0]
+    with atomic_path(picture) as temporary:
+        Image.fromarray(pixels).save(temporary)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        params = snakemake.params  # noqa: F821
+        main(
+            snakemake.input.conditioning,  # noqa: F821
+            snakemake.output.picture,  # noqa: F821
+            snakemake.output.latents,  # noqa: F821
+            snakemake.wildcards.variant,  # noqa: F821
+            params.weights,
+            snakemake.input.get("quant_config"),  # noqa: F821
+            params.model,
+            params.root,
+            params.prompt,
+            params.num_steps,
+            params.cfg_weight,
+            params.image_size,
+            params.seed,
+        )

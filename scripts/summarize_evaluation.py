@@ -1,0 +1,46 @@
+"""Rule summarize_evaluation: the table of all variants, and its plots."""
+
+from ditquant.artifacts import read_json, write_text
+from ditquant.evaluation import FORMAT, summary_csv, summary_row
+from ditquant.evaluation_plots import plot_errors, plot_sigma_curves
+from ditquant.job import LOG, job
+
+
+def main(
+    evaluations: list[str],
+    timings: list[str],
+    summary: str,
+    errors_plot: str,
+    velocity_plot: str,
+    divergence_plot: str,
+) -> None:
+    """Writes summary.csv, one row a variant in the order given, and three SVG plots."""
+    documents = [read_json(path, FORMAT) for path in evaluations]
+    rows = [
+        summary_row(document, read_json(path, "ditquant.timing"))
+        for document, path in zip(documents, timings, strict=True)
+    ]
+    write_text(summary, summary_csv(rows))
+    for row in rows:
+        LOG.info(
+            "%-24s latent error %.3g, PSNR %.1f dB, SSIM %.3f",
+            row["variant"],
+            row["latent_relative_error_median"],
+            row["psnr_median"],
+            row["ssim_median"],
+        )
+    write_text(errors_plot, plot_errors(documents))
+    write_text(velocity_plot, plot_sigma_curves(documents, "velocity_errors"))
+    write_text(divergence_plot, plot_sigma_curves(documents, "divergence"))
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        main(
+            snakemake.input.evaluations,  # noqa: F821
+            snakemake.input.timings,  # noqa: F821
+            snakemake.output.summary,  # noqa: F821
+            snakemake.output.errors_plot,  # noqa: F821
+            snakemake.output.velocity_plot,  # noqa: F821
+            snakemake.output.divergence_plot,  # noqa: F821
+        )
