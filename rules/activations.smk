@@ -1,0 +1,169 @@
+"""The activation track: statistics, quantization ranges from them, and their plots."""
+
+MEASURED_IMAGES = IMAGES[: config["activations"]["num_images"]]
+# What each plot needs beside the statistics.
+PLOT_CONFIGS = {
+    "absmax": [],
+    "drift": [],
+    "heatmap": [],
+    "tiers": ["quant_config_multitier"],
+    "distributions": ["quant_config"],
+}
+PLOTS = [
+    plot
+    for plot in PLOT_CONFIGS
+    if plot != "distributions" or config["activations"]["plots"]["distributions"]
+]
+
+
+def plot_configs(wildcards):
+    return [
+        f"{RESULTS}/activations/{name}.json" for name in PLOT_CONFIGS[wildcards.plot]
+    ]
+
+
+rule collect_activations:
+    """Measures the input of every block linear along one image's stored trajectory."""
+    input:
+        trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
+    output:
+        statistics=f"{RESULTS}/activations/stats/{{image}}.safetensors",
+    log:
+        f"{RESULTS}/logs/collect_activations/{{image}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/collect_activations/{{image}}.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        model=model_params(),
+        root=str(ROOT),
+        stride=config["activations"]["stride"],
+        code=code("collect_activations.py"),
+    message:
+        "Measuring activations of image {wildcards.image}"
+    script:
+        "../scripts/collect_activations.py"
+
+
+rule merge_statistics:
+    """Adds up the activation statistics of all measured images, exactly."""
+    input:
+        parts=expand(
+            f"{RESULTS}/activations/stats/{{image}}.safetensors", image=MEASURED_IMAGES
+        ),
+    output:
+        statistics=f"{RESULTS}/activations/layer_statistics.safetensors",
+        summary=f"{RESULTS}/activations/layer_statistics.json",
+        temporal=f"{RESULTS}/activations/layer_temporal_analysis.json",
+    log:
+        f"{RESULTS}/logs/merge_statistics.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/merge_statistics.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        code=code("merge_statistics.py"),
+    message:
+        "Merging activation statistics"
+    script:
+        "../scripts/merge_statistics.py"
+
+
+rule analyze_activations:
+    """Chooses the scales of the single-tier activation quantization (W4A8) from the statistics."""
+    input:
+        statistics=rules.merge_statistics.output.statistics,
+    output:
+        config=f"{RESULTS}/activations/quant_config.json",
+    log:
+        f"{RESULTS}/logs/analyze_activations.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/analyze_activations.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        bits=config["activations"]["bits"],
+        granularity=config["activations"]["granularity"],
+        range=config["activations"]["range"],
+        code=code("analyze_activations.py"),
+    message:
+        "Choosing activation scales"
+    script:
+        "../scripts/analyze_activations.py"
+
+
+rule analyze_activations_multitier:
+    """Gives every layer at every sigma a tier (A4, A6 or A8) by its range, and its scales."""
+    input:
+        statistics=rules.merge_statistics.output.statistics,
+    output:
+        config=f"{RESULTS}/activations/quant_config_multitier.json",
+    log:
+        f"{RESULTS}/logs/analyze_activations_multitier.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/analyze_activations_multitier.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        granularity=config["activations"]["granularity"],
+        range=config["activations"]["range"],
+        tiers=config["activations"]["tiers"],
+        code=code("analyze_activations_multitier.py"),
+    message:
+        "Choosing activation tiers"
+    script:
+        "../scripts/analyze_activations_multitier.py"
+
+
+rule visualize_activations:
+    """Draws one plot of the activation statistics or of the tiers and ranges chosen from them."""
+    input:
+        statistics=rules.merge_statistics.output.statistics,
+        configs=plot_configs,
+    output:
+        plot=f"{RESULTS}/activations/plots/{{plot}}.png",
+    log:
+        f"{RESULTS}/logs/visualize_activations/{{plot}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/visualize_activations/{{plot}}.tsv"
+    wildcard_constraints:
+        plot="|".join(PLOT_CONFIGS),
+    conda:
+        "../envs/plots.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        snapshot_steps=config["activations"]["plots"]["snapshot_steps"],
+        code=code("visualize_activations.py"),
+    message:
+        "Plotting activations: {wildcards.plot}"
+    script:
+        "../scripts/visualize_activations.py"
+
+
+rule activations:
+    """Target: activation statistics and both activation configurations."""
+    input:
+        rules.merge_statistics.output,
+        rules.analyze_activations.output,
+        rules.analyze_activations_multitier.output,
+
+
+rule plots:
+    """Target: all plots of the activations."""
+    input:
+        expand(f"{RESULTS}/activations/plots/{{plot}}.png", plot=PLOTS),

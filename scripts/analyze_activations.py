@@ -1,0 +1,24 @@
+"""Rule analyze_activations: scales of the single-tier activation quantization."""
+
+from ditquant.activation_statistics import load_statistics
+from ditquant.artifacts import write_json
+from ditquant.job import job
+from ditquant.ranges import CONFIG_FORMAT, single_tier
+
+
+def main(statistics: str, config: str, bits: int, granularity: str, rule: str) -> None:
+    """Writes the configuration that the a8 variants simulate."""
+    document = single_tier(load_statistics(statistics), bits, granularity, rule)
+    write_json(config, CONFIG_FORMAT, document)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        params = snakemake.params  # noqa: F821
+        main(
+            snakemake.input.statistics,  # noqa: F821
+            snakemake.output.config,  # noqa: F821
+            params.bits,
+            params.granularity,
+            params.range,
+        )

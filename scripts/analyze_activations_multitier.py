@@ -1,0 +1,24 @@
+"""Rule analyze_activations_multitier: a tier for each layer and sigma, and its scales."""
+
+from ditquant.activation_statistics import load_statistics
+from ditquant.artifacts import write_json
+from ditquant.job import job
+from ditquant.ranges import CONFIG_FORMAT, multi_tier
+
+
+def main(statistics: str, config: str, granularity: str, rule: str, tiers: dict) -> None:
+    """Writes the configuration that the multitier variants simulate."""
+    document = multi_tier(load_statistics(statistics), granularity, rule, tiers)
+    write_json(config, CONFIG_FORMAT, document)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        params = snakemake.params  # noqa: F821
+        main(
+            snakemake.input.statistics,  # noqa: F821
+            snakemake.output.config,  # noqa: F821
+            params.granularity,
+            params.range,
+            params.tiers,
+        )

@@ -1,0 +1,256 @@
+"""What is known about the inputs of every linear, by step, and how to add it up exactly.
+
+One job measures one image, so statistics of several images must merge: whatever images a job took
+and in whatever order files are merged, the result has the same bits. Extremes and counts merge
+exactly by themselves. Sums of floats do not (addition of floats is not associative), so averages
+are kept as sums of integers in units of 2^-24: exact up to 2^15 images with values below 2^24 each.
+
+q, k and v read one input; it is kept once, under the name of the first linear that reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .artifacts import load_metadata, load_tensors, save_tensors
+from .backend import mx, to_numpy
+from .errors import UserError
+
+KIND = "ditquant.activation_statistics"
+
+_UNIT = 2.0**-24
+_LARGEST = 2.0**24
+
+
+def to_fixed(values: np.ndarray) -> np.ndarray:
+    """Rounds to int64 multiples of 2^-24, so that sums do not depend on their order.
+
+    Raises:
+        ValueError: a value that is not below 2^24.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not np.all(np.abs(values) < _LARGEST):
+        raise ValueError(f"a statistic of {np.abs(values).max()} exceeds the range of 2^24")
+    return np.rint(values / _UNIT).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """One linear input over S measured steps, all images together.
+
+    Attributes:
+        channel_min, channel_max: (S, channels) float32, the extremes over images and tokens.
+        sum_channel_min, sum_channel_max: (S, channels) int64, each image's extremes summed, in
+            units of 2^-24.
+        sum_absmax: (S,) int64, each image's largest |x| summed, in units of 2^-24.
+        sum_mean_square: (S,) int64, each image's mean of x^2 summed, in units of 2^-24.
+        histogram: (S, NUM_BINS) int64 counts of |x|, see `histogram`.
+    """
+
+    channel_min: np.ndarray
+    channel_max: np.ndarray
+    sum_channel_min: np.ndarray
+    sum_channel_max: np.ndarray
+    sum_absmax: np.ndarray
+    sum_mean_square: np.ndarray
+    histogram: np.ndarray
+
+    @property
+    def minimum(self) -> np.ndarray:
+        """(S,) the smallest value."""
+        return self.channel_min.min(axis=1)
+
+    @property
+    def maximum(self) -> np.ndarray:
+        """(S,) the largest value."""
+        return self.channel_max.max(axis=1)
+
+    @property
+    def absmax(self) -> np.ndarray:
+        """(S,) the largest absolute value."""
+        return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
+
+    @property
+    def count(self) -> np.ndarray:
+        """(S,) values seen."""
+        return self.histogram.sum(axis=1)
+
+    def merged(self, other: InputStatistics) -> InputStatistics:
+        """Both together; the order does not matter."""
+        return InputStatistics(
+            np.minimum(self.channel_min, other.channel_min),
+            np.maximum(self.channel_max, other.channel_max),
+            self.sum_channel_min + other.sum_channel_min,
+            self.sum_channel_max + other.sum_channel_max,
+            self.sum_absmax + other.sum_absmax,
+            self.sum_mean_square + other.sum_mean_square,
+            self.histogram + other.histogram,
+        )
+
+    def pooled(self) -> InputStatistics:
+        """All steps as one (S = 1): what a static scale is made from."""
+        return InputStatistics(
+            self.channel_min.min(axis=0, keepdims=True),
+            self.channel_max.max(axis=0, keepdims=True),
+            *(
+                field.sum(axis=0, keepdims=True)
+                for field in (
+                    self.sum_channel_min,
+                    self.sum_channel_max,
+                    self.sum_absmax,
+                    self.sum_mean_square,
+                    self.histogram,
+                )
+            ),
+        )
+
+
+def of_one_image(
+    channel_min: np.ndarray,
+    channel_max: np.ndarray,
+    sum_mean_square: np.ndarray,
+    histogram: np.ndarray,
+) -> InputStatistics:
+    """Statistics of one image from what its forward passes gave, in the attributes' shapes."""
+    # Adding zero turns -0.0 into 0.0: which of the two a minimum returns depends on the order.
+    channel_min, channel_max = channel_min + np.float32(0), channel_max + np.float32(0)
+    absmax = np.maximum(np.abs(channel_min), np.abs(channel_max)).max(axis=1)
+    return InputStatistics(
+        channel_min=channel_min,
+        channel_max=channel_max,
+        sum_channel_min=to_fixed(channel_min),
+        sum_channel_max=to_fixed(channel_max),
+        sum_absmax=to_fixed(absmax),
+        sum_mean_square=sum_mean_square,
+        histogram=histogram,
+    )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Every linear input of a model, over the measured steps of a schedule.
+
+    Attributes:
+        model: name of the model.
+        images: names of the images, sorted.
+        steps: indices of the S measured steps in the calibration's schedule.
+        sigmas: (S,) float32, descending.
+        input_of: linear name -> name of its input (the first linear that reads the same array).
+        post_gelu: linears whose input has passed GELU.
+        inputs: input name -> statistics.
+    """
+
+    model: str
+    images: tuple[str, ...]
+    steps: tuple[int, ...]
+    sigmas: np.ndarray
+    input_of: dict[str, str]
+    post_gelu: frozenset[str]
+    inputs: dict[str, InputStatistics]
+
+    def of(self, linear: str) -> InputStatistics:
+        return self.inputs[self.input_of[linear]]
+
+    def mean(self, sums: np.ndarray) -> np.ndarray:
+        """Fixed-point sums over images -> their average, float64."""
+        return sums * (_UNIT / len(self.images))
+
+
+def merge(parts: Sequence[Statistics]) -> Statistics:
+    """Statistics of all images of `parts`; exact, so order and grouping do not matter.
+
+    Raises:
+        UserError: parts of different models or schedules, or an image that occurs twice.
+    """
+    first = parts[0]
+    images = sorted(image for part in parts for image in part.images)
+    if len(set(images)) < len(images):
+        raise UserError(f"Activation statistics of an image were given twice: {images}.")
+    for part in parts[1:]:
+        if (
+            (part.model, part.steps, part.input_of, part.post_gelu)
+            != (first.model, first.steps, first.input_of, first.post_gelu)
+            or not np.array_equal(part.sigmas, first.sigmas)
+        ):  # fmt: skip
+            raise UserError(
+                f"Activation statistics of image {part.images[0]} ({part.model}, steps "
+                f"{part.steps}) do not fit those of image {first.images[0]} ({first.model}, steps "
+                f"{first.steps}): delete activations/stats and run again."
+            )
+    inputs = dict(first.inputs)
+    for part in parts[1:]:
+        inputs = {name: inputs[name].merged(part.inputs[name]) for name in inputs}
+    return Statistics(
+        first.model,
+        tuple(images),
+        first.steps,
+        first.sigmas,
+        first.input_of,
+        first.post_gelu,
+        inputs,
+    )
+
+
+# What a file holds of each input; one image's sums follow from its extremes and are left out.
+_ALWAYS = ("channel_min", "channel_max", "sum_mean_square", "histogram")
+_SEVERAL_IMAGES = ("sum_channel_min", "sum_channel_max", "sum_absmax")
+
+
+def save_statistics(path: str | Path, statistics: Statistics) -> None:
+    """Writes statistics; equal statistics give equal files."""
+    fields = _ALWAYS if len(statistics.images) == 1 else _ALWAYS + _SEVERAL_IMAGES
+    tensors = {
+        f"{name}.{field}": mx.array(getattr(measured, field))
+        for name, measured in statistics.inputs.items()
+        for field in fields
+    }
+    tensors["sigmas"] = mx.array(statistics.sigmas)
+    tensors["steps"] = mx.array(statistics.steps, dtype=mx.int32)
+    metadata = {
+        "kind": KIND,
+        "model": statistics.model,
+        "images": list(statistics.images),
+        "input_of": statistics.input_of,
+        "post_gelu": sorted(statistics.post_gelu),
+    }
+    save_tensors(path, tensors, metadata)
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """Reads what `save_statistics` wrote.
+
+    Raises:
+        UserError: another kind of file, or a truncated one.
+    """
+    metadata = load_metadata(path)
+    if metadata.get("kind") != KIND:
+        raise UserError(f"{path} holds no activation statistics: delete it and run again.")
+    arrays = {name: to_numpy(array) for name, array in load_tensors(path).items()}
+    images = tuple(json.loads(metadata["images"]))
+    input_of: dict[str, str] = json.loads(metadata["input_of"])
+    return Statistics(
+        model=metadata["model"],
+        images=images,
+        steps=tuple(int(step) for step in arrays["steps"]),
+        sigmas=arrays["sigmas"],
+        input_of=input_of,
+        post_gelu=frozenset(json.loads(metadata["post_gelu"])),
+        inputs={
+            name: _input_from(arrays, name, single=len(images) == 1)
+            for name in dict.fromkeys(input_of.values())
+        },
+    )
+
+
+def _input_from(arrays: Mapping[str, np.ndarray], name: str, single: bool) -> InputStatistics:
+    fields = {field: arrays[f"{name}.{field}"] for field in _ALWAYS}
+    if single:
+        return of_one_image(**fields)
+    return InputStatistics(
+        **fields, **{field: arrays[f"{name}.{field}"] for field in _SEVERAL_IMAGES}
+    )

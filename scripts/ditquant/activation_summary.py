@@ -1,0 +1,88 @@
+"""Activation statistics as people read them: by layer and step, and how they move over sigma."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .activation_statistics import Statistics
+from .histogram import quantile
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Six significant digits: enough to read, short enough to look through."""
+    return [float(f"{value:.6g}") for value in np.asarray(values, dtype=np.float64).ravel()]
+
+
+def measurement_of(statistics: Statistics) -> dict[str, Any]:
+    """Which model, images and steps were measured; part of every document made from statistics."""
+    return {
+        "model": statistics.model,
+        "images": list(statistics.images),
+        "steps": list(statistics.steps),
+        "sigmas": [float(f"{sigma:.9g}") for sigma in statistics.sigmas],
+    }
+
+
+def layer_summary(statistics: Statistics) -> dict[str, Any]:
+    """The document `ditquant.layer_statistics`: one list an entry, one number a step.
+
+    absmax, min and max are over all images; mean_absmax averages each image's absmax;
+    mean_channel_absmax averages over images and then over channels; p999 is the 99.9 % point of
+    |x| and rms the root of the mean square.
+    """
+    layers = {}
+    for name in statistics.input_of:
+        measured = statistics.of(name)
+        channel_absmax = np.maximum(
+            np.abs(statistics.mean(measured.sum_channel_min)),
+            np.abs(statistics.mean(measured.sum_channel_max)),
+        )
+        layers[name] = {
+            "input": statistics.input_of[name],
+            "post_gelu": name in statistics.post_gelu,
+            "channels": int(measured.channel_max.shape[1]),
+            "values": int(measured.count.sum()),
+            "absmax": rounded(measured.absmax),
+            "mean_absmax": rounded(statistics.mean(measured.sum_absmax)),
+            "mean_channel_absmax": rounded(channel_absmax.mean(axis=1)),
+            "p999": rounded(quantile(measured.histogram, 0.999)),
+            "rms": rounded(np.sqrt(statistics.mean(measured.sum_mean_square))),
+            "min": rounded(measured.minimum),
+            "max": rounded(measured.maximum),
+        }
+    return {**measurement_of(statistics), "layers": layers}
+
+
+def temporal_analysis(statistics: Statistics) -> dict[str, Any]:
+    """The document `ditquant.layer_temporal_analysis`: how each layer's absmax moves over steps.
+
+    drift is the largest absmax over the smallest; variability is the standard deviation over the
+    mean (coefficient of variation). A layer with a large drift wastes codes under a static scale.
+    """
+    layers: dict[str, dict[str, Any]] = {}
+    for name in statistics.input_of:
+        absmax = statistics.of(name).absmax.astype(np.float64)
+        largest, smallest = int(absmax.argmax()), int(absmax.argmin())
+        layers[name] = {
+            "post_gelu": name in statistics.post_gelu,
+            "absmax_range": rounded(absmax[[smallest, largest]]),
+            "drift": rounded(absmax[largest] / max(absmax[smallest], 1e-12))[0],
+            "variability": rounded(absmax.std() / max(absmax.mean(), 1e-12))[0],
+            "step_of_max": statistics.steps[largest],
+            "sigma_of_max": rounded(statistics.sigmas[largest])[0],
+            "step_of_min": statistics.steps[smallest],
+        }
+    by_drift = sorted(layers, key=lambda name: (-layers[name]["drift"], name))
+    drifts = np.array([layers[name]["drift"] for name in by_drift])
+    return {
+        **measurement_of(statistics),
+        "summary": {
+            "layers": len(layers),
+            "median_drift": rounded(np.median(drifts))[0],
+            "largest_drift": rounded(drifts[:1])[0],
+            "most_variable": by_drift[:10],
+        },
+        "layers": layers,
+    }

@@ -1,0 +1,20 @@
+"""Rule merge_statistics: all images' activation statistics in one file, and two summaries."""
+
+from ditquant.activation_statistics import load_statistics, merge, save_statistics
+from ditquant.activation_summary import layer_summary, temporal_analysis
+from ditquant.artifacts import write_json
+from ditquant.job import job
+
+
+def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None:
+    """Writes the merged statistics, and per layer and step what people want to know of them."""
+    merged = merge([load_statistics(part) for part in parts])
+    save_statistics(statistics, merged)
+    write_json(summary, "ditquant.layer_statistics", layer_summary(merged))
+    write_json(temporal, "ditquant.layer_temporal_analysis", temporal_analysis(merged))
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        output = snakemake.output  # noqa: F821
+        main(snakemake.input.parts, output.statistics, output.summary, output.temporal)  # noqa: F821
