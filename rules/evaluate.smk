@@ -116,6 +116,7 @@ rule summarize_evaluation:
             caption="captions/errors.rst",
             category="Evaluation",
         ),
+        psnr_plot=f"{RESULTS}/evaluation/plots/psnr.svg",
         velocity_plot=f"{RESULTS}/evaluation/plots/velocity.svg",
         divergence_plot=f"{RESULTS}/evaluation/plots/divergence.svg",
     log:

@@ -2,7 +2,7 @@
 
 from ditquant.artifacts import read_json, write_text
 from ditquant.evaluation import FORMAT, summary_csv, summary_row
-from ditquant.evaluation_plots import plot_errors, plot_sigma_curves
+from ditquant.evaluation_plots import plot_scores, plot_sigma_curves
 from ditquant.job import LOG, job
 
 
@@ -11,10 +11,11 @@ def main(
     timings: list[str],
     summary: str,
     errors_plot: str,
+    psnr_plot: str,
     velocity_plot: str,
     divergence_plot: str,
 ) -> None:
-    """Writes summary.csv, one row a variant in the order given, and three SVG plots."""
+    """Writes summary.csv, one row a variant in the order given, and four SVG plots."""
     documents = [read_json(path, FORMAT) for path in evaluations]
     rows = [
         summary_row(document, read_json(path, "ditquant.timing"))
@@ -29,7 +30,8 @@ def main(
             row["psnr_median"],
             row["ssim_median"],
         )
-    write_text(errors_plot, plot_errors(documents))
+    write_text(errors_plot, plot_scores(documents, "latent_relative_error"))
+    write_text(psnr_plot, plot_scores(documents, "psnr"))
     write_text(velocity_plot, plot_sigma_curves(documents, "velocity_errors"))
     write_text(divergence_plot, plot_sigma_curves(documents, "divergence"))
 
@@ -41,6 +43,7 @@ if "snakemake" in globals():
             snakemake.input.timings,  # noqa: F821
             snakemake.output.summary,  # noqa: F821
             snakemake.output.errors_plot,  # noqa: F821
+            snakemake.output.psnr_plot,  # noqa: F821
             snakemake.output.velocity_plot,  # noqa: F821
             snakemake.output.divergence_plot,  # noqa: F821
         )
