@@ -1,0 +1,95 @@
+"""The weight track for the report: every block's error by recipe, and every layer's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .artifacts import read_json
+from .charts import as_svg, figure, variant_colors
+
+BLOCK_FORMAT = "ditquant.block_result"
+
+Data = dict[str, Any]
+
+
+def _block(document: Mapping[str, Any]) -> Data:
+    """One block's held-out errors; `error` is that of the codes that were kept."""
+    learned = document["recipe"]["rounding"] != "rtn"
+    rtn, proposed = (document["hard_error"][key]["held_out"] for key in ("rtn", "result"))
+    error = proposed if document["accepted"] else rtn
+    return {
+        "name": document["block"],
+        "rtn_error": rtn,
+        "learned_error": proposed if learned else None,
+        "error": error,
+        "ratio": error / rtn if rtn else None,
+        "binary_share": document["binary_share"],
+        "accepted": learned and document["accepted"],
+        "kept": document["kept"],
+    }
+
+
+def _grid(options: Mapping[str, Any]) -> str:
+    return "per channel" if options["grid"] == "channel" else f"groups of {options['group_size']}"
+
+
+def recipe_results(weights: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Data]:
+    """One entry a recipe with its blocks in order.
+
+    Args:
+        weights: the folder `weights` of a run.
+        recipes: name -> options.
+    """
+    results = []
+    for name, options in recipes.items():
+        files = sorted((weights / name / "blocks").glob("*.json"))
+        blocks = [_block(read_json(file, BLOCK_FORMAT)) for file in files]
+        if not blocks:
+            continue
+        shares = [block["binary_share"] for block in blocks if block["binary_share"] is not None]
+        error, rtn = (fmean(block[key] for block in blocks) for key in ("error", "rtn_error"))
+        results.append(
+            {
+                "name": name,
+                "rounding": options["rounding"],
+                "bits": options["bits"],
+                "grid": _grid(options),
+                "mean_error": error,
+                "mean_ratio": error / rtn if rtn else None,
+                "smallest_binary_share": min(shares, default=None),
+                "learned": options["rounding"] != "rtn",
+                "accepted": sum(block["accepted"] for block in blocks),
+                "blocks": blocks,
+            }
+        )
+    return results
+
+
+def weight_sqnr(blocks: Path) -> dict[str, float]:
+    """Linear name -> signal-to-quantization-noise ratio of its weights in dB, of one recipe."""
+    found: dict[str, float] = {}
+    for file in sorted(blocks.glob("*.json")):
+        for name, layer in read_json(file, BLOCK_FORMAT)["linears"].items():
+            found[name] = layer["weight_sqnr_db"]
+    return found
+
+
+def block_chart(recipes: Sequence[Mapping[str, Any]]) -> str:
+    """Every block's error by recipe, as SVG; a logarithmic scale."""
+    names = [block["name"] for block in recipes[0]["blocks"]]
+    colors = variant_colors([recipe["name"] for recipe in recipes])
+    chart, axes = figure(max(6.4, 0.34 * len(names) + 2), 3.2)
+    for marker, recipe in zip("os^Dv<>" * len(recipes), recipes, strict=False):
+        errors = [block["error"] for block in recipe["blocks"]]
+        name = recipe["name"]
+        places = range(len(errors))
+        axes.plot(places, errors, marker=marker, ms=5.5, lw=1.2, color=colors[name], label=name)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 16 else 0)
+    axes.set_ylabel("error / update energy")
+    axes.grid(axis="y")
+    axes.legend(fontsize=8.5, labelspacing=0.35)
+    return as_svg(chart)

@@ -1,0 +1,224 @@
+"""What the report shows, read from a run's folder and shaped for the page.
+
+Every function takes what it needs of the folder and gives plain data; a part that a run did not
+make (no multi-tier configuration, no judge, another set of recipes) is empty and left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .artifacts import check_safetensors, read_json
+from .comparison import difference
+
+Data = dict[str, Any]
+
+EXPLANATIONS = {
+    "full": "nothing quantized",
+    "noise-floor": "full precision, weights and layer inputs rounded through float16",
+    "weights": "quantized weights, full-precision activations",
+    "a8": "quantized weights, simulated activation quantization",
+    "multitier": "quantized weights, simulated A4, A6 or A8 by layer and sigma",
+    "native": "quantized weights that stay packed in MLX's kernels",
+}
+
+
+def explanation(variant: str) -> str:
+    """One line on what a variant is."""
+    if variant in EXPLANATIONS:
+        return EXPLANATIONS[variant]
+    return EXPLANATIONS[variant.rpartition("-")[2]]
+
+
+# ------------------------------------------------------------------------------- pictures
+
+
+def data_uri(content: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as file:
+        return np.asarray(file.convert("RGB"))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def pictures(results: Path, prompts: Mapping[str, str], variants: Sequence[str]) -> list[Data]:
+    """One entry a prompt: its text, the full-precision picture, and each variant's with numbers.
+
+    Args:
+        prompts: prompt id -> text.
+        variants: as in the comparisons that exist.
+    """
+    rows = []
+    for name, text in prompts.items():
+        full = results / "images" / "full" / f"{name}.png"
+        reference = _pixels(full)
+        shown = []
+        for variant in variants:
+            path = results / "images" / variant / f"{name}.png"
+            numbers = read_json(
+                results / "compare" / variant / f"{name}.json", "ditquant.image_difference"
+            )
+            changed = difference(_pixels(path), reference, numbers["amplification"])
+            shown.append(
+                {
+                    "variant": variant,
+                    "picture": data_uri(path.read_bytes()),
+                    "difference": data_uri(_png(changed)),
+                    **numbers,
+                }
+            )
+        rows.append(
+            {
+                "id": name,
+                "text": text,
+                "full": data_uri(full.read_bytes()),
+                "seed": shown[0]["seed"] if shown else None,
+                "factor": shown[0]["amplification"] if shown else None,
+                "pixelated": reference.shape[1] < 256,
+                "variants": shown,
+            }
+        )
+    return rows
+
+
+# ---------------------------------------------------------------------------------- sizes
+
+
+def checkpoint_sizes(checkpoint: Path) -> Data:
+    """Bytes of a native checkpoint: `quantized` (codes, scales, biases), `rest`, and `total`."""
+    header = check_safetensors(checkpoint)
+    sizes = {
+        name: entry["data_offsets"][1] - entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    packed = {name.removesuffix(".scales") for name in sizes if name.endswith(".scales")}
+    quantized = sum(
+        size
+        for name, size in sizes.items()
+        if name.rpartition(".")[0] in packed and name.rpartition(".")[2] != "bias"
+    )
+    total = sum(sizes.values())
+    return {"quantized": quantized, "rest": total - quantized, "total": total}
+
+
+# ---------------------------------------------------------------------------------- times
+
+
+def stage_times(benchmarks: Path) -> list[Data]:
+    """One entry a rule, the longest first: jobs, seconds (sum and longest), peak memory in bytes.
+
+    The files are those that Snakemake's `benchmark:` wrote; a job that was not run again keeps the
+    time of the run that made its result.
+    """
+    rules: dict[str, list[tuple[float, float]]] = {}
+    for path in sorted(benchmarks.rglob("*.tsv")):
+        relative = path.relative_to(benchmarks)
+        rule = relative.parts[0] if len(relative.parts) > 1 else relative.stem
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file, delimiter="\t"):
+                rules.setdefault(rule, []).append((float(line["s"]), _number(line.get("max_rss"))))
+    stages = [
+        {
+            "rule": rule,
+            "jobs": len(jobs),
+            "seconds": sum(seconds for seconds, _ in jobs),
+            "longest": max(seconds for seconds, _ in jobs),
+            "peak_bytes": max(megabytes for _, megabytes in jobs) * 2**20,
+        }
+        for rule, jobs in rules.items()
+    ]
+    return sorted(stages, key=lambda stage: (-stage["seconds"], stage["rule"]))
+
+
+def _number(text: str | None) -> float:
+    """Snakemake writes "-" or "NA" where a job was too short to be measured."""
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
+
+
+# ------------------------------------------------------------------------------ activations
+
+
+def activation_plots(folder: Path) -> list[Data]:
+    """The PNG plots of the activation track, by name; `wide` ones need the page's whole width."""
+    plots = []
+    for path in sorted(folder.glob("*.png")):
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            wide = image.width > 1000
+        plots.append({"name": path.stem, "picture": data_uri(content), "wide": wide})
+    return plots
+
+
+def activation_ranges(results: Path) -> dict[str, float]:
+    """Linear name -> the largest |input| of all measured steps and images; empty if none was."""
+    path = results / "activations" / "layer_statistics.json"
+    if not path.is_file():
+        return {}
+    layers = read_json(path, "ditquant.layer_statistics")["layers"]
+    return {name: max(layer["absmax"]) for name, layer in layers.items()}
+
+
+def activation_summary(results: Path) -> Data | None:
+    """What was measured, how ranges drift, the shares of the tiers, and the plots.
+
+    An absent part is None, an absent track is None altogether.
+    """
+    folder = results / "activations"
+    if not folder.is_dir():
+        return None
+    summary: Data = dict.fromkeys(("drift", "measured", "single", "tiers"))
+    temporal = folder / "layer_temporal_analysis.json"
+    if temporal.is_file():
+        document = read_json(temporal, "ditquant.layer_temporal_analysis")
+        summary["drift"] = document["summary"]
+        summary["measured"] = {"images": len(document["images"]), "steps": len(document["steps"])}
+    single = folder / "quant_config.json"
+    if single.is_file():
+        summary["single"] = read_json(single, "ditquant.quant_config")["configuration"]
+    tiers = folder / "quant_config_multitier.json"
+    if tiers.is_file():
+        summary["tiers"] = read_json(tiers, "ditquant.quant_config")["summary"]
+    return {**summary, "plots": activation_plots(folder / "plots")}
+
+
+# --------------------------------------------------------------------------------- heat maps
+
+
+def layer_grid(values: Mapping[str, float]) -> Data:
+    """Per-layer numbers as a table: one row a place in the block, one column a block.
+
+    Args:
+        values: linear name ("mm03.img.attn.q_proj") -> number.
+
+    Returns:
+        columns (block names), rows (place -> numbers, None where a block lacks the layer), and the
+        smallest and largest number.
+    """
+    columns = list(dict.fromkeys(name.split(".", 1)[0] for name in values))
+    places = list(dict.fromkeys(name.split(".", 1)[1] for name in values))
+    rows = {place: [values.get(f"{block}.{place}") for block in columns] for place in places}
+    return {
+        "columns": columns,
+        "rows": rows,
+        "low": min(values.values()),
+        "high": max(values.values()),
+    }

@@ -1,0 +1,39 @@
+"""Rule render_report: the page that shows a whole run."""
+
+from pathlib import Path
+
+from ditquant.artifacts import write_text
+from ditquant.job import LOG, job
+from ditquant.report import collect, render, stage_table
+
+
+def main(
+    page: str,
+    results: str,
+    config: dict,
+    prompts: dict[str, str],
+    variants: list[str],
+    evaluated: list[str],
+    recipes: list[str],
+) -> None:
+    """Writes the page and logs the time of every stage; see `report.collect`."""
+    data = collect(Path(results), config, prompts, variants, evaluated, recipes)
+    write_text(page, render(data))
+    LOG.info("Time of every stage:")
+    for line in stage_table(data["stages"]):
+        LOG.info("  %s", line)
+    LOG.info("The report: %s", page)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        params = snakemake.params  # noqa: F821
+        main(
+            snakemake.output.page,  # noqa: F821
+            params.results,
+            params.config,
+            params.prompts,
+            params.variants,
+            params.evaluated,
+            params.recipes,
+        )

@@ -1,0 +1,322 @@
+"""The page shows what the run's folder holds, for any text, and needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ditquant import evaluation, report, report_data
+from ditquant.artifacts import save_tensors, write_json, write_text
+from ditquant.backend import mx
+from ditquant.evaluation_plots import plot_scores, plot_sigma_curves
+from ditquant.readable import fmt
+
+ROOT = Path(__file__).parents[2]
+SHOWN = ["adaround-weights", "adaround-a8", "adaround-multitier"]
+EVALUATED = ["full", "noise-floor", "rtn-weights", *SHOWN]
+PROMPTS = {
+    "p00": "a small red star on a navy background",
+    "p01": '<script>alert("&")</script>\nновая строка 星空 ' + "x" * 2000,
+}
+ERRORS = {
+    "full": 0.0,
+    "noise-floor": 2e-7,
+    "rtn-weights": 4e-3,
+    "adaround-weights": 1e-3,
+    "adaround-a8": 1.1e-3,
+    "adaround-multitier": 9e-3,
+}
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def caption_entry(row: int, error: float) -> dict:
+    error *= 1 + row
+    return {
+        "caption": f"caption {row}",
+        "latent_relative_error": error,
+        "psnr": None if error == 0 else float(-10 * np.log10(error)),
+        "ssim": 1 - error,
+        "velocity_error": error,
+        "velocity_errors": [error, 2 * error],
+        "divergence": [0.0, error],
+        "judge": {"ok": row != 1, "problems": []},
+    }
+
+
+def write_evaluation(folder: Path, config: dict) -> None:
+    documents = []
+    for variant in EVALUATED:
+        document = {
+            "variant": variant,
+            "model_bytes": 8_000_000 if variant.startswith(("rtn", "ada")) else 28_000_000,
+            "measured_sigmas": [1.0, 0.5],
+            "captions": [caption_entry(row, ERRORS[variant]) for row in range(4)],
+        }
+        write_json(folder / f"{variant}.json", evaluation.FORMAT, document)
+        documents.append(document)
+    timings = {"step_seconds": 0.031, "peak_bytes": 250_000_000}
+    rows = [evaluation.summary_row(document, timings) for document in documents]
+    write_text(folder / "summary.csv", evaluation.summary_csv(rows))
+    for key, name in [("latent_relative_error", "errors"), ("psnr", "psnr")]:
+        write_text(folder / "plots" / f"{name}.svg", plot_scores(documents, key))
+    for key, name in [("velocity_errors", "velocity"), ("divergence", "divergence")]:
+        write_text(folder / "plots" / f"{name}.svg", plot_sigma_curves(documents, key))
+
+
+def write_weights(folder: Path, recipe: str, options: dict) -> None:
+    for index in range(2):
+        block = f"mm{index:02d}"
+        learned = recipe != "rtn"
+        rtn = 0.02 * (1 + index)
+        accepted = index == 0 or not learned
+        errors = {"rtn": {"held_out": rtn}, "result": {"held_out": 0.4 * rtn if accepted else 9.0}}
+        layers = {
+            f"{block}.img.attn.q_proj": {"weight_sqnr_db": 20.5 + index},
+            f"{block}.txt.mlp.fc2": {"weight_sqnr_db": 18.25},
+        }
+        if index == 1:
+            del layers[f"{block}.txt.mlp.fc2"]  # SD3's last text block has none
+        document = {
+            "block": block,
+            "recipe": options,
+            "hard_error": errors if learned else {"rtn": errors["rtn"], "result": errors["rtn"]},
+            "binary_share": 0.987 - 0.01 * index if learned else None,
+            "accepted": accepted,
+            "kept": recipe if accepted else "rtn",
+            "linears": layers,
+        }
+        write_json(folder / "blocks" / f"{block}.json", "ditquant.block_result", document)
+    tensors = {
+        "a.weight": mx.zeros((64, 8), dtype=mx.uint32),
+        "a.scales": mx.zeros((64, 1), dtype=mx.float16),
+        "a.biases": mx.zeros((64, 1), dtype=mx.float16),
+        "a.bias": mx.zeros((64,), dtype=mx.float16),
+        "b.weight": mx.zeros((10, 10), dtype=mx.float16),
+    }
+    save_tensors(folder / "model" / "model.safetensors", tensors)
+
+
+def write_activations(folder: Path) -> None:
+    names = ["mm00.img.attn.q_proj", "mm01.img.attn.q_proj"]
+    measured = {"images": ["0000", "0001"], "steps": [0, 10, 20]}
+    layers = {name: {"absmax": [1.0, 5.0 + index, 2.0]} for index, name in enumerate(names)}
+    write_json(
+        folder / "layer_statistics.json",
+        "ditquant.layer_statistics",
+        {**measured, "layers": layers},
+    )
+    write_json(
+        folder / "layer_temporal_analysis.json",
+        "ditquant.layer_temporal_analysis",
+        {**measured, "summary": {"median_drift": 1.5, "largest_drift": 2.62}},
+    )
+    configuration = {"bits": 8, "granularity": "step", "range": "absmax"}
+    write_json(
+        folder / "quant_config.json", "ditquant.quant_config", {"configuration": configuration}
+    )
+    tiers = {"shares": {"A4": 0.25, "A6": 0.35, "A8": 0.4}, "average_bits": 6.3}
+    write_json(folder / "quant_config_multitier.json", "ditquant.quant_config", {"summary": tiers})
+    picture(folder / "plots" / "absmax.png", 99)
+
+
+def benchmark(path: Path, seconds: float, rss: str) -> None:
+    write_text(path, f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t{rss}\n")
+
+
+@pytest.fixture(scope="module")
+def config() -> dict:
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    options = {"bits": 4, "grid": "group", "group_size": 64}
+    config["recipes"] = {
+        name: {**options, **recipe}
+        for name, recipe in config["recipes"].items()
+        if name in ("rtn", "adaround")
+    }
+    return config
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, config) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "demo"
+    for seed, prompt in enumerate(PROMPTS):
+        for number, variant in enumerate(["full", *SHOWN]):
+            picture(folder / "images" / variant / f"{prompt}.png", 10 * seed + number)
+        for variant in SHOWN:
+            numbers = {
+                "seed": 42, "amplification": 8, "psnr": 36.25, "ssim": 0.98765,
+                "latent_relative_error": 1e-3, "max_absolute_difference": 40,
+            }  # fmt: skip
+            write_json(
+                folder / "compare" / variant / f"{prompt}.json",
+                "ditquant.image_difference",
+                numbers,
+            )
+    write_evaluation(folder / "evaluation", config)
+    for recipe, options in config["recipes"].items():
+        write_weights(folder / "weights" / recipe, recipe, options)
+    write_activations(folder / "activations")
+    benchmark(folder / "benchmarks" / "generate_image" / "full-p00.tsv", 4.5, "300.0")
+    benchmark(folder / "benchmarks" / "generate_image" / "full-p01.tsv", 6.5, "NA")
+    benchmark(folder / "benchmarks" / "merge_statistics.tsv", 130.25, "100.0")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(results, config):
+    return report.collect(results, config, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
+
+
+@pytest.fixture(scope="module")
+def page(data):
+    return report.render(data)
+
+
+class Checker(HTMLParser):
+    """Notes tags, links and whether every tag that is opened is closed in order."""
+
+    VOID = frozenset({"meta", "img", "br", "path", "use", "rect", "link", "input", "hr"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.sources = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href") and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open, f"</{tag}> closes nothing"
+            assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+
+def test_the_page_is_well_formed_and_self_contained(page):
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert "script" not in checker.tags
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in checker.sources)
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_prompts_are_escaped_and_whole(page):
+    text = html.unescape(page)
+    for prompt in PROMPTS.values():
+        assert prompt in text
+    assert "<script>" not in page
+
+
+def test_headline_numbers(data):
+    cards = {card["label"]: card["value"] for card in data["cards"]}
+    assert cards["Size of the MM-DiT"] == "3.5 × smaller"
+    assert cards["Error against rtn"] == "0.25 ×"
+    assert cards["Error that A8 adds"] == "1.10 ×"
+    assert cards["Captions drawn right"] == "75 %"
+    # Errors e, 2e, 3e, 4e with PSNR -10 log10: the median lies between 2e and 3e.
+    psnr = -5 * (np.log10(2e-3) + np.log10(3e-3))
+    assert cards["Pictures, weights quantized"] == f"{psnr:.1f} dB"
+
+
+def test_blocks_layers_and_activations(data, page):
+    adaround = next(recipe for recipe in data["recipes"] if recipe["name"] == "adaround")
+    # The second block kept nearest codes: (0.4 * 0.02 + 0.04) / (0.02 + 0.04).
+    assert adaround["mean_ratio"] == pytest.approx(0.8)
+    assert [block["kept"] for block in adaround["blocks"]] == ["adaround", "rtn"]
+    assert adaround["smallest_binary_share"] == pytest.approx(0.977)
+    assert adaround["accepted"] == 1
+    assert next(recipe for recipe in data["recipes"] if recipe["name"] == "rtn")["mean_ratio"] == 1
+    rows = data["weight_grid"]["rows"]
+    assert [cell["text"] for cell in rows["img.attn.q_proj"]] == ["20.5", "21.5"]
+    assert rows["txt.mlp.fc2"][1] is None
+    assert [cell["text"] for cell in data["range_grid"]["rows"]["img.attn.q_proj"]] == [
+        "5.0",
+        "6.0",
+    ]
+    assert "25 % of the inputs are A4" in page
+    assert "simulated" in page
+
+
+def test_sizes_split_what_is_quantized_from_the_rest(results):
+    sizes = report_data.checkpoint_sizes(
+        results / "weights" / "rtn" / "model" / "model.safetensors"
+    )
+    packed = 64 * 8 * 4 + 2 * 64 * 2
+    assert sizes == {"quantized": packed, "rest": 64 * 2 + 200, "total": packed + 64 * 2 + 200}
+
+
+def test_stage_times_add_up(data):
+    assert [(s["rule"], s["jobs"], s["seconds"], s["longest"]) for s in data["stages"]] == [
+        ("merge_statistics", 1, 130.25, 130.25),
+        ("generate_image", 2, 11.0, 6.5),
+    ]
+    assert data["stages"][1]["peak_bytes"] == 300 * 2**20
+    lines = report.stage_table(data["stages"])
+    assert "2 min 10 s" in lines[0]
+    assert "2 min 21 s" in lines[-1]
+
+
+def test_a_run_without_evaluation_or_tiers_has_a_page(tmp_path, results, config):
+    run = tmp_path / "bare"
+    shutil.copytree(results / "images", run / "images")
+    shutil.copytree(results / "compare", run / "compare")
+    data = report.collect(run, config, PROMPTS, SHOWN[:1], [], [])
+    page = report.render(data)
+    assert "adaround-weights" in page
+    assert 'id="evaluation"' not in page
+    assert 'id="weights"' not in page
+    assert 'id="activations"' not in page
+    assert data["cards"] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "how", "text"),
+    [
+        (None, "sig", "–"),
+        (0.0, "sig", "0"),
+        (0.001234, "sig", "0.00123"),
+        (1.9e-7, "sig", "1.9 × 10⁻⁷"),
+        (float("inf"), "1", "∞"),
+        (27675776, "bytes", "27.7 MB"),
+        (0.0304, "seconds", "30 ms"),
+        (3725, "seconds", "1 h 02 min"),
+        (0.9871, "percent1", "98.7 %"),
+    ],
+)
+def test_numbers_for_people(value, how, text):
+    assert fmt(value, how) == text
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_chromium_shows_the_page(tmp_path, page, width):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    (tmp_path / "index.html").write_text(page, encoding="utf-8")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000",
+        f"--screenshot={tmp_path / 'page.png'}", f"file://{tmp_path / 'index.html'}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    with Image.open(tmp_path / "page.png") as shot:
+        colors = shot.convert("RGB").getcolors(maxcolors=1 << 24)
+    # Random pictures alone have thousands of colours; an empty page has one.
+    assert colors is not None
+    assert len(colors) > 1000
