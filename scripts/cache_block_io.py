@@ -13,9 +13,9 @@ from ditquant.progress import track
 
 
 def main(trajectory: str, output: str, model: dict, root: str, stride: int) -> None:
-    """Writes "mm00.img" (rows, tokens, 1, hidden), ..., `modulation`, `sigmas` and `steps`;
+    """Writes "mm00.img" (rows, tokens, 1, hidden), ..., `modulation`, `sigmas` and `steps`.
 
-    rows are (prompt, negative prompt) at every `stride`-th step.
+    Rows are (prompt, negative prompt) at every `stride`-th step.
     """
     spec = read_spec(model["name"], model["checkpoint"], Path(root))
     network = load_mmdit(spec, DTYPES[model["dtype"]])

@@ -1,1 +1,81 @@
-"""In the making."""
+"""Rule optimize_block: one block's inputs and outputs -> its quantized weights."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ditquant.artifacts import save_tensors, write_json
+from ditquant.block_io import read_block
+from ditquant.job import LOG, job
+from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.spec import read_spec
+from ditquant.recipes import quantize_block, recipe_grid
+from ditquant.reconstruct import block_problem
+
+
+def resume_key(block_io: list[str], settings: dict) -> str:
+    """Tells one job from another: an interrupted job's state is used by the same job alone."""
+    status = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in block_io]
+    text = json.dumps([settings, status], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def main(
+    block_io: list[str],
+    weights: str,
+    result: str,
+    model: dict,
+    root: str,
+    block: str,
+    recipe: dict,
+    seed: int,
+    code: str,
+) -> None:
+    """Writes the packed weights ("mm03.img.attn.q_proj.weight", .scales, .biases) and the result.
+
+    What an interrupted run had learned lies in a hidden file beside the output until it is done.
+    """
+    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    network = load_mmdit(spec, DTYPES[model["dtype"]])
+    data = read_block(block_io, spec.block_names, block)
+    problem = block_problem(network, block, data, recipe_grid(recipe), recipe["holdout"])
+    settings = {"model": model, "block": block, "recipe": recipe, "seed": seed, "code": code}
+    resume = Path(weights).with_name(f".{block}.resume.safetensors")
+    quantized = quantize_block(problem, recipe, seed, resume, resume_key(block_io, settings))
+    errors = quantized.document["hard_error"]
+    LOG.info(
+        "block error on held-out rows: %.3g by RTN, %.3g by %s; kept %s",
+        errors["rtn"]["held_out"],
+        errors["result"]["held_out"],
+        recipe["rounding"],
+        quantized.document["kept"],
+    )
+    tensors = {}
+    for name, packed in quantized.packed.items():
+        tensors[f"{name}.weight"] = packed.weight
+        tensors[f"{name}.scales"] = packed.scales
+        tensors[f"{name}.biases"] = packed.biases
+    sizes = {
+        name: {"bits": packed.bits, "group_size": packed.group_size}
+        for name, packed in quantized.packed.items()
+    }
+    metadata = {"kind": "ditquant.block_weights", "block": block, "quantization": sizes}
+    save_tensors(weights, tensors, metadata)
+    write_json(result, "ditquant.block_result", quantized.document)
+    resume.unlink(missing_ok=True)
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        params = snakemake.params
+        main(
+            snakemake.input.block_io,
+            snakemake.output.weights,
+            snakemake.output.result,
+            params.model,
+            params.root,
+            snakemake.wildcards.block,
+            params.recipe,
+            params.seed,
+            params.code,
+        )

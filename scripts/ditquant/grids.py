@@ -186,8 +186,8 @@ def _channel_candidates(rows: mx.array, bits: int) -> list[tuple[mx.array, mx.ar
 def fit_scales(weight: mx.array, grid: Grid, name: str = "The layer") -> Scales:
     """Lays the grid over a weight matrix: the range of each group, or row, in its storage dtype.
 
-    Of the few ways to round scale and zero point to what the storage keeps, each group takes the one
-    with the smallest squared error of rounding to nearest; ranges are not clipped beyond that.
+    Of the few ways to round scale and zero point to what the storage keeps, each group takes the
+    one with the smallest squared error of rounding to nearest; ranges are not clipped beyond that.
 
     Args:
         weight: (rows, columns), any float dtype.

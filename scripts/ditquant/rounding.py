@@ -9,7 +9,7 @@ Throughout, `steps` = W / scale + zero (`grids.steps_of`) and codes lie in 0 .. 
 
 from __future__ import annotations
 
-from .backend import mx
+from .backend import mx, sigmoid
 
 # The stretch of the rectified sigmoid: h reaches 0 and 1 at finite alpha (Louizos et al. 2018).
 ZETA, GAMMA = 1.1, -0.1
@@ -22,7 +22,13 @@ def nearest_codes(steps: mx.array, levels: int) -> mx.array:
 
 def rectified_sigmoid(alpha: mx.array) -> mx.array:
     """h(alpha) = clip((zeta - gamma) sigmoid(alpha) + gamma, 0, 1) (AdaRound, eq. 23)."""
-    return mx.clip((ZETA - GAMMA) * mx.sigmoid(alpha) + GAMMA, 0.0, 1.0)
+    return mx.clip((ZETA - GAMMA) * sigmoid(alpha) + GAMMA, 0.0, 1.0)
+
+
+def rectified_sigmoid_slope(h: mx.array) -> mx.array:
+    """dh / dalpha, from h itself: (h - gamma)(zeta - h) / (zeta - gamma) inside (0, 1), else 0."""
+    slope = (h - GAMMA) * (ZETA - h) / (ZETA - GAMMA)
+    return mx.where((h > 0.0) & (h < 1.0), slope, 0.0)
 
 
 def start_alpha(steps: mx.array) -> mx.array:
@@ -36,6 +42,12 @@ def soft_codes(steps: mx.array, h: mx.array, levels: int) -> mx.array:
     return mx.clip(mx.floor(steps) + h, 0, levels - 1)
 
 
+def soft_codes_slope(steps: mx.array, levels: int) -> mx.array:
+    """d soft_codes / dh: 1 where both neighbours are codes, else 0 (the weight is clipped)."""
+    floor = mx.floor(steps)
+    return ((floor >= 0) & (floor < levels - 1)).astype(mx.float32)
+
+
 def hard_codes(steps: mx.array, alpha: mx.array, levels: int) -> mx.array:
     """The codes after learning: up where h >= 1/2, that is alpha >= 0."""
     return mx.clip(mx.floor(steps) + (alpha >= 0), 0, levels - 1)
@@ -47,6 +59,12 @@ def regularizer(h: mx.array, beta: mx.array) -> mx.array:
     A large beta leaves all but the h nearest to 0 and 1 alone; annealing it to 2 drives the rest.
     """
     return 1.0 - mx.power(mx.abs(2.0 * h - 1.0), beta)
+
+
+def regularizer_slope(h: mx.array, beta: mx.array) -> mx.array:
+    """d regularizer / dh = -2 beta |2h - 1|^(beta - 1) sign(2h - 1)."""
+    distance = 2.0 * h - 1.0
+    return -2.0 * beta * mx.power(mx.abs(distance), beta - 1.0) * mx.sign(distance)
 
 
 def is_binary(h: mx.array, tolerance: float = 0.01) -> mx.array:

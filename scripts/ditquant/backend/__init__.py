@@ -22,6 +22,7 @@ from .device import (  # noqa: E402
     to_numpy,
 )
 from .diffusionkit import hub_files, import_diffusionkit  # noqa: E402
+from .vector import sigmoid  # noqa: E402
 
 __all__ = [
     "BLAS",
@@ -34,5 +35,6 @@ __all__ = [
     "nn",
     "peak_memory_bytes",
     "reset_peak_memory",
+    "sigmoid",
     "to_numpy",
 ]

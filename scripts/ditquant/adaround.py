@@ -1,0 +1,303 @@
+"""AdaRound by block reconstruction: learns the rounding of all weights of a block together.
+
+Loss = block error (`reconstruct`) + lambda * mean over weights of the rounding regulariser, with
+AdaRound's h(alpha) and annealed beta (arXiv 2004.10568, eq. 21-25) on BRECQ's blocks
+(arXiv 2102.05426). Two things differ from the published recipe, because runs here are short:
+
+* The block error is in units of the update energy and the regulariser is a mean over weights;
+  lambda is `regularizer` times the block's own RTN error. So one setting fits every block: the
+  regulariser outweighs the error by the same factor everywhere, and nearly all h end at 0 or 1.
+  What is not binary at the end is thrown away by hard rounding.
+* Adam moves alpha by the learning rate at most, so an iteration count of hundreds needs a rate of
+  0.02 to 0.05, not 0.001.
+
+State is float32 whatever the model's dtype. The gradient is taken by automatic differentiation
+down to the weights, and from there to alpha by the closed forms in `rounding`: h is computed once
+an iteration, which is what costs most on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .artifacts import load_metadata, load_tensors, save_tensors
+from .backend import compiled, mx
+from .errors import UserError
+from .grids import Scales, steps_of
+from .progress import ticking
+from .reconstruct import BlockProblem, stream_errors, weights_restored
+from .rounding import (
+    hard_codes,
+    is_binary,
+    rectified_sigmoid,
+    rectified_sigmoid_slope,
+    regularizer,
+    regularizer_slope,
+    soft_codes,
+    soft_codes_slope,
+    start_alpha,
+)
+
+_BETA_START, _BETA_END = 20.0, 2.0
+_ADAM_DECAY = (0.9, 0.999)
+_ADAM_EPSILON = 1e-12
+_HISTORY_POINTS = 50
+_SAVES = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of a recipe with AdaRound.
+
+    Attributes:
+        iterations: optimisation steps.
+        batch_size: rows a step; fewer if the training rows are fewer.
+        learning_rate: of Adam on alpha.
+        regularizer: lambda, in units of the block's RTN error on the training rows.
+        warmup: share of the iterations without regulariser.
+    """
+
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    regularizer: float
+    warmup: float
+
+
+@dataclass
+class State:
+    """Where the learning stands; all lists follow the block's linears.
+
+    Attributes:
+        alphas: rounding variables (outputs, inputs) float32.
+        means, squares: Adam's moments of their gradients.
+        iteration: steps done.
+        history: {"iteration", "error", "regularizer", "binary_share"} now and then.
+    """
+
+    alphas: list[mx.array]
+    means: list[mx.array]
+    squares: list[mx.array]
+    iteration: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_state(path: str | Path, state: State, key: str) -> None:
+    """Writes the state for `load_state`; `key` names the job that may continue from it."""
+    tensors = {
+        f"{kind}.{index:03d}": array
+        for kind in ("alphas", "means", "squares")
+        for index, array in enumerate(getattr(state, kind))
+    }
+    save_tensors(
+        path, tensors, {"key": key, "iteration": state.iteration, "history": state.history}
+    )
+
+
+def load_state(path: str | Path, key: str) -> State | None:
+    """The state that an interrupted job with the same `key` left, or None."""
+    if not Path(path).is_file():
+        return None
+    try:
+        metadata, tensors = load_metadata(path), load_tensors(path)
+    except UserError:
+        return None
+    if metadata.get("key") != key:
+        return None
+    lists = {
+        kind: [tensors[name] for name in sorted(tensors) if name.startswith(f"{kind}.")]
+        for kind in ("alphas", "means", "squares")
+    }
+    mx.eval(lists)
+    return State(
+        **lists,
+        iteration=int(metadata["iteration"]),
+        history=json.loads(metadata["history"]),
+    )
+
+
+def batch_rows(problem: BlockProblem, size: int, seed: int, iteration: int) -> np.ndarray:
+    """Training rows of one step, drawn without replacement; the same whenever asked for."""
+    block = zlib.crc32(problem.block.name.encode())
+    generator = np.random.default_rng([seed, block, iteration])
+    return generator.choice(problem.train, min(size, len(problem.train)), replace=False)
+
+
+def annealed_beta(progress: float) -> float:
+    """beta falls linearly from 20 to 2 while `progress` goes from 0 to 1."""
+    return _BETA_START + (_BETA_END - _BETA_START) * progress
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """The two element-wise halves of an iteration, each fused to one pass over the weights.
+
+    Attributes:
+        soften: (alpha, steps, scale, zero) -> (h, soft weight).
+        advance: one Adam step on alpha, see `_kernels`.
+    """
+
+    soften: Callable[..., tuple[mx.array, mx.array]]
+    advance: Callable[..., tuple[mx.array, mx.array, mx.array]]
+
+
+def _kernels(levels: int) -> _Kernels:
+    """All arrays have the shape of the weight matrix: broadcasts would not vectorise on the CPU."""
+    keep_mean, keep_square = _ADAM_DECAY
+
+    def soften(
+        alpha: mx.array, steps: mx.array, scale: mx.array, zero: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        h = rectified_sigmoid(alpha)
+        return h, (soft_codes(steps, h, levels) - zero) * scale
+
+    def advance(
+        alpha: mx.array,
+        mean: mx.array,
+        square: mx.array,
+        weight_slope: mx.array,  # d error / d soft weight
+        penalty_slope: mx.array,  # lambda d mean(regulariser) / dh
+        h: mx.array,
+        steps: mx.array,
+        scale: mx.array,
+        rate: mx.array,
+        mean_correction: mx.array,  # 1 / (1 - decay^t)
+        square_correction: mx.array,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        slope = weight_slope * scale * soft_codes_slope(steps, levels) + penalty_slope
+        slope = slope * rectified_sigmoid_slope(h)
+        mean = keep_mean * mean + (1 - keep_mean) * slope
+        square = keep_square * square + (1 - keep_square) * slope * slope
+        root = mx.sqrt(square * square_correction) + _ADAM_EPSILON
+        return alpha - rate * mean * mean_correction / root, mean, square
+
+    return _Kernels(compiled(soften), compiled(advance))
+
+
+def _spread(values: mx.array, scales: Scales) -> mx.array:
+    """(outputs, groups) -> (outputs, inputs) float32."""
+    return mx.repeat(values.astype(mx.float32), scales.group_size, axis=1)
+
+
+def _loss_scale(problem: BlockProblem, batch: int) -> float:
+    """What keeps float16 gradients of a mean over a million outputs from underflowing."""
+    if problem.data.inputs[0].dtype != mx.float16:
+        return 1.0
+    elements = max(target[0].size for target in problem.data.targets) * batch
+    return 2.0 ** math.floor(math.log2(elements))
+
+
+def _binary_share(alphas: Sequence[mx.array]) -> float:
+    binary = [mx.sum(is_binary(rectified_sigmoid(alpha))) for alpha in alphas]
+    return sum(count.item() for count in binary) / sum(alpha.size for alpha in alphas)
+
+
+def learn(
+    problem: BlockProblem,
+    options: Options,
+    rtn_error: float,
+    seed: int,
+    resume: Path | None = None,
+    key: str = "",
+) -> tuple[list[mx.array], State]:
+    """Learns the rounding of a block's weights.
+
+    Args:
+        rtn_error: of the block on its training rows (`reconstruct.block_error`).
+        seed: of the batches.
+        resume: where to keep the state now and then; a run that finds it there under the same
+            `key` goes on from it and ends with the same bits as one that was never interrupted.
+
+    Returns:
+        Hard codes of each linear, (outputs, inputs) float32 integers, and the final state.
+    """
+    steps = [steps_of(w, s) for w, s in zip(problem.weights, problem.scales, strict=True)]
+    scale = [_spread(s.scales, s) for s in problem.scales]
+    zero = [_spread(s.zeros, s) for s in problem.scales]
+    state = load_state(resume, key) if resume else None
+    if state is None:
+        alphas = [start_alpha(step) for step in steps]
+        zeros = [mx.zeros_like(alpha) for alpha in alphas]
+        state = State(alphas, list(zeros), list(zeros))
+    mx.eval(steps, scale, zero, state.alphas)
+    kernels = _kernels(problem.levels)
+    count = sum(weight.size for weight in problem.weights)
+    loss_scale = _loss_scale(problem, options.batch_size)
+    total, warmup = options.iterations, int(options.warmup * options.iterations)
+
+    def error(weights: list[mx.array], rows: mx.array) -> mx.array:
+        errors = stream_errors(problem, weights, rows)
+        return loss_scale * sum(errors) / len(errors)
+
+    slopes = mx.value_and_grad(error)
+    with (
+        weights_restored(problem),
+        ticking(f"rounding of {problem.block.name}", total, state.iteration) as tick,
+    ):
+        while state.iteration < total:
+            progress = max(0.0, (state.iteration - warmup) / (total - warmup))
+            beta = mx.array(annealed_beta(progress))
+            strength = options.regularizer * rtn_error if state.iteration >= warmup else 0.0
+            done = state.iteration + 1
+            numbers = [
+                mx.array(number, dtype=mx.float32)
+                for number in (
+                    options.learning_rate,
+                    1 / (1 - _ADAM_DECAY[0] ** done),
+                    1 / (1 - _ADAM_DECAY[1] ** done),
+                )
+            ]
+            rows = mx.array(batch_rows(problem, options.batch_size, seed, state.iteration))
+            soft = [
+                kernels.soften(*arrays)
+                for arrays in zip(state.alphas, steps, scale, zero, strict=True)
+            ]
+            loss, weight_slopes = slopes([weight for _, weight in soft], rows)
+            updated = []
+            for index, (h, _) in enumerate(soft):
+                if strength:
+                    penalty = (strength / count) * regularizer_slope(h, beta)
+                else:
+                    penalty = mx.zeros_like(h)
+                updated.append(
+                    kernels.advance(
+                        state.alphas[index],
+                        state.means[index],
+                        state.squares[index],
+                        weight_slopes[index].astype(mx.float32) / loss_scale,
+                        penalty,
+                        h,
+                        steps[index],
+                        scale[index],
+                        *numbers,
+                    )
+                )
+            state.alphas, state.means, state.squares = map(list, zip(*updated, strict=True))
+            state.iteration = done
+            mx.eval(loss, updated)
+            if done % max(1, total // _HISTORY_POINTS) == 0 or done == total:
+                penalties = sum(mx.sum(regularizer(h, beta)).item() for h, _ in soft)
+                state.history.append(
+                    {
+                        "iteration": done,
+                        "error": loss.item() / loss_scale,
+                        "regularizer": penalties / count,
+                        "binary_share": _binary_share(state.alphas),
+                    }
+                )
+            if resume and done % max(1, total // _SAVES) == 0 and done < total:
+                save_state(resume, state, key)
+            tick()
+    codes = [
+        hard_codes(step, alpha, problem.levels)
+        for step, alpha in zip(steps, state.alphas, strict=True)
+    ]
+    mx.eval(codes)
+    return codes, state

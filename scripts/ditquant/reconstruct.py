@@ -1,0 +1,174 @@
+"""A block as a function of its weights, and how far quantized weights move its output.
+
+Block reconstruction (BRECQ, Li et al. 2021, arXiv 2102.05426) chooses the weights of a whole block
+so that its output stays what the full-precision model computed. The error of a stream is divided
+by its update energy, the mean square of what the block adds to it, so that blocks and models
+compare: 0.01 means that the block's update is off by 1 % in power. Rows of whole images are held
+out and judge; the others are learned from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from .backend import mx, nn
+from .block_io import BlockData, positional_encodings
+from .blocks import Block, Linear, call_block, set_modulation, walk_blocks, walk_linears
+from .grids import Grid, Scales, dequantize, fit_scales, pack
+
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class BlockProblem:
+    """A block, its data, and the grid laid over each of its linears.
+
+    Attributes:
+        block: of the full-precision model.
+        linears: those that are quantized; the lists below follow their order.
+        weights: their full-precision matrices (outputs, inputs) float32.
+        scales: the grid over each.
+        levels: codes of the grid.
+        data: inputs and full-precision outputs.
+        modulation: adaLN parameters of each stream for all rows, (rows, 1, 1, n * hidden).
+        positions: rotary tables, or None.
+        energies: update energy of each target stream over the training rows.
+        train, held_out: row indices.
+    """
+
+    block: Block
+    linears: tuple[Linear, ...]
+    weights: tuple[mx.array, ...]
+    scales: tuple[Scales, ...]
+    levels: int
+    data: BlockData
+    modulation: tuple[mx.array, ...]
+    positions: mx.array | None
+    energies: tuple[float, ...]
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+def split_rows(rows_per_image: Sequence[int], share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out row indices.
+
+    Whole images are held out, the last ones, because rows of one image resemble each other: the
+    nearest number of images to `share`, at least one and never all. A single image gives its last
+    rows.
+    """
+    total = sum(rows_per_image)
+    images = len(rows_per_image)
+    if images > 1:
+        count = min(max(round(share * images), 1), images - 1)
+        kept = sum(rows_per_image[: images - count])
+    else:
+        kept = min(max(total - round(share * total), 1), total - 1) if total > 1 else total
+    rows = np.arange(total)
+    # One single row has to serve as both.
+    return rows[:kept], rows[kept:] if kept < total else rows
+
+
+def _update_energies(data: BlockData, rows: np.ndarray) -> tuple[float, ...]:
+    index = mx.array(rows)
+    energies = []
+    for before, after in zip(data.inputs, data.targets, strict=False):
+        update = after[index].astype(mx.float32) - before[index].astype(mx.float32)
+        energies.append(max(mx.mean(update**2).item(), 1e-12))
+    return tuple(energies)
+
+
+def block_problem(
+    model: nn.Module, name: str, data: BlockData, grid: Grid, holdout: float
+) -> BlockProblem:
+    """Sets up the block called `name` of a full-precision model; see `BlockProblem`.
+
+    Raises:
+        UserError: the grid does not fit one of the block's linears.
+    """
+    block = next(block for block in walk_blocks(model) if block.name == name)
+    linears = tuple(walk_linears(block))
+    weights = tuple(linear.module.weight.astype(mx.float32) for linear in linears)
+    scales = tuple(
+        fit_scales(weight, grid, linear.name)
+        for weight, linear in zip(weights, linears, strict=True)
+    )
+    modulation = tuple(
+        stream.adaLN_modulation(data.modulation) for stream in block.streams.values()
+    )
+    train, held_out = split_rows(data.rows_per_image, holdout)
+    problem = BlockProblem(
+        block=block,
+        linears=linears,
+        weights=weights,
+        scales=scales,
+        levels=grid.levels,
+        data=data,
+        modulation=modulation,
+        positions=positional_encodings(model, data),
+        energies=_update_energies(data, train),
+        train=train,
+        held_out=held_out,
+    )
+    mx.eval(weights, modulation, [(s.scales, s.zeros) for s in scales])
+    return problem
+
+
+@contextmanager
+def weights_restored(problem: BlockProblem) -> Iterator[None]:
+    """The block's own parameters are back at the end, whatever was put in their place."""
+    before = problem.block.module.parameters()
+    try:
+        yield
+    finally:
+        problem.block.module.update(before)
+
+
+def stream_errors(
+    problem: BlockProblem, weights: Sequence[mx.array], rows: mx.array
+) -> list[mx.array]:
+    """Mean squared output error of each stream over `rows`, in units of its update energy.
+
+    Leaves `weights` in the block: call it within `weights_restored`.
+
+    Args:
+        weights: one (outputs, inputs) matrix a linear; computed with in the model's dtype.
+        rows: (n,) indices.
+
+    Returns:
+        float32 scalars, one a target stream; differentiable in `weights`.
+    """
+    for linear, own, weight in zip(problem.linears, problem.weights, weights, strict=True):
+        dtype = problem.data.inputs[0].dtype
+        linear.module.weight = weight.reshape(own.shape).astype(dtype)
+    streams = problem.block.streams.values()
+    for stream, parameters in zip(streams, problem.modulation, strict=True):
+        set_modulation(stream, parameters[rows])
+    inputs = [stream[rows] for stream in problem.data.inputs]
+    outputs = call_block(problem.block, inputs, problem.positions)
+    errors = []
+    for output, target, energy in zip(outputs, problem.data.targets, problem.energies, strict=True):
+        difference = output.astype(mx.float32) - target[rows].astype(mx.float32)
+        errors.append(mx.mean(difference**2) / energy)
+    return errors
+
+
+def block_error(problem: BlockProblem, weights: Sequence[mx.array], rows: np.ndarray) -> float:
+    """The block's error over many rows: the mean over streams of `stream_errors`."""
+    total = 0.0
+    with weights_restored(problem):
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = rows[start : start + _ROWS_AT_ONCE]
+            errors = stream_errors(problem, weights, mx.array(part))
+            total += sum(error.item() for error in errors) / len(errors) * len(part)
+    return total / len(rows)
+
+
+def quantized_weights(problem: BlockProblem, codes: Sequence[mx.array]) -> list[mx.array]:
+    """The values that MLX dequantizes integer codes to, one float32 matrix a linear."""
+    return [
+        dequantize(pack(code, scales)) for code, scales in zip(codes, problem.scales, strict=True)
+    ]
