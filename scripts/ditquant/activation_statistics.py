@@ -3,7 +3,7 @@
 One job measures one image, so statistics of several images must merge: whatever images a job took
 and in whatever order files are merged, the result has the same bits. Extremes and counts merge
 exactly by themselves. Sums of floats do not (addition of floats is not associative), so averages
-are kept as sums of integers in units of 2^-24: exact up to 2^15 images with values below 2^24 each.
+are kept as sums of integers in units of 2^-20, exact for values below 2^30 and up to 2^13 images.
 
 q, k and v read one input; it is kept once, under the name of the first linear that reads it.
 """
@@ -23,19 +23,19 @@ from .errors import UserError
 
 KIND = "ditquant.activation_statistics"
 
-_UNIT = 2.0**-24
-_LARGEST = 2.0**24
+_UNIT = 2.0**-20
+_LARGEST = 2.0**30
 
 
 def to_fixed(values: np.ndarray) -> np.ndarray:
-    """Rounds to int64 multiples of 2^-24, so that sums do not depend on their order.
+    """Rounds to int64 multiples of 2^-20, so that sums do not depend on their order.
 
     Raises:
-        ValueError: a value that is not below 2^24.
+        ValueError: a value that is not below 2^30.
     """
     values = np.asarray(values, dtype=np.float64)
     if not np.all(np.abs(values) < _LARGEST):
-        raise ValueError(f"a statistic of {np.abs(values).max()} exceeds the range of 2^24")
+        raise ValueError(f"a statistic of {np.abs(values).max()} exceeds the range of 2^30")
     return np.rint(values / _UNIT).astype(np.int64)
 
 
@@ -46,9 +46,9 @@ class InputStatistics:
     Attributes:
         channel_min, channel_max: (S, channels) float32, the extremes over images and tokens.
         sum_channel_min, sum_channel_max: (S, channels) int64, each image's extremes summed, in
-            units of 2^-24.
-        sum_absmax: (S,) int64, each image's largest |x| summed, in units of 2^-24.
-        sum_mean_square: (S,) int64, each image's mean of x^2 summed, in units of 2^-24.
+            units of 2^-20.
+        sum_absmax: (S,) int64, each image's largest |x| summed, in units of 2^-20.
+        sum_mean_square: (S,) int64, each image's mean of x^2 summed, in units of 2^-20.
         histogram: (S, NUM_BINS) int64 counts of |x|, see `histogram`.
     """
 
@@ -140,7 +140,8 @@ class Statistics:
         images: names of the images, sorted.
         steps: indices of the S measured steps in the calibration's schedule.
         sigmas: (S,) float32, descending.
-        input_of: linear name -> name of its input (the first linear that reads the same array).
+        input_of: linear name -> name of its input (the first linear that reads the same array), in
+            the order of `blocks.all_linears`.
         post_gelu: linears whose input has passed GELU.
         inputs: input name -> statistics.
     """
@@ -215,7 +216,8 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
         "kind": KIND,
         "model": statistics.model,
         "images": list(statistics.images),
-        "input_of": statistics.input_of,
+        # Pairs, since metadata sorts the keys of a mapping and the order of layers is meant.
+        "input_of": list(statistics.input_of.items()),
         "post_gelu": sorted(statistics.post_gelu),
     }
     save_tensors(path, tensors, metadata)
@@ -232,7 +234,7 @@ def load_statistics(path: str | Path) -> Statistics:
         raise UserError(f"{path} holds no activation statistics: delete it and run again.")
     arrays = {name: to_numpy(array) for name, array in load_tensors(path).items()}
     images = tuple(json.loads(metadata["images"]))
-    input_of: dict[str, str] = json.loads(metadata["input_of"])
+    input_of = dict(json.loads(metadata["input_of"]))
     return Statistics(
         model=metadata["model"],
         images=images,

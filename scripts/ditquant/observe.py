@@ -130,7 +130,11 @@ def measure_image(
         images=(image,),
         steps=tuple(steps),
         sigmas=to_numpy(trajectory.sigmas)[list(steps)],
-        input_of=recorder.input_of,
+        input_of={linear.name: recorder.input_of[linear.name] for linear in linears},
         post_gelu=frozenset(linear.name for linear in linears if linear.is_post_gelu),
-        inputs={name: _stacked(name, [row[name] for row in rows]) for name in rows[0]},
+        inputs={
+            linear.name: _stacked(linear.name, [row[linear.name] for row in rows])
+            for linear in linears
+            if linear.name in rows[0]
+        },
     )

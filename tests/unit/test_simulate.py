@@ -1,0 +1,271 @@
+"""Fake quantization: values, lookup by sigma, and configurations that do not fit."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from ditquant.artifacts import write_json
+from ditquant.backend import mx, to_numpy
+from ditquant.blocks import all_linears
+from ditquant.calibration import Conditioning, Trajectory
+from ditquant.errors import UserError
+from ditquant.observe import measure_image
+from ditquant.ranges import CONFIG_FORMAT, single_tier
+from ditquant.sampling import initial_latents, sample_euler, sigma_schedule
+from ditquant.simulate import fake_quantize, load_quant_config, simulated_activations
+from support.models import build_mmdit
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_mmdit(seed=7)
+
+
+@pytest.fixture(scope="module")
+def conditioning():
+    mx.random.seed(2)
+    return Conditioning(mx.random.normal((2, 7, 32)), mx.random.normal((2, 32)))
+
+
+def sample(model, conditioning, num_steps=STEPS, before_step=None, latents=None):
+    sigmas = sigma_schedule(num_steps, 3.0)
+    start = initial_latents(4, (1, 8, 8, 16), sigmas[0])
+    return to_numpy(
+        sample_euler(
+            model, start, sigmas, conditioning.tokens, conditioning.pooled, 4.0,
+            before_step=before_step,
+            observer=None if latents is None else lambda step: latents.append(step.latents),
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(model, conditioning):
+    latents: list[mx.array] = []
+    final = sample(model, conditioning, latents=latents)
+    sigmas = sigma_schedule(STEPS, 3.0)
+    path = Trajectory(
+        mx.concatenate([*latents, mx.array(final)]),
+        sigmas,
+        sigmas[:-1] * 1000,
+        conditioning,
+        4.0,
+        "",
+    )
+    return measure_image(model, path, list(range(STEPS)), "tiny", "0000")
+
+
+@pytest.fixture(scope="module")
+def document(measured):
+    return single_tier(measured, 8, "step", "absmax")
+
+
+def configuration(tmp_path, document):
+    path = tmp_path / "quant_config.json"
+    write_json(path, CONFIG_FORMAT, document)
+    return load_quant_config(path)
+
+
+def simulate(model, conditioning, config, num_steps=STEPS):
+    with simulated_activations(model, config) as before_step:
+        return sample(model, conditioning, num_steps, before_step)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(((found - expected) ** 2).sum() / (expected**2).sum())
+
+
+# ------------------------------------------------------------------------------- the function
+
+
+def test_known_values():
+    x = mx.array([0.0, 0.24, 0.26, -0.26, 63.4, 63.6, 1000.0, -63.9, -64.1, -1000.0])
+    expected = [0.0, 0.0, 0.5, -0.5, 63.5, 63.5, 63.5, -64.0, -64.0, -64.0]
+    assert fake_quantize(x, 0.5, 8).tolist() == expected
+    four = mx.array([0.9, 7.4, 7.6, -8.4, -9.0])
+    assert fake_quantize(four, 1.0, 4).tolist() == [1.0, 7.0, 7.0, -8.0, -8.0]
+
+
+def test_a_shift_moves_the_codes():
+    x = mx.array([-0.2, 2.0, 4.25, 9.0])
+    # Codes of (x - 2) / 0.5, clipped to -8 .. 7.
+    assert fake_quantize(x, 0.5, 4, shift=2.0).tolist() == [0.0, 2.0, 4.0, 5.5]
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8, 16])
+@pytest.mark.parametrize("shift", [0.0, 1.7])
+def test_inside_the_range_the_error_is_half_a_step_at_most(bits, shift):
+    scale = 2.0 / (2 ** (bits - 1) - 1)
+    x = shift + mx.linspace(-2, 2, 10_001)
+    error = np.abs(to_numpy(fake_quantize(x, scale, bits, shift)) - to_numpy(x))
+    # Beside s/2, float32 rounds values below 4 by 2^-22 at most, three times.
+    assert error.max() <= scale / 2 + 3 * 2.0**-22
+    assert error.max() > 0.45 * scale
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+def test_the_dtype_stays_and_the_arithmetic_is_float32(dtype):
+    x = mx.random.normal((4, 3, 1, 8)).astype(dtype)
+    result = fake_quantize(x, 0.0371, 8)
+    assert result.dtype == dtype
+    values = to_numpy(x).astype(np.float32)
+    scale = np.float32(0.0371)
+    codes = np.clip(np.rint(values / scale), -128, 127).astype(np.float32)
+    expected = mx.array(codes * scale).astype(dtype)
+    assert mx.array_equal(result, expected)
+
+
+# ------------------------------------------------------------------------------ configurations
+
+
+@pytest.mark.parametrize("num_steps", [20, 28, 50])
+def test_the_nearest_measured_sigma_is_taken_whatever_the_number_of_steps(
+    tmp_path, document, num_steps
+):
+    config = configuration(tmp_path, document)
+    measured_sigmas = np.array(config.sigmas)
+    for sigma in sigma_schedule(num_steps, 3.0)[:-1].tolist():
+        distance = np.abs(measured_sigmas - sigma)
+        assert distance[config.row(sigma)] == distance.min()
+    assert config.row(1.0) == 0
+    assert config.row(0.0) == len(measured_sigmas) - 1
+
+
+@pytest.mark.parametrize("num_steps", [3, 9])
+def test_scales_follow_sigma_and_not_the_step_index(
+    tmp_path, model, conditioning, document, num_steps
+):
+    config = configuration(tmp_path, document)
+    sigmas = sigma_schedule(num_steps, 3.0)
+    scale_of = config.layers["mm01.img.mlp.fc1"].scales
+    seen: list[mx.array] = []
+
+    def keep(linear, x):
+        if linear.name == "mm01.img.mlp.fc1":
+            seen.append(x)
+
+    with simulated_activations(model, config) as before_step:
+        # The second tap stands between the quantizer's and the linear.
+        linears = all_linears(model)
+        inner = [linear.module for linear in linears]
+        for tap in inner:
+            tap.module = _Keeping(tap.module, keep, linears[inner.index(tap)])
+        try:
+            sample(model, conditioning, num_steps, before_step)
+        finally:
+            for tap in inner:
+                tap.module = tap.module.wrapped
+    for sigma, x in zip(sigmas[:-1].tolist(), seen, strict=True):
+        codes = to_numpy(x) / np.float32(scale_of[config.row(sigma)])
+        np.testing.assert_allclose(codes, np.rint(codes), atol=1e-4)
+
+
+class _Keeping:
+    """Shows a linear's input; not a module, so that parameters stay as they are."""
+
+    def __init__(self, wrapped, keep, linear):
+        self.wrapped, self._keep, self._linear = wrapped, keep, linear
+
+    def __call__(self, x):
+        self._keep(self._linear, x)
+        return self.wrapped(x)
+
+
+def test_static_equals_step_when_the_scales_are_equal(tmp_path, model, conditioning, document):
+    static, step = copy.deepcopy(document), copy.deepcopy(document)
+    for name, layer in step["layers"].items():
+        for key in ("bits", "scales", "shifts"):
+            if key in layer:
+                static["layers"][name][key] = layer[key][:1]
+                layer[key] = layer[key][:1] * STEPS
+    results = [
+        simulate(model, conditioning, configuration(tmp_path, made)) for made in (static, step)
+    ]
+    np.testing.assert_array_equal(*results)
+
+
+def test_sixteen_bits_leave_the_result_alone_and_fewer_bits_err_more(
+    tmp_path, model, conditioning, measured
+):
+    full = sample(model, conditioning)
+    errors = {
+        bits: relative_error(
+            simulate(
+                model, conditioning,
+                configuration(tmp_path, single_tier(measured, bits, "step", "absmax")),
+            ),
+            full,
+        )
+        for bits in (4, 6, 8, 16)
+    }  # fmt: skip
+    assert errors[4] > errors[6] > errors[8] > errors[16]
+    # Error goes with the square of the step: 16 bits have (127 / 32767)^2 of that of 8 bits. The
+    # factor allows for the network's reaction not being linear and for float32.
+    assert errors[16] < 10 * errors[8] * (127 / 32767) ** 2 + 1e-10
+    assert errors[8] < 0.05
+
+
+def test_the_model_is_left_as_it_was(tmp_path, model, conditioning, document):
+    before = sample(model, conditioning)
+    simulate(model, conditioning, configuration(tmp_path, document))
+    np.testing.assert_array_equal(sample(model, conditioning), before)
+
+
+# -------------------------------------------------------------------------------- what is refused
+
+
+def test_a_forward_pass_before_the_first_sigma_is_a_bug(tmp_path, model, conditioning, document):
+    config = configuration(tmp_path, document)
+    with simulated_activations(model, config), pytest.raises(RuntimeError, match="before_step"):
+        sample(model, conditioning)
+
+
+def test_unknown_layers_are_refused(tmp_path, model, document):
+    changed = copy.deepcopy(document)
+    changed["layers"]["mm07.img.mlp.fc1"] = changed["layers"].pop("mm01.img.mlp.fc1")
+    config = configuration(tmp_path, changed)
+    with (
+        pytest.raises(
+            UserError, match=r"unknown layers: 1 .*mm07\.img\.mlp\.fc1.*missing layers: 1"
+        ),
+        simulated_activations(model, config),
+    ):
+        pass
+
+
+def test_a_configuration_of_other_widths_is_refused(tmp_path, conditioning, document):
+    wider = build_mmdit(hidden_size=128)
+    config = configuration(tmp_path, document)
+    with (
+        simulated_activations(wider, config) as before_step,
+        pytest.raises(UserError, match="reads 128 channels.*tiny has 64"),
+    ):
+        sample(wider, conditioning, before_step=before_step)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scales", [0.1, 0.2], "one for each of the 6 sigmas; found 6, 2 and 2"),
+        ("scales", [0.0] * STEPS, "must be positive"),
+        ("bits", [1] * STEPS, "bits 2 to 16"),
+        ("bits", [8], "found 1, 6 and 6"),
+    ],
+)
+def test_entries_that_do_not_fit_together_are_refused(tmp_path, document, key, value, message):
+    changed = copy.deepcopy(document)
+    changed["layers"]["mm00.txt.mlp.fc1"][key] = value
+    with pytest.raises(UserError, match=message):
+        configuration(tmp_path, changed)
+
+
+def test_a_garbled_file_is_refused(tmp_path, document):
+    changed = copy.deepcopy(document)
+    del changed["layers"]["mm00.txt.mlp.fc1"]["scales"]
+    with pytest.raises(UserError, match="lacks or garbles 'scales'"):
+        configuration(tmp_path, changed)
