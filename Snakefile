@@ -29,6 +29,10 @@ localrules:
     activations,
     plots,
     inference,
+    compare,
+    diff_stats,
+    evaluate,
+    report,
     quantize,
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from .artifacts import read_json
-from .charts import as_svg, figure, variant_colors
+from .charts import as_svg, figure, styled, variant_colors
 
 BLOCK_FORMAT = "ditquant.block_result"
 
@@ -77,11 +77,12 @@ def weight_sqnr(blocks: Path) -> dict[str, float]:
     return found
 
 
+@styled()
 def block_chart(recipes: Sequence[Mapping[str, Any]]) -> str:
     """Every block's error by recipe, as SVG; a logarithmic scale."""
     names = [block["name"] for block in recipes[0]["blocks"]]
     colors = variant_colors([recipe["name"] for recipe in recipes])
-    chart, axes = figure(max(6.4, 0.34 * len(names) + 2), 3.2)
+    chart, axes = figure(max(8.6, 0.34 * len(names) + 2), 3.1)
     for marker, recipe in zip("os^Dv<>" * len(recipes), recipes, strict=False):
         errors = [block["error"] for block in recipe["blocks"]]
         name = recipe["name"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ContextDecorator
 
 import matplotlib
 
 matplotlib.use("svg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # A colour that no plot uses; `as_svg` exchanges it.
@@ -44,17 +45,22 @@ _STYLE = {
 }
 
 
-def figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure in the common style, in inches, and its axes."""
-    with plt.rc_context(_STYLE):
-        return plt.subplots(1, columns, figsize=(width, height), layout="constrained", **options)
+def styled() -> ContextDecorator:
+    """The common style, as a decorator of a function that draws."""
+    return plt.rc_context(_STYLE)
 
 
+@styled()
+def figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one plot in the common style; sizes in inches."""
+    return plt.subplots(figsize=(width, height), layout="constrained")
+
+
+@styled()
 def as_svg(chart: Figure) -> str:
     """The figure as an <svg> element for a page, which scales and takes the page's ink and font."""
     text = io.StringIO()
-    with plt.rc_context(_STYLE):
-        chart.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    chart.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     plt.close(chart)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]

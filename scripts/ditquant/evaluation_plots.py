@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from .charts import as_svg, figure, variant_colors
+from .charts import as_svg, figure, styled, variant_colors
 
 Document = Mapping[str, Any]
 
@@ -38,6 +38,7 @@ _SCORES = {
 }
 
 
+@styled()
 def plot_scores(documents: Sequence[Document], key: str) -> str:
     """One score of every caption, one row a variant.
 
@@ -70,6 +71,7 @@ _CURVES = {
 }
 
 
+@styled()
 def plot_sigma_curves(documents: Sequence[Document], key: str) -> str:
     """Medians over captions against sigma, from noise (left) to picture (right).
 
