@@ -243,7 +243,7 @@ def test_a_configuration_of_other_widths_is_refused(tmp_path, conditioning, docu
     config = configuration(tmp_path, document)
     with (
         simulated_activations(wider, config) as before_step,
-        pytest.raises(UserError, match="reads 128 channels.*tiny has 64"),
+        pytest.raises(UserError, match=r"reads 128 channels.*tiny has 64"),
     ):
         sample(wider, conditioning, before_step=before_step)
 
