@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,6 @@ from .rounding import (
     is_binary,
     rectified_sigmoid,
     rectified_sigmoid_slope,
-    regularizer,
     regularizer_slope,
     soft_codes,
     soft_codes_slope,
@@ -79,7 +78,7 @@ class State:
         alphas: rounding variables (outputs, inputs) float32.
         means, squares: Adam's moments of their gradients.
         iteration: steps done.
-        history: {"iteration", "error", "regularizer", "binary_share"} now and then.
+        history: {"iteration", "error", "binary_share"} now and then.
     """
 
     alphas: list[mx.array]
@@ -135,22 +134,8 @@ def annealed_beta(progress: float) -> float:
     return _BETA_START + (_BETA_END - _BETA_START) * progress
 
 
-@dataclass(frozen=True)
-class _Kernels:
-    """The two element-wise halves of an iteration, each fused to one pass over the weights.
-
-    Attributes:
-        soften: (alpha, steps, scale, zero) -> (h, soft weight).
-        advance: one Adam step on alpha, see `_kernels`.
-    """
-
-    soften: Callable[..., tuple[mx.array, mx.array]]
-    advance: Callable[..., tuple[mx.array, mx.array, mx.array]]
-
-
-def _kernels(levels: int) -> _Kernels:
-    """All arrays have the shape of the weight matrix: broadcasts would not vectorise on the CPU."""
-    keep_mean, keep_square = _ADAM_DECAY
+def _soften(levels: int) -> Callable[..., tuple[mx.array, mx.array]]:
+    """(alpha, steps, scale, zero) -> h and the soft weight, in one pass over the weights."""
 
     def soften(
         alpha: mx.array, steps: mx.array, scale: mx.array, zero: mx.array
@@ -158,17 +143,29 @@ def _kernels(levels: int) -> _Kernels:
         h = rectified_sigmoid(alpha)
         return h, (soft_codes(steps, h, levels) - zero) * scale
 
+    return compiled(soften)
+
+
+def _advance(levels: int) -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
+    """One Adam step on alpha, fused into one pass: -> alpha and both moments.
+
+    Its arguments, all but the last three of the weight's shape: alpha and the moments; d error /
+    d soft weight; lambda d regulariser / dh; h; steps; scale; the learning rate and the two bias
+    corrections 1 / (1 - decay^t), scalars that are arrays, since a number would recompile.
+    """
+    keep_mean, keep_square = _ADAM_DECAY
+
     def advance(
         alpha: mx.array,
         mean: mx.array,
         square: mx.array,
-        weight_slope: mx.array,  # d error / d soft weight
-        penalty_slope: mx.array,  # lambda d mean(regulariser) / dh
+        weight_slope: mx.array,
+        penalty_slope: mx.array,
         h: mx.array,
         steps: mx.array,
         scale: mx.array,
         rate: mx.array,
-        mean_correction: mx.array,  # 1 / (1 - decay^t)
+        mean_correction: mx.array,
         square_correction: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array]:
         slope = weight_slope * scale * soft_codes_slope(steps, levels) + penalty_slope
@@ -178,7 +175,80 @@ def _kernels(levels: int) -> _Kernels:
         root = mx.sqrt(square * square_correction) + _ADAM_EPSILON
         return alpha - rate * mean * mean_correction / root, mean, square
 
-    return _Kernels(compiled(soften), compiled(advance))
+    return compiled(advance)
+
+
+class _Learner:
+    """What stays the same from iteration to iteration, and one iteration.
+
+    Scales and zero points are spread to the weights' shape: a broadcast inside a fused kernel
+    would keep it from being vectorised on the CPU.
+    """
+
+    def __init__(self, problem: BlockProblem, options: Options, rtn_error: float, seed: int):
+        self._problem, self._options, self._seed = problem, options, seed
+        self._strength = options.regularizer * rtn_error
+        self._count = sum(weight.size for weight in problem.weights)
+        pairs = list(zip(problem.weights, problem.scales, strict=True))
+        self.steps = [steps_of(weight, scales) for weight, scales in pairs]
+        self._scale = [_spread(scales.scales, scales) for scales in problem.scales]
+        self._zero = [_spread(scales.zeros, scales) for scales in problem.scales]
+        mx.eval(self.steps, self._scale, self._zero)
+        self._soften, self._advance = _soften(problem.levels), _advance(problem.levels)
+        self._loss_scale = _loss_scale(problem, options.batch_size)
+        self._slopes = mx.value_and_grad(self._scaled_error)
+
+    def start(self) -> State:
+        alphas = [start_alpha(steps) for steps in self.steps]
+        return State(
+            alphas,
+            [mx.zeros_like(alpha) for alpha in alphas],
+            [mx.zeros_like(alpha) for alpha in alphas],
+        )
+
+    def _scaled_error(self, weights: list[mx.array], rows: mx.array) -> mx.array:
+        errors = stream_errors(self._problem, weights, rows)
+        return self._loss_scale * sum(errors) / len(errors)
+
+    def _penalty_slope(self, h: mx.array, progress: float) -> mx.array:
+        if progress < 0:
+            return mx.zeros_like(h)
+        beta = mx.array(annealed_beta(progress))
+        return (self._strength / self._count) * regularizer_slope(h, beta)
+
+    def iterate(self, state: State) -> None:
+        """One step: advances `state` and, now and then, its history."""
+        options = self._options
+        warmup = options.warmup * options.iterations
+        progress = (state.iteration - warmup) / (options.iterations - warmup)
+        chosen = batch_rows(self._problem, options.batch_size, self._seed, state.iteration)
+        arrays = zip(state.alphas, self.steps, self._scale, self._zero, strict=True)
+        soft = [self._soften(*four) for four in arrays]
+        error, slopes = self._slopes([weight for _, weight in soft], mx.array(chosen))
+        done = state.iteration + 1
+        numbers = [mx.array(options.learning_rate, dtype=mx.float32)]
+        numbers += [mx.array(1 / (1 - keep**done), dtype=mx.float32) for keep in _ADAM_DECAY]
+        updated = [
+            self._advance(
+                state.alphas[index],
+                state.means[index],
+                state.squares[index],
+                slopes[index] / self._loss_scale,
+                self._penalty_slope(h, progress),
+                h,
+                self.steps[index],
+                self._scale[index],
+                *numbers,
+            )
+            for index, (h, _) in enumerate(soft)
+        ]
+        mx.eval(error, updated)
+        state.alphas, state.means, state.squares = map(list, zip(*updated, strict=True))
+        state.iteration = done
+        if done % max(1, options.iterations // _HISTORY_POINTS) == 0 or done == options.iterations:
+            binary = sum(mx.sum(is_binary(rectified_sigmoid(a))).item() for a in state.alphas)
+            point = {"iteration": done, "error": error.item() / self._loss_scale}
+            state.history.append({**point, "binary_share": binary / self._count})
 
 
 def _spread(values: mx.array, scales: Scales) -> mx.array:
@@ -192,11 +262,6 @@ def _loss_scale(problem: BlockProblem, batch: int) -> float:
         return 1.0
     elements = max(target[0].size for target in problem.data.targets) * batch
     return 2.0 ** math.floor(math.log2(elements))
-
-
-def _binary_share(alphas: Sequence[mx.array]) -> float:
-    binary = [mx.sum(is_binary(rectified_sigmoid(alpha))) for alpha in alphas]
-    return sum(count.item() for count in binary) / sum(alpha.size for alpha in alphas)
 
 
 def learn(
@@ -218,86 +283,21 @@ def learn(
     Returns:
         Hard codes of each linear, (outputs, inputs) float32 integers, and the final state.
     """
-    steps = [steps_of(w, s) for w, s in zip(problem.weights, problem.scales, strict=True)]
-    scale = [_spread(s.scales, s) for s in problem.scales]
-    zero = [_spread(s.zeros, s) for s in problem.scales]
-    state = load_state(resume, key) if resume else None
-    if state is None:
-        alphas = [start_alpha(step) for step in steps]
-        zeros = [mx.zeros_like(alpha) for alpha in alphas]
-        state = State(alphas, list(zeros), list(zeros))
-    mx.eval(steps, scale, zero, state.alphas)
-    kernels = _kernels(problem.levels)
-    count = sum(weight.size for weight in problem.weights)
-    loss_scale = _loss_scale(problem, options.batch_size)
-    total, warmup = options.iterations, int(options.warmup * options.iterations)
-
-    def error(weights: list[mx.array], rows: mx.array) -> mx.array:
-        errors = stream_errors(problem, weights, rows)
-        return loss_scale * sum(errors) / len(errors)
-
-    slopes = mx.value_and_grad(error)
+    learner = _Learner(problem, options, rtn_error, seed)
+    state = (load_state(resume, key) if resume else None) or learner.start()
+    total = options.iterations
     with (
         weights_restored(problem),
         ticking(f"rounding of {problem.block.name}", total, state.iteration) as tick,
     ):
         while state.iteration < total:
-            progress = max(0.0, (state.iteration - warmup) / (total - warmup))
-            beta = mx.array(annealed_beta(progress))
-            strength = options.regularizer * rtn_error if state.iteration >= warmup else 0.0
-            done = state.iteration + 1
-            numbers = [
-                mx.array(number, dtype=mx.float32)
-                for number in (
-                    options.learning_rate,
-                    1 / (1 - _ADAM_DECAY[0] ** done),
-                    1 / (1 - _ADAM_DECAY[1] ** done),
-                )
-            ]
-            rows = mx.array(batch_rows(problem, options.batch_size, seed, state.iteration))
-            soft = [
-                kernels.soften(*arrays)
-                for arrays in zip(state.alphas, steps, scale, zero, strict=True)
-            ]
-            loss, weight_slopes = slopes([weight for _, weight in soft], rows)
-            updated = []
-            for index, (h, _) in enumerate(soft):
-                if strength:
-                    penalty = (strength / count) * regularizer_slope(h, beta)
-                else:
-                    penalty = mx.zeros_like(h)
-                updated.append(
-                    kernels.advance(
-                        state.alphas[index],
-                        state.means[index],
-                        state.squares[index],
-                        weight_slopes[index].astype(mx.float32) / loss_scale,
-                        penalty,
-                        h,
-                        steps[index],
-                        scale[index],
-                        *numbers,
-                    )
-                )
-            state.alphas, state.means, state.squares = map(list, zip(*updated, strict=True))
-            state.iteration = done
-            mx.eval(loss, updated)
-            if done % max(1, total // _HISTORY_POINTS) == 0 or done == total:
-                penalties = sum(mx.sum(regularizer(h, beta)).item() for h, _ in soft)
-                state.history.append(
-                    {
-                        "iteration": done,
-                        "error": loss.item() / loss_scale,
-                        "regularizer": penalties / count,
-                        "binary_share": _binary_share(state.alphas),
-                    }
-                )
-            if resume and done % max(1, total // _SAVES) == 0 and done < total:
+            learner.iterate(state)
+            if resume and state.iteration % max(1, total // _SAVES) == 0:
                 save_state(resume, state, key)
             tick()
     codes = [
-        hard_codes(step, alpha, problem.levels)
-        for step, alpha in zip(steps, state.alphas, strict=True)
+        hard_codes(steps, alpha, problem.levels)
+        for steps, alpha in zip(learner.steps, state.alphas, strict=True)
     ]
     mx.eval(codes)
     return codes, state

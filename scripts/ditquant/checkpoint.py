@@ -44,6 +44,16 @@ class PackedLinear(nn.QuantizedLinear):
         return rows.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
 
+def _packed_of(name: str, tensors: Mapping[str, mx.array], size: Mapping[str, Any]) -> Packed:
+    return Packed(
+        weight=tensors[f"{name}.weight"],
+        scales=tensors[f"{name}.scales"],
+        biases=tensors[f"{name}.biases"],
+        bits=size["bits"],
+        group_size=size["group_size"],
+    )
+
+
 def read_packed(files: Sequence[str | Path]) -> dict[str, Packed]:
     """Linear's name -> quantized weight, from the files of `optimize_block`."""
     packed = {}
@@ -51,8 +61,7 @@ def read_packed(files: Sequence[str | Path]) -> dict[str, Packed]:
         tensors = load_tensors(file)
         sizes = json.loads(load_metadata(file)["quantization"])
         for name, size in sizes.items():
-            parts = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
-            packed[name] = Packed(*parts, bits=size["bits"], group_size=size["group_size"])
+            packed[name] = _packed_of(name, tensors, size)
     return packed
 
 
@@ -102,14 +111,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} is no quantized checkpoint: it has no {CONFIG_FILE}.")
     return read_json(path, FORMAT)
-
-
-def _packed_of(
-    path: str, tensors: Mapping[str, mx.array], quantization: Mapping[str, Any]
-) -> Packed:
-    size = quantization.get(path) or quantization
-    parts = (tensors[f"{path}.{part}"] for part in ("weight", "scales", "biases"))
-    return Packed(*parts, bits=size["bits"], group_size=size["group_size"])
 
 
 def _packed_linear(linear: nn.Linear, packed: Packed) -> PackedLinear:
@@ -166,7 +167,7 @@ def _parameters(
     modules = dict(model.named_modules())
     parameters = dict(tensors)
     for path in paths:
-        quantized = _packed_of(path, tensors, quantization)
+        quantized = _packed_of(path, tensors, quantization.get(path) or quantization)
         if packed:
             layer = _packed_linear(modules[path], quantized)
             model.update_modules(tree_unflatten([(path, layer)]))
