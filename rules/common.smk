@@ -49,9 +49,9 @@ def known(kind, name, names):
     return name
 
 
-def code(script):
-    """Digest of a script and of the library modules that it imports."""
-    return code_digest(ROOT / "scripts" / script)
+def code(script, without=()):
+    """Digest of a script and of the library modules that it imports, but for those left out."""
+    return code_digest(ROOT / "scripts" / script, tuple(without))
 
 
 def model_params():

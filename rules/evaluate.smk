@@ -88,7 +88,7 @@ rule evaluate_variant:
         weights=lambda wildcards: checkpoint_folder(wildcards.variant),
         shards=[str(shard) for shard in CAPTION_SHARDS],
         plan=EVALUATION_PLAN,
-        code=code("evaluate_variant.py"),
+        code=lambda wildcards: variant_code("evaluate_variant.py", wildcards.variant),
     message:
         "Evaluating {wildcards.variant}"
     script:

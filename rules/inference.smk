@@ -35,6 +35,19 @@ def variant_files(variant):
     return files
 
 
+# What a kind of variant does not run, so that a change there redoes no variant of the kind.
+UNUSED_MODULES = {
+    "full": ["checkpoint", "simulate"],
+    "weights": ["simulate"],
+    "native": ["simulate"],
+}
+
+
+def variant_code(script, variant):
+    kind = "full" if variant in ("full", "noise-floor") else variant.rpartition("-")[2]
+    return code(script, UNUSED_MODULES.get(kind, []))
+
+
 def asked_prompt(wildcards):
     return INFERENCE_PROMPTS[known("prompt", wildcards.prompt, INFERENCE_PROMPTS)]
 
@@ -78,7 +91,7 @@ rule generate_image:
         cfg_weight=config["inference"]["cfg_weight"],
         image_size=image_size(),
         seed=drawing_seed,
-        code=code("generate_image.py"),
+        code=lambda wildcards: variant_code("generate_image.py", wildcards.variant),
     message:
         "Drawing prompt {wildcards.prompt} by {wildcards.variant}"
     script:

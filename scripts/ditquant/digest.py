@@ -62,8 +62,13 @@ def _parsed(path: Path) -> tuple[str, ast.Module]:
     return ast.dump(_without_docstrings(tree)), tree
 
 
-def code_files(script: Path) -> list[Path]:
-    """The script and the library files it depends on, sorted."""
+def code_files(script: Path, without: tuple[str, ...] = ()) -> list[Path]:
+    """The script and the library files it depends on, sorted.
+
+    Args:
+        without: modules that this use of the script does not run ("simulate"); what only they
+            import is left out with them.
+    """
     package = script.parent / PACKAGE
     found: dict[Path, None] = {script: None}
     queue = [(script, script.stem, False)]
@@ -71,7 +76,7 @@ def code_files(script: Path) -> list[Path]:
         path, module, is_package = queue.pop()
         for name in _imports(_parsed(path)[1], module, is_package):
             file = _module_file(package, name)
-            if file is None or file in found or file.stem in _PLUMBING:
+            if file is None or file in found or file.stem in _PLUMBING.union(without):
                 continue
             found[file] = None
             queue.append((file, name, file.name == "__init__.py"))
@@ -79,10 +84,10 @@ def code_files(script: Path) -> list[Path]:
 
 
 @cache
-def code_digest(script: Path) -> str:
-    """16 hexadecimal digits that change when the code behind a script changes."""
+def code_digest(script: Path, without: tuple[str, ...] = ()) -> str:
+    """16 hexadecimal digits that change when the code behind a script changes; see `code_files`."""
     digest = hashlib.sha256()
-    for path in code_files(Path(script)):
+    for path in code_files(Path(script), without):
         digest.update(path.name.encode())
         digest.update(_parsed(path)[0].encode())
     return digest.hexdigest()[:16]

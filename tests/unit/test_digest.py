@@ -70,3 +70,18 @@ def test_the_script_itself_counts(scripts):
     before = digest_of(scripts, "list_calibration.py")
     append(scripts / "list_calibration.py", "\nEXTRA = 1\n")
     assert digest_of(scripts, "list_calibration.py") != before
+
+
+def test_a_module_that_is_left_out_counts_no_more_with_what_only_it_imports(scripts):
+    def digest_without(names: tuple[str, ...]) -> str:
+        digest.code_digest.cache_clear()
+        digest._parsed.cache_clear()
+        return digest.code_digest(scripts / "generate_image.py", names)
+
+    unused = ("checkpoint", "simulate")
+    before = {names: digest_without(names) for names in ((), unused)}
+    append(scripts / "ditquant" / "ranges.py", "\nEXTRA = 1\n")  # simulate imports it
+    assert digest_without(()) != before[()]
+    assert digest_without(unused) == before[unused]
+    append(scripts / "ditquant" / "sampling.py", "\nEXTRA = 1\n")
+    assert digest_without(unused) != before[unused]
