@@ -1,0 +1,83 @@
+"""A block as a function of its weights: errors, energies, and nothing left behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ditquant.backend import mx
+from ditquant.block_io import read_block
+from ditquant.grids import Grid
+from ditquant.recipes import rtn_codes
+from ditquant.reconstruct import (
+    block_error,
+    block_problem,
+    quantized_weights,
+    split_rows,
+    stream_errors,
+    weights_restored,
+)
+from support.block_data import write_block_io
+from support.models import build_mmdit, parameters
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_mmdit(seed=4)
+
+
+@pytest.fixture(scope="module")
+def problem(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("block_io")
+    files = [write_block_io(folder / f"{i}.safetensors", model, seed=i) for i in range(3)]
+    data = read_block(files, ["mm00", "mm01"], "mm00")
+    return block_problem(model, "mm00", data, Grid("group", 4, 32), holdout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("rows_per_image", "share", "train"),
+    [
+        ((20, 20, 20, 20, 20), 0.2, 80),
+        ((20, 20, 20, 20, 20), 0.5, 60),
+        ((20, 20), 0.5, 20),
+        ((20, 20), 0.01, 20),
+        ((10,), 0.2, 8),
+        ((2,), 0.01, 1),
+    ],
+)
+def test_whole_images_are_held_out(rows_per_image, share, train):
+    rows, held_out = split_rows(rows_per_image, share)
+    assert len(rows) == train
+    assert np.array_equal(np.concatenate([rows, held_out]), np.arange(sum(rows_per_image)))
+
+
+def test_full_precision_weights_have_no_error(problem):
+    for rows in (problem.train, problem.held_out):
+        # Rows in another batch: float32 rounding, squared, in units of the update's power.
+        assert block_error(problem, problem.weights, rows) < 1e-9
+
+
+def test_dropping_a_streams_update_costs_its_whole_energy(problem, model):
+    """Gates at zero make a block the identity: an error of exactly one in every stream."""
+    zero = [mx.zeros_like(parameters) for parameters in problem.modulation]
+    still = type(problem)(**{**vars(problem), "modulation": tuple(zero)})
+    with weights_restored(still):
+        errors = stream_errors(still, still.weights, mx.array(still.train))
+    assert [error.item() for error in errors] == pytest.approx([1.0, 1.0], rel=1e-4)
+
+
+def test_round_to_nearest_costs_more_at_fewer_bits(problem, model):
+    errors = []
+    for bits in (2, 3, 4, 6, 8):
+        other = block_problem(model, "mm00", problem.data, Grid("group", bits, 32), 0.3)
+        errors.append(block_error(other, quantized_weights(other, rtn_codes(other)), other.train))
+    assert errors == sorted(errors, reverse=True)
+    # Each bit is worth a factor of four in power: 8 bits are 4 bits below 4 bits.
+    assert errors[2] / errors[4] == pytest.approx(4**4, rel=0.6)
+
+
+def test_the_model_is_left_as_it_was(problem, model):
+    before = {name: mx.array(value) for name, value in parameters(model).items()}
+    block_error(problem, quantized_weights(problem, rtn_codes(problem)), problem.train)
+    after = parameters(model)
+    assert all(mx.array_equal(value, after[name]) for name, value in before.items())

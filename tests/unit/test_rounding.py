@@ -1,0 +1,81 @@
+"""The AdaRound relaxation: its equations, and the closed-form slopes against differentiation."""
+
+from __future__ import annotations
+
+import pytest
+
+from ditquant.backend import mx, sigmoid
+from ditquant.rounding import (
+    hard_codes,
+    is_binary,
+    nearest_codes,
+    rectified_sigmoid,
+    rectified_sigmoid_slope,
+    regularizer,
+    regularizer_slope,
+    soft_codes,
+    soft_codes_slope,
+    start_alpha,
+)
+
+STEPS = mx.random.uniform(-1.5, 16.5, (2000,), key=mx.random.key(0))
+
+
+def test_sigmoid_is_mlx_sigmoid():
+    x = mx.linspace(-40.0, 40.0, 100001)
+    # A rational minimax approximation in float32 arithmetic.
+    assert mx.max(mx.abs(sigmoid(x) - mx.sigmoid(x))).item() < 4e-7
+
+
+def test_learning_starts_at_the_weights_themselves():
+    soft = soft_codes(STEPS, rectified_sigmoid(start_alpha(STEPS)), 16)
+    # h errs by some ulps of the sigmoid and of the logarithm before it
+    assert mx.max(mx.abs(soft - mx.clip(STEPS, 0, 15))).item() < 3e-6
+
+
+def test_hard_codes_of_the_start_are_the_nearest():
+    fraction = STEPS - mx.floor(STEPS)
+    clear = mx.abs(fraction - 0.5) > 1e-5
+    same = hard_codes(STEPS, start_alpha(STEPS), 16) == nearest_codes(STEPS, 16)
+    assert mx.all(same | ~clear).item()
+
+
+def test_hard_codes_round_up_from_alpha_zero():
+    steps = mx.array([3.2, 3.2, 15.7, -0.4])
+    alpha = mx.array([0.0, -0.1, 5.0, 5.0])
+    assert hard_codes(steps, alpha, 16).tolist() == [4, 3, 15, 0]
+
+
+def test_h_reaches_both_ends():
+    h = rectified_sigmoid(mx.array([-2.5, 0.0, 2.5]))
+    assert h.tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-6)
+    assert is_binary(mx.array([0.0, 0.009, 0.02, 0.5, 0.991, 1.0])).tolist() == [
+        True, True, False, False, True, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("beta", [2.0, 7.5, 20.0])
+def test_regularizer_slope(beta):
+    h = mx.linspace(0.0, 1.0, 1001)
+    expected = mx.grad(lambda h: mx.sum(regularizer(h, mx.array(beta))))(h)
+    assert mx.allclose(regularizer_slope(h, mx.array(beta)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_regularizer_vanishes_at_the_ends_and_peaks_between():
+    values = regularizer(mx.array([0.0, 0.5, 1.0]), mx.array(2.0))
+    assert values.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_rectified_sigmoid_slope():
+    # off the two kinks at |alpha| = log(11)
+    alpha = mx.linspace(-6.0, 6.0, 2000)
+    expected = mx.grad(lambda a: mx.sum(mx.clip(1.2 * mx.sigmoid(a) - 0.1, 0.0, 1.0)))(alpha)
+    slope = rectified_sigmoid_slope(rectified_sigmoid(alpha))
+    smooth = mx.abs(mx.abs(alpha) - 2.3979) > 1e-3
+    assert mx.allclose(mx.where(smooth, slope, 0), mx.where(smooth, expected, 0), atol=2e-6)
+
+
+def test_soft_codes_slope():
+    h = mx.full(STEPS.shape, 0.4)
+    expected = mx.grad(lambda h: mx.sum(soft_codes(STEPS, h, 16)))(h)
+    assert mx.array_equal(soft_codes_slope(STEPS, 16), expected)
