@@ -178,6 +178,15 @@ def split_variant(variant: str) -> tuple[str | None, str]:
     return recipe, kind
 
 
+_LEARNING_OPTIONS = ("iterations", "batch_size", "learning_rate", "regularizer", "warmup")
+
+
+def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a recipe's rounding reads: a changed default redoes no other recipe."""
+    unused = _LEARNING_OPTIONS if recipe["rounding"] == "rtn" else ()
+    return {key: value for key, value in recipe.items() if key not in unused}
+
+
 def check_recipes(config: Mapping[str, Any]) -> None:
     """Checks that every recipe that is named exists.
 

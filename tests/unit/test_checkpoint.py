@@ -1,0 +1,214 @@
+"""The native checkpoint: exact, loadable as mlx-lm loads its own, and refused when it is not one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from mlx.utils import tree_flatten
+
+from ditquant.artifacts import load_tensors, save_tensors, write_json
+from ditquant.backend import mx, nn
+from ditquant.blocks import all_linears
+from ditquant.checkpoint import (
+    FORMAT,
+    PackedLinear,
+    checkpoint_tensors,
+    load_quantized,
+    quantization_config,
+    read_packed,
+)
+from ditquant.errors import UserError
+from ditquant.grids import Grid, dequantize, fit_scales, pack, steps_of
+from ditquant.models.spec import read_spec
+from ditquant.rounding import nearest_codes
+from support.models import build_mmdit, parameters, write_folder
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return read_spec("local", str(write_folder(tmp_path_factory.mktemp("model"))), None)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The folder's MM-DiT as the pipeline has it: float16 values in float32."""
+    model = build_mmdit(seed=0)
+    model.set_dtype(mx.float16)
+    model.set_dtype(mx.float32)
+    return model
+
+
+@pytest.fixture(scope="module")
+def quantized(model):
+    """Two sizes in one checkpoint: 4 bits in groups of 32, and 8 bits in groups of 64 for fc2."""
+    packed = {}
+    for linear in all_linears(model):
+        grid = Grid("group", 8, 64) if linear.is_post_gelu else Grid("group", 4, 32)
+        scales = fit_scales(linear.module.weight, grid, linear.name)
+        steps = steps_of(linear.module.weight, scales)
+        packed[linear.name] = pack(nearest_codes(steps, grid.levels), scales)
+    return packed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, spec, model, quantized):
+    folder = tmp_path_factory.mktemp("weights") / "model"
+    save_tensors(folder / "model.safetensors", checkpoint_tensors(model, quantized))
+    quantization = quantization_config(model, quantized)
+    write_json(folder / "config.json", FORMAT, {"model": spec.name, "quantization": quantization})
+    return folder
+
+
+def test_config_names_what_differs(folder, model):
+    quantization = json.loads((folder / "config.json").read_text())["quantization"]
+    common = {key: quantization.pop(key) for key in ("group_size", "bits", "mode")}
+    assert common == {"group_size": 32, "bits": 4, "mode": "affine"}
+    paths = {linear.path for linear in all_linears(model) if linear.is_post_gelu}
+    assert quantization == {path: {"group_size": 64, "bits": 8, "mode": "affine"} for path in paths}
+
+
+def test_unquantized_parameters_are_stored_without_loss(folder, model):
+    tensors = load_tensors(folder / "model.safetensors")
+    paths = {linear.path for linear in all_linears(model)}
+    rest = [name for name in parameters(model) if name.removesuffix(".weight") not in paths]
+    for name in rest:
+        assert tensors[name].dtype == mx.float16
+        assert mx.array_equal(tensors[name].astype(mx.float32), parameters(model)[name])
+
+
+def test_float32_values_beyond_float16_stay_float32(model, quantized):
+    fine = build_mmdit(seed=0)
+    tensors = checkpoint_tensors(fine, quantized)
+    assert tensors["context_embedder.weight"].dtype == mx.float32
+
+
+def test_loads_as_mlx_lm_loads_its_checkpoints(folder, quantized):
+    """`load_model` of mlx-lm: quantize what the configuration or the file says, then load strictly."""
+    plain = build_mmdit(seed=1)
+    weights = load_tensors(folder / "model.safetensors")
+    quantization = json.loads((folder / "config.json").read_text())["quantization"]
+
+    def class_predicate(path, module):
+        if path in quantization:
+            return quantization[path]
+        if not hasattr(module, "to_quantized"):
+            return False
+        return f"{path}.scales" in weights
+
+    nn.quantize(
+        plain,
+        group_size=quantization["group_size"],
+        bits=quantization["bits"],
+        mode=quantization["mode"],
+        class_predicate=class_predicate,
+    )
+    plain.load_weights(list(weights.items()), strict=True)
+    for linear in all_linears(plain):
+        layer, expected = linear.module, quantized[linear.name]
+        values = mx.dequantize(
+            layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits
+        )
+        assert mx.array_equal(values.astype(mx.float32), dequantize(expected)), linear.name
+
+
+def test_dequantized_model_has_the_optimised_values(spec, folder, model, quantized):
+    loaded = load_quantized(spec, folder, mx.float32)
+    assert all(value.dtype == mx.float32 for _, value in tree_flatten(loaded.parameters()))
+    linears = {linear.name: linear.module for linear in all_linears(loaded)}
+    for name, packed in quantized.items():
+        assert type(linears[name]) is nn.Linear
+        assert mx.array_equal(linears[name].weight, dequantize(packed)), name
+    originals = {linear.name: linear.module for linear in all_linears(model)}
+    for name, layer in linears.items():
+        assert ("bias" in layer) == ("bias" in originals[name])
+        if "bias" in layer:
+            assert mx.array_equal(layer.bias, originals[name].bias)
+
+
+def test_packed_model_computes_the_same(spec, folder):
+    plain = load_quantized(spec, folder, mx.float32)
+    packed = load_quantized(spec, folder, mx.float32, packed=True)
+    x = mx.random.normal((2, 5, 1, 64), key=mx.random.key(3))
+    for one, other in zip(all_linears(plain), all_linears(packed), strict=True):
+        assert isinstance(other.module, PackedLinear)
+        rows = mx.tile(x, (1, 1, 1, one.module.weight.shape[1] // 64))
+        expected, output = one.module(rows), other.module(rows)
+        assert output.shape == expected.shape
+        # Up to 6 bits the same products, summed in another order. Eight-bit values are rounded to
+        # float16 by `dequantize` and not by the kernel: 2^-11 of each of 256 products of size ~0.1.
+        tolerance = 2e-3 if other.module.bits == 8 else 1e-4
+        assert mx.allclose(output, expected, rtol=1e-4, atol=tolerance), one.name
+
+
+def test_packed_linear_keeps_the_dtype_of_its_input():
+    layer = PackedLinear(64, 32, bias=False, group_size=32, bits=4)
+    layer.scales = layer.scales.astype(mx.float16)
+    layer.biases = layer.biases.astype(mx.float16)
+    x = mx.ones((1, 3, 1, 64), dtype=mx.bfloat16)
+    assert layer(x).dtype == mx.bfloat16
+    assert layer(x).shape == (1, 3, 1, 32)
+
+
+def test_blocks_are_read_back(tmp_path, quantized):
+    name = "mm00.img.mlp.fc2"
+    packed = quantized[name]
+    tensors = {f"{name}.{part}": getattr(packed, part) for part in ("weight", "scales", "biases")}
+    sizes = {name: {"bits": 8, "group_size": 64}}
+    save_tensors(tmp_path / "mm00.safetensors", tensors, {"quantization": sizes})
+    read = read_packed([tmp_path / "mm00.safetensors"])[name]
+    assert mx.array_equal(dequantize(read), dequantize(packed))
+
+
+def break_nothing_there(folder):
+    (folder / "config.json").unlink()
+
+
+def break_truncated(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def break_foreign_json(folder):
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+
+def break_other_model(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model": "sd3-medium"}))
+
+
+def break_other_tensors(folder):
+    save_tensors(folder / "model.safetensors", {"lm_head.weight": mx.zeros((4, 4))})
+
+
+def break_half_a_layer(folder):
+    tensors = load_tensors(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith(".biases"))
+    kept = {key: mx.array(value) for key, value in tensors.items() if key != name}
+    mx.eval(kept)
+    save_tensors(folder / "model.safetensors", kept)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_nothing_there, "has no config.json"),
+        (break_truncated, "truncated"),
+        (break_foreign_json, "is expected"),
+        (break_other_model, "a checkpoint of sd3-medium, not of tiny"),
+        (break_other_tensors, "does not fit tiny"),
+        (break_half_a_layer, "does not fit tiny"),
+    ],
+)
+def test_a_foreign_or_broken_checkpoint_is_a_clear_error(
+    spec, model, quantized, tmp_path, damage, message, packed
+):
+    folder = tmp_path / "model"
+    save_tensors(folder / "model.safetensors", checkpoint_tensors(model, quantized))
+    quantization = quantization_config(model, quantized)
+    write_json(folder / "config.json", FORMAT, {"model": spec.name, "quantization": quantization})
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        load_quantized(spec, folder, mx.float32, packed)

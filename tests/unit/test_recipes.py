@@ -1,0 +1,88 @@
+"""A proposal is judged on held-out rows and kept only if it beats RTN."""
+
+from __future__ import annotations
+
+import pytest
+
+from ditquant import recipes, settings
+from ditquant.backend import mx
+from ditquant.block_io import read_block
+from ditquant.grids import unpack_codes
+from ditquant.recipes import Proposal, quantize_block, recipe_grid, rtn_codes
+from ditquant.reconstruct import block_problem
+from support.block_data import write_block_io
+from support.models import build_mmdit
+
+RTN = {"rounding": "rtn", "grid": "group", "bits": 4, "group_size": 32, "holdout": 0.3}
+ADAROUND = {
+    **RTN, "rounding": "adaround", "iterations": 60, "batch_size": 8, "learning_rate": 0.15,
+    "regularizer": 1000.0, "warmup": 0.2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory):
+    model = build_mmdit(seed=4)
+    folder = tmp_path_factory.mktemp("block_io")
+    files = [write_block_io(folder / f"{i}.safetensors", model, seed=i) for i in range(4)]
+    data = read_block(files, ["mm00", "mm01"], "mm01")
+    return block_problem(model, "mm01", data, recipe_grid(RTN), RTN["holdout"])
+
+
+def codes_of(result, problem):
+    return [unpack_codes(result.packed[linear.name].weight, 4) for linear in problem.linears]
+
+
+def same(left, right):
+    return all(mx.array_equal(a, b).item() for a, b in zip(left, right, strict=True))
+
+
+def test_round_to_nearest_is_its_own_result(problem):
+    result = quantize_block(problem, RTN, seed=1)
+    document = result.document
+    assert document["kept"] == "rtn"
+    assert document["hard_error"]["rtn"] == document["hard_error"]["result"]
+    assert document["binary_share"] is None
+    assert same(codes_of(result, problem), rtn_codes(problem))
+    # The last text block of SD3 has neither o_proj nor mlp.
+    assert len(document["linears"]) == 9
+
+
+def test_a_better_proposal_is_kept(problem):
+    result = quantize_block(problem, ADAROUND, seed=1)
+    errors = result.document["hard_error"]
+    assert result.document["accepted"]
+    assert result.document["kept"] == "adaround"
+    assert errors["result"]["held_out"] < errors["rtn"]["held_out"]
+    assert result.document["binary_share"] == result.document["history"][-1]["binary_share"]
+    assert not same(codes_of(result, problem), rtn_codes(problem))
+
+
+def test_a_worse_proposal_is_refused_and_reported(problem, monkeypatch):
+    def worse(problem, recipe, run):
+        return Proposal([mx.clip(codes + 1, 0, 15) for codes in rtn_codes(problem)], 1.0)
+
+    monkeypatch.setitem(recipes.ROUNDINGS, "adaround", worse)
+    result = quantize_block(problem, ADAROUND, seed=1)
+    errors = result.document["hard_error"]
+    assert not result.document["accepted"]
+    assert result.document["kept"] == "rtn"
+    assert errors["result"]["held_out"] > errors["rtn"]["held_out"]
+    assert same(codes_of(result, problem), rtn_codes(problem))
+
+
+def test_weight_errors_are_those_of_the_packed_weights(problem):
+    result = quantize_block(problem, RTN, seed=1)
+    for linear, weight in zip(problem.linears, problem.weights, strict=True):
+        packed = result.packed[linear.name]
+        values = mx.dequantize(packed.weight, packed.scales, packed.biases, 32, 4)
+        error = mx.mean((values - weight) ** 2) / mx.mean(weight**2)
+        row = result.document["linears"][linear.name]
+        assert row["weight_error"] == pytest.approx(error.item(), rel=1e-5)
+        assert 10 ** (-row["weight_sqnr_db"] / 10) == pytest.approx(row["weight_error"], rel=1e-4)
+
+
+def test_a_recipe_has_the_options_that_it_reads():
+    options = {**ADAROUND}
+    assert settings.recipe_options(options) == ADAROUND
+    assert settings.recipe_options({**options, "rounding": "rtn"}) == RTN
