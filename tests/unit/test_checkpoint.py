@@ -1,4 +1,4 @@
-"""The native checkpoint: exact, loadable as mlx-lm loads its own, and refused when it is not one."""
+"""The native checkpoint: exact, loadable as mlx-lm loads its own, refused when it is none."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_float32_values_beyond_float16_stay_float32(model, quantized):
 
 
 def test_loads_as_mlx_lm_loads_its_checkpoints(folder, quantized):
-    """`load_model` of mlx-lm: quantize what the configuration or the file says, then load strictly."""
+    """As `load_model` of mlx-lm: quantize what configuration and file say, then load strictly."""
     plain = build_mmdit(seed=1)
     weights = load_tensors(folder / "model.safetensors")
     quantization = json.loads((folder / "config.json").read_text())["quantization"]
