@@ -39,10 +39,12 @@ def _module_file(package: Path, name: str) -> Path | None:
     return None
 
 
-def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
+@cache
+def _imports(path: Path, module: str) -> frozenset[str]:
     """Dotted names that a module may import; relative ones are made absolute."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    is_package = path.name == "__init__.py"
+    for node in ast.walk(_parsed(path)[1]):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -53,7 +55,7 @@ def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
                 base = ".".join([*kept, base] if base else kept)
             names.add(base)
             names.update(f"{base}.{alias.name}" for alias in node.names)
-    return names
+    return frozenset(names)
 
 
 @cache
@@ -71,15 +73,15 @@ def code_files(script: Path, without: tuple[str, ...] = ()) -> list[Path]:
     """
     package = script.parent / PACKAGE
     found: dict[Path, None] = {script: None}
-    queue = [(script, script.stem, False)]
+    queue = [(script, script.stem)]
     while queue:
-        path, module, is_package = queue.pop()
-        for name in _imports(_parsed(path)[1], module, is_package):
+        path, module = queue.pop()
+        for name in _imports(path, module):
             file = _module_file(package, name)
             if file is None or file in found or file.stem in _PLUMBING.union(without):
                 continue
             found[file] = None
-            queue.append((file, name, file.name == "__init__.py"))
+            queue.append((file, name))
     return sorted(found)
 
 

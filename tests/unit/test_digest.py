@@ -20,8 +20,8 @@ def scripts(tmp_path):
 
 
 def digest_of(scripts: Path, name: str) -> str:
-    digest.code_digest.cache_clear()
-    digest._parsed.cache_clear()
+    for cached in (digest.code_digest, digest._imports, digest._parsed):
+        cached.cache_clear()
     return digest.code_digest(scripts / name)
 
 

@@ -68,8 +68,8 @@ class Workspace:
             sys.executable, "-m", "snakemake", "--cores", "2",
             "--snakefile", str(self.root / "Snakefile"),
             "--workflow-profile", str(self.root / "profiles" / "default"),
-            "--directory", str(self.folder), "--configfile", str(self.folder / "config.yaml"),
-            *arguments,
+            "--configfile", str(self.folder / "config.yaml"),
+            "--directory", str(self.folder), *arguments,
         ]  # fmt: skip
 
     def snakemake(self, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
@@ -88,7 +88,7 @@ class Workspace:
 
     def plan(self, *arguments: str) -> Counter[str]:
         """Rule -> number of jobs that a dry run announces."""
-        done = self.snakemake("--dry-run", "--quiet", "host", *arguments)
+        done = self.snakemake(*arguments, "--dry-run", "--quiet", "host")
         table = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
         return Counter({rule: int(count) for rule, count in table if rule != "total"})
 
