@@ -123,10 +123,16 @@ def load_state(path: str | Path, key: str) -> State | None:
 
 
 def batch_rows(problem: BlockProblem, size: int, seed: int, iteration: int) -> np.ndarray:
-    """Training rows of one step, drawn without replacement; the same whenever asked for."""
+    """Training rows of one step; the same whenever asked for.
+
+    The rows are shuffled once an epoch and dealt out, so that Adam's first moment averages over
+    most of them: batches drawn independently leave it three times the noise.
+    """
+    size = min(size, len(problem.train))
+    epoch, place = divmod(iteration, len(problem.train) // size)
     block = zlib.crc32(problem.block.name.encode())
-    generator = np.random.default_rng([seed, block, iteration])
-    return generator.choice(problem.train, min(size, len(problem.train)), replace=False)
+    order = np.random.default_rng([seed, block, epoch]).permutation(problem.train)
+    return order[place * size : (place + 1) * size]
 
 
 def annealed_beta(progress: float) -> float:

@@ -131,13 +131,17 @@ def test_the_model_keeps_its_weights(problem, rtn):
     assert same(before.values(), parameters(block).values())
 
 
-def test_batches_are_training_rows_and_depend_on_the_iteration_alone(problem):
-    first, again, other = (batch_rows(problem, 8, 3, iteration) for iteration in (5, 5, 6))
-    assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert len(set(first)) == 8
-    assert set(first) <= set(problem.train)
-    assert len(batch_rows(problem, 10_000, 3, 0)) == len(problem.train)
+def test_every_training_row_is_dealt_once_an_epoch(problem):
+    count = len(problem.train)
+    first, second = (
+        [batch_rows(problem, 8, 3, iteration) for iteration in range(start, start + count // 8)]
+        for start in (0, count // 8)
+    )
+    for epoch in (first, second):
+        assert sorted(np.concatenate(epoch)) == sorted(problem.train)
+    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+    assert np.array_equal(batch_rows(problem, 8, 3, 2), first[2])
+    assert sorted(batch_rows(problem, 10_000, 3, 0)) == sorted(problem.train)
 
 
 def test_beta_is_annealed_from_20_to_2():
