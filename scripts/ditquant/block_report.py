@@ -82,7 +82,7 @@ def block_chart(recipes: Sequence[Mapping[str, Any]]) -> str:
     """Every block's error by recipe, as SVG; a logarithmic scale."""
     names = [block["name"] for block in recipes[0]["blocks"]]
     colors = variant_colors([recipe["name"] for recipe in recipes])
-    chart, axes = figure(max(8.6, 0.34 * len(names) + 2), 3.1)
+    chart, axes = figure(4.9 if len(names) <= 8 else 9.6, 3.3)
     for marker, recipe in zip("os^Dv<>" * len(recipes), recipes, strict=False):
         errors = [block["error"] for block in recipe["blocks"]]
         name = recipe["name"]

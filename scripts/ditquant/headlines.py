@@ -50,16 +50,16 @@ def headline_cards(
     baseline = baseline_recipe(config["recipes"], recipe)
     pairs = [
         (weights, f"{baseline}-weights", f"Error against {baseline}"),
-        (a8, weights, "Error that A8 adds"),
+        (a8, weights, "Error of A8 against weights alone"),
     ]
     for name, against, label in pairs:
         if name in documents and against in documents:
             ratio, low, high = error_ratio(documents[name], documents[against])
-            detail = f"median latent error of {name} over {against}'s; " + _between(low, high, "2")
+            detail = f"median latent error of {name} divided by that of {against}; " + _between(low, high, "2")
             cards.append(_card(label, fmt(ratio, "times"), detail))
     best = a8 if a8 in rows else weights
     if best in rows and rows[best]["judge_accuracy"] is not None:
-        detail = f"of {best}'s pictures satisfy the judge; full precision's: " + fmt(
+        detail = f"of the pictures by {best} satisfy the judge; at full precision " + fmt(
             rows["full"]["judge_accuracy"], "percent"
         )
         cards.append(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 
 
+def _three_digits(value: float) -> str:
+    """15.0, 0.0200, 257: three significant digits, zeros included."""
+    return f"{value:#.3g}".rstrip(".")
+
+
 def _significant(value: float) -> str:
     """Three significant digits, 1.2 × 10⁻⁵ below a thousandth."""
     if value == 0:
         return "0"
     if abs(value) >= 1e-3:
-        return f"{value:.3g}"
+        return _three_digits(value)
     mantissa, exponent = f"{value:.1e}".split("e")
     superscript = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} × 10{superscript}"
@@ -19,7 +24,7 @@ def _significant(value: float) -> str:
 def _bytes(value: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= size:
-            return f"{value / size:.3g} {unit}"
+            return f"{_three_digits(value / size)} {unit}"
     return f"{value:.0f} B"
 
 

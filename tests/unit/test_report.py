@@ -226,7 +226,7 @@ def test_headline_numbers(data):
     cards = {card["label"]: card["value"] for card in data["cards"]}
     assert cards["Size of the MM-DiT"] == "3.5 × smaller"
     assert cards["Error against rtn"] == "0.25 ×"
-    assert cards["Error that A8 adds"] == "1.10 ×"
+    assert cards["Error of A8 against weights alone"] == "1.10 ×"
     assert cards["Captions drawn right"] == "75 %"
     # Errors e, 2e, 3e, 4e with PSNR -10 log10: the median lies between 2e and 3e.
     psnr = -5 * (np.log10(2e-3) + np.log10(3e-3))
@@ -292,7 +292,10 @@ def test_a_run_without_evaluation_or_tiers_has_a_page(tmp_path, results, config)
         (0.001234, "sig", "0.00123"),
         (1.9e-7, "sig", "1.9 × 10⁻⁷"),
         (float("inf"), "1", "∞"),
+        (0.02, "sig", "0.0200"),
         (27675776, "bytes", "27.7 MB"),
+        (15_000_000, "bytes", "15.0 MB"),
+        (257_193_772, "bytes", "257 MB"),
         (0.0304, "seconds", "30 ms"),
         (3725, "seconds", "1 h 02 min"),
         (0.9871, "percent1", "98.7 %"),
