@@ -45,7 +45,8 @@ UNUSED_MODULES = {
 
 def variant_code(script, variant):
     kind = "full" if variant in ("full", "noise-floor") else variant.rpartition("-")[2]
-    return code(script, UNUSED_MODULES.get(kind, []))
+    judge = [] if config["model"]["name"] == "demo" else ["judge"]
+    return code(script, [*UNUSED_MODULES.get(kind, []), *judge])
 
 
 def asked_prompt(wildcards):

@@ -55,7 +55,8 @@ def headline_cards(
     for name, against, label in pairs:
         if name in documents and against in documents:
             ratio, low, high = error_ratio(documents[name], documents[against])
-            detail = f"median latent error of {name} divided by that of {against}; " + _between(low, high, "2")
+            interval = _between(low, high, "2")
+            detail = f"median latent error of {name} divided by that of {against}; {interval}"
             cards.append(_card(label, fmt(ratio, "times"), detail))
     best = a8 if a8 in rows else weights
     if best in rows and rows[best]["judge_accuracy"] is not None:
