@@ -81,7 +81,6 @@ rule evaluate_variant:
     params:
         model=model_params(),
         root=str(ROOT),
-        weights=lambda wildcards: checkpoint_folder(wildcards.variant),
         shards=[str(shard) for shard in CAPTION_SHARDS],
         plan=EVALUATION_PLAN,
         code=lambda wildcards: variant_code("evaluate_variant.py", wildcards.variant),
@@ -179,7 +178,6 @@ rule render_report:
     resources:
         mem_mb=2000,
     params:
-        results=RESULTS,
         config=config,
         prompts={
             name: PROMPTS[kind].prompts[row]

@@ -11,25 +11,17 @@ SHOWN_VARIANTS = [
 ]
 
 
-def checkpoint_folder(variant):
-    """Folder of the checkpoint that a variant loads, or None."""
-    if variant in ("full", "noise-floor"):
-        return None
-    recipe = known("recipe", settings.split_variant(variant)[0], RECIPES)
-    return f"{RESULTS}/weights/{recipe}/model"
-
-
 def variant_files(variant):
     """What a variant needs beside the model: name of the input -> path."""
-    folder = checkpoint_folder(variant)
-    if folder is None:
+    if variant in ("full", "noise-floor"):
         return {}
+    recipe, kind = settings.split_variant(variant)
+    folder = f"{RESULTS}/weights/{known('recipe', recipe, RECIPES)}/model"
     files = {
         "checkpoint_config": f"{folder}/config.json",
         "checkpoint": f"{folder}/model.safetensors",
     }
     quant_configs = {"a8": "quant_config", "multitier": "quant_config_multitier"}
-    kind = settings.split_variant(variant)[1]
     if kind in quant_configs:
         files["quant_config"] = f"{RESULTS}/activations/{quant_configs[kind]}.json"
     return files
@@ -86,7 +78,6 @@ rule generate_image:
     params:
         model=model_params(),
         root=str(ROOT),
-        weights=lambda wildcards: checkpoint_folder(wildcards.variant),
         prompt=drawing_prompt,
         num_steps=config["inference"]["num_steps"],
         cfg_weight=config["inference"]["cfg_weight"],

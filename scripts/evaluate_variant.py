@@ -31,7 +31,7 @@ def main(
     output: str,
     timing: str,
     variant: str,
-    weights: str | None,
+    checkpoint: str | None,
     quant_config: str | None,
     model: dict,
     root: str,
@@ -50,7 +50,7 @@ def main(
         took = read_json(reference_timing, "ditquant.timing")
     else:
         decoder = load_vae_decoder(spec, dtype)
-        with open_variant(spec, dtype, variant, weights, quant_config) as opened:
+        with open_variant(spec, dtype, variant, checkpoint, quant_config) as opened:
             run, took = run_captions(
                 opened.network,
                 opened.before_step,
@@ -80,9 +80,7 @@ def main(
         "cfg_weight": setting.cfg_weight,
         "image_size": list(setting.image_size),
         "batch_size": setting.batch_size,
-        "model_bytes": (
-            stored_bytes(f"{weights}/model.safetensors") if weights else float16_bytes(parameters)
-        ),
+        "model_bytes": (stored_bytes(checkpoint) if checkpoint else float16_bytes(parameters)),
         "measured_steps": steps,
         "measured_sigmas": [float(reference.sigmas[step]) for step in steps],
         "captions": captions,
@@ -102,7 +100,7 @@ if "snakemake" in globals():
             snakemake.output.evaluation,  # noqa: F821
             snakemake.output.timing,  # noqa: F821
             snakemake.wildcards.variant,  # noqa: F821
-            params.weights,
+            snakemake.input.get("checkpoint"),  # noqa: F821
             snakemake.input.get("quant_config"),  # noqa: F821
             params.model,
             params.root,

@@ -19,7 +19,7 @@ def main(
     picture: str,
     latents: str,
     variant: str,
-    weights: str | None,
+    checkpoint: str | None,
     quant_config: str | None,
     model: dict,
     root: str,
@@ -36,7 +36,7 @@ def main(
     height, width = image_size
     start = initial_latents(seed, latent_shape((height, width)), sigmas[0])
     with (
-        open_variant(spec, dtype, variant, weights, quant_config) as opened,
+        open_variant(spec, dtype, variant, checkpoint, quant_config) as opened,
         ticking(f"{variant}, seed {seed}", num_steps) as tick,
     ):
         conditioning = load_conditioning([shard], [prompt["row"]], cfg_weight > 0, opened.dtype)
@@ -70,7 +70,7 @@ if "snakemake" in globals():
             snakemake.output.picture,  # noqa: F821
             snakemake.output.latents,  # noqa: F821
             snakemake.wildcards.variant,  # noqa: F821
-            params.weights,
+            snakemake.input.get("checkpoint"),  # noqa: F821
             snakemake.input.get("quant_config"),  # noqa: F821
             params.model,
             params.root,

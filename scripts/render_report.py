@@ -9,15 +9,16 @@ from ditquant.report import collect, render, stage_table
 
 def main(
     page: str,
-    results: str,
     config: dict,
     prompts: dict[str, str],
     variants: list[str],
     evaluated: list[str],
     recipes: list[str],
 ) -> None:
-    """Writes the page and logs the time of every stage; see `report.collect`."""
-    data = collect(Path(results), config, prompts, variants, evaluated, recipes)
+    """Writes the page and logs the time of every stage; see `report.collect`.
+
+    The run's folder is the one above the page's."""
+    data = collect(Path(page).parents[1], config, prompts, variants, evaluated, recipes)
     write_text(page, render(data))
     LOG.info("Time of every stage:")
     for line in stage_table(data["stages"]):
@@ -30,7 +31,6 @@ if "snakemake" in globals():
         params = snakemake.params  # noqa: F821
         main(
             snakemake.output.page,  # noqa: F821
-            params.results,
             params.config,
             params.prompts,
             params.variants,

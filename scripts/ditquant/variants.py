@@ -75,7 +75,7 @@ def open_variant(
     spec: ModelSpec,
     dtype: mx.Dtype,
     name: str,
-    weights: str | Path | None = None,
+    checkpoint: str | Path | None = None,
     quant_config: str | Path | None = None,
 ) -> Iterator[Variant]:
     """The variant `name`, ready to sample within the context.
@@ -87,7 +87,8 @@ def open_variant(
 
     Args:
         dtype: of the full-precision model.
-        weights: folder of the recipe's checkpoint; all but `full` and the noise floor need it.
+        checkpoint: model.safetensors of the recipe's checkpoint, its config.json beside it; all but
+            `full` and the noise floor need it.
         quant_config: of `a8` and `multitier`.
 
     Raises:
@@ -101,9 +102,9 @@ def open_variant(
     if kind == "full":
         yield Variant(load_mmdit(spec, dtype), dtype, _nothing)
         return
-    if weights is None:
-        raise UserError(f"Variant {name} needs the folder of its recipe's checkpoint.")
-    network = load_quantized(spec, weights, dtype, packed=kind == "native")
+    if checkpoint is None:
+        raise UserError(f"Variant {name} needs its recipe's checkpoint (model.safetensors).")
+    network = load_quantized(spec, Path(checkpoint).parent, dtype, packed=kind == "native")
     if kind in ("weights", "native"):
         yield Variant(network, dtype, _nothing)
         return

@@ -45,7 +45,7 @@ def weights(tmp_path_factory, spec, quantized):
     save_tensors(folder / "model.safetensors", checkpoint_tensors(network, quantized))
     document = {"model": spec.name, "quantization": quantization_config(network, quantized)}
     write_json(folder / "config.json", FORMAT, document)
-    return folder
+    return folder / "model.safetensors"
 
 
 @pytest.fixture(scope="module")
