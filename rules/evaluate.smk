@@ -6,12 +6,14 @@ CAPTIONS = range(config["evaluation"]["captions"])
 EVALUATED_VARIANTS = list(
     dict.fromkeys(["full", "noise-floor", *config["evaluation"]["variants"]])
 )
-# Every recipe that something is shown of, in the configuration's order.
-SHOWN_RECIPES = {
-    settings.split_variant(variant)[0]
-    for variant in [*SHOWN_VARIANTS, *config["evaluation"]["variants"]]
-}
-REPORTED_RECIPES = [recipe for recipe in RECIPES if recipe in SHOWN_RECIPES]
+# Every recipe that something is shown of, in the order of the table.
+REPORTED_RECIPES = list(
+    dict.fromkeys(
+        settings.split_variant(variant)[0]
+        for variant in [*config["evaluation"]["variants"], *SHOWN_VARIANTS]
+        if variant != "full"
+    )
+)
 CAPTION_SHARDS = [conditioning_of("evaluation", index) for index in CAPTIONS]
 EVALUATION_PLAN = {
     "prompts": [prompt_params("evaluation", index) for index in CAPTIONS],
