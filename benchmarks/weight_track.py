@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,13 @@ def block_rows(run: Path, recipe: str, blocks: list[str]) -> list[dict[str, Any]
     return rows
 
 
-def final_latents(model: nn.Module, spec: ModelSpec, prompts: list[str]) -> np.ndarray:
-    """(captions, h, w, channels), caption i from noise SEED + i."""
+def final_latents(
+    model: nn.Module,
+    spec: ModelSpec,
+    prompts: list[str],
+    before_step: Callable[[int, float], None] | None = None,
+) -> np.ndarray:
+    """(captions, h, w, channels), caption i from noise SEED + i; see `sample_euler`."""
     tokens, pooled = encode_texts(spec, [*prompts, ""], mx.float32, use_t5=False)
     sigmas = sigma_schedule(STEPS, spec.shift)
     shape = latent_shape(spec.image_size)
@@ -77,7 +83,13 @@ def final_latents(model: nn.Module, spec: ModelSpec, prompts: list[str]) -> np.n
         noise = [initial_latents(SEED + row, shape, sigmas[0]) for row in rows]
         latents.append(
             sample_euler(
-                model, mx.concatenate(noise), sigmas, tokens[index], pooled[index], CFG_WEIGHT
+                model,
+                mx.concatenate(noise),
+                sigmas,
+                tokens[index],
+                pooled[index],
+                CFG_WEIGHT,
+                before_step=before_step,
             )
         )
     return to_numpy(mx.concatenate(latents))
