@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ditquant.backend import hub_files, import_diffusionkit, mx
 from ditquant.demo import network, shapes, vocabulary
 from ditquant.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
@@ -123,7 +124,7 @@ def test_text_encoder_and_tokenizer_survive_diffusionkits_loaders(tmp_path, netw
 
 
 @pytest.mark.parametrize(
-    "translate, name",
+    ("translate", "name"),
     [
         (mmdit_to_single_file, "unified_transformer_blocks.0.transformer_block.attn.o_proj.weight"),
         (lambda params: vae_to_single_file(params, "decoder"), "down_blocks.0.downsample.weight"),

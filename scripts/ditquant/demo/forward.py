@@ -28,9 +28,9 @@ TIMESTEPS = 1000.0  # a noise level sigma in 0..1 is embedded as the time step 1
 
 def dense(params: Params, path: str, x: mx.array) -> mx.array:
     """x (rows, in) through the linear layer at `path`: (rows, out)."""
-    weight = params[f"{path}.weight"].T
+    weight = params[f"{path}.weight"]
     bias = params.get(f"{path}.bias")
-    return x @ weight if bias is None else mx.addmm(bias, x, weight)
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
 @compiled
@@ -61,15 +61,13 @@ def _modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
 
 
 @compiled
-def _modulate_gradient(
-    x: mx.array, scale: mx.array, outer: mx.array
-) -> tuple[mx.array, mx.array]:
+def _modulate_gradient(x: mx.array, scale: mx.array, outer: mx.array) -> tuple[mx.array, mx.array]:
     return outer * (1 + scale), outer * x
 
 
 @mx.custom_function
 def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
-    """x (batch, tokens, channels) * (1 + scale) + shift, with shift and scale (batch, 1, channels)."""
+    """x (batch, tokens, channels) * (1 + scale) + shift; shift and scale (batch, 1, channels)."""
     return _modulate(x, shift, scale)
 
 
@@ -86,9 +84,7 @@ def _gate(residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
 
 
 @compiled
-def _gate_gradient(
-    gate: mx.array, update: mx.array, outer: mx.array
-) -> tuple[mx.array, mx.array]:
+def _gate_gradient(gate: mx.array, update: mx.array, outer: mx.array) -> tuple[mx.array, mx.array]:
     return outer * update, outer * gate
 
 
@@ -103,6 +99,16 @@ def _gated_vjp(primals: Any, outer: mx.array, _: mx.array) -> tuple[mx.array, ..
     _, gate, update = primals
     by_gate, by_update = _gate_gradient(gate, update, outer)
     return outer, by_gate.sum(axis=1, keepdims=True), by_update
+
+
+def _rows_of(table: mx.array, ids: mx.array) -> mx.array:
+    """table[ids] as a product with a one-hot matrix.
+
+    The gradient of indexing adds thousands of rows to the few that captions share, one atomic
+    addition after the other; the gradient of a product is a product.
+    """
+    hot = ids.reshape(-1, 1) == mx.arange(len(table))
+    return (hot.astype(table.dtype) @ table).reshape(*ids.shape, -1)
 
 
 def _norm(x: mx.array) -> mx.array:
@@ -126,7 +132,7 @@ def time_embedding(sigma: mx.array) -> mx.array:
 
 
 def patchify(latents: mx.array) -> mx.array:
-    """(batch, height, width, channels) -> (batch, tokens, 4 channels): 2 x 2 patches, row by row."""
+    """(batch, height, width, channels) -> (batch, tokens, 4 channels): 2 x 2 patches by rows."""
     b, h, w, c = latents.shape
     tokens = latents.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
     return tokens.reshape(b, h * w // 4, 4 * c)
@@ -182,10 +188,13 @@ def velocity(
         linear = dense(params, f"{path}.adaLN_modulation.layers.1", condition)
         return mx.split(linear[:, None], linear.shape[-1] // hidden, axis=-1)
 
-    def attention_inputs(path: str, stream: mx.array, shift: mx.array, scale: mx.array) -> list:
+    def attention_inputs(path: str, stream: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
         rows = modulate(_norm(stream), shift, scale).reshape(-1, hidden)
-        names = ("q_proj", "k_proj", "v_proj")
-        return [_heads(dense(params, f"{path}.attn.{name}", rows), batch, heads) for name in names]
+        q, k, v = (f"{path}.attn.{name}_proj" for name in "qkv")
+        weight = mx.concatenate([params[f"{name}.weight"] for name in (q, k, v)])
+        value_bias = params[f"{v}.bias"]
+        bias = mx.concatenate([params[f"{q}.bias"], mx.zeros_like(value_bias), value_bias])
+        return mx.addmm(bias, rows, weight.T).reshape(batch, -1, 3 * hidden)
 
     def finish(path: str, stream: mx.array, attended: mx.array, chunks: list) -> mx.array:
         gate1, shift2, scale2, gate2 = chunks
@@ -198,13 +207,15 @@ def velocity(
     depth = 1 + max(int(name.split(".")[1]) for name in params if name.startswith("multimodal"))
     for index in range(depth):
         block = f"multimodal_transformer_blocks.{index}"
-        image_path, text_path = f"{block}.image_transformer_block", f"{block}.text_transformer_block"
+        image_path = f"{block}.image_transformer_block"
+        text_path = f"{block}.text_transformer_block"
         image_chunks, text_chunks = modulation(image_path), modulation(text_path)
         image_qkv = attention_inputs(image_path, image, *image_chunks[:2])
         text_qkv = attention_inputs(text_path, text, *text_chunks[:2])
+        joined = mx.concatenate([image_qkv, text_qkv], axis=1)
         q, k, v = (
-            mx.concatenate(pair, axis=1).transpose(0, 2, 1, 3)
-            for pair in zip(image_qkv, text_qkv, strict=True)
+            _heads(part, batch, heads).transpose(0, 2, 1, 3)
+            for part in mx.split(joined, 3, axis=-1)
         )
         attended = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
         attended = attended.transpose(0, 2, 1, 3)
@@ -225,7 +236,8 @@ def encode_text(params: Params, heads: int, tokens: mx.array) -> tuple[mx.array,
         end token, projected, (batch, projection).
     """
     batch, length = tokens.shape
-    x = params["token_embedding.weight"][tokens] + params["position_embedding.weight"][:length]
+    x = _rows_of(params["token_embedding.weight"], tokens)
+    x = x + params["position_embedding.weight"][:length]
     width = x.shape[-1]
     places = mx.arange(length)
     mask = ((places[:, None] < places[None]) * MASKED).astype(x.dtype)

@@ -116,9 +116,7 @@ def _adamw(
     return weights, average, moment1, moment2
 
 
-def update(
-    state: State, gradient: mx.array, rate: float, weight_decay: float, ema: float
-) -> State:
+def update(state: State, gradient: mx.array, rate: float, weight_decay: float, ema: float) -> State:
     """One step of AdamW (Loshchilov & Hutter, arXiv 1711.05101) with a clipped gradient.
 
     Args:

@@ -191,14 +191,18 @@ def place(caption: Caption, rng: np.random.Generator) -> tuple[Placement, ...]:
     return tuple(Placement(*values) for values in zip(centers, radii, tilts, strict=True))
 
 
-def outline(shape: str) -> list[Point]:
+def outline(shape: str, girth: float = 1.0) -> list[Point]:
     """Corners of a polygonal shape inscribed in the unit circle, first corner upwards.
+
+    Args:
+        shape: square, triangle, star or cross.
+        girth: factor on the star's inner radius and on the width of the cross's arms.
 
     Raises:
         ValueError: the shape is round (circle, ring) or unknown.
     """
     if shape == "cross":
-        w = CROSS_WIDTH
+        w = CROSS_WIDTH * girth
         r = math.sqrt(1 - w * w)
         quarter = [(-w, -r), (w, -r), (w, -w)]
         corners = []
@@ -212,7 +216,7 @@ def outline(shape: str) -> list[Point]:
     count, inner = regular[shape]
     turn = math.pi / 4 if shape == "square" else 0.0
     angles = [turn - math.pi / 2 + 2 * math.pi * i / count for i in range(count)]
-    radii = [inner if i % 2 else 1.0 for i in range(count)]
+    radii = [inner * girth if i % 2 and inner < 1 else 1.0 for i in range(count)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 

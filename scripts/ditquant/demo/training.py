@@ -31,7 +31,19 @@ REPORT_EVERY = 250  # steps
 
 @dataclass(frozen=True)
 class Settings:
-    """How one network is trained."""
+    """How one network is trained.
+
+    Attributes:
+        steps: length of the learning rate's schedule.
+        stop_at: step at which the run ends early; None: at the end of the schedule.
+        batch_size: pictures a step.
+        learning_rate, warmup: see `optimizer.Schedule`.
+        weight_decay: decoupled weight decay.
+        ema: decay of the moving average of the weights, which is the result.
+        seed: of the initial weights and of every draw.
+        checkpoint_every: steps between checkpoints.
+        half_precision: compute in bfloat16; parameters stay float32.
+    """
 
     steps: int
     batch_size: int
@@ -41,7 +53,8 @@ class Settings:
     ema: float
     seed: int
     checkpoint_every: int
-    half_precision: bool  # compute in bfloat16; parameters stay float32
+    half_precision: bool
+    stop_at: int | None = None
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -65,9 +78,8 @@ def fit(
     settings: Settings,
     checkpoint: Path,
     report: Callable[[int, float], None],
-    stop_at: int | None = None,
 ) -> State:
-    """Trains until `settings.steps`, from the checkpoint if there is one.
+    """Trains to the end of the settings, from the checkpoint if there is one.
 
     Args:
         loss: scalar loss of (parameters in the compute dtype, batch).
@@ -85,7 +97,7 @@ def fit(
         state = State.start(layout.flatten(params).astype(mx.float32))
     schedule = Schedule(settings.learning_rate, settings.warmup, settings.steps)
     gradients = mx.value_and_grad(loss)
-    end = settings.steps if stop_at is None else min(stop_at, settings.steps)
+    end = settings.steps if settings.stop_at is None else settings.stop_at
     total, since = mx.array(0.0), state.step
     while state.step < end:
         before = total

@@ -1,0 +1,43 @@
+"""Rule train_demo_export: trained weights -> a model folder as in resources/demo."""
+
+import json
+
+from ditquant.artifacts import load_metadata, load_tensors
+from ditquant.backend import describe_device
+from ditquant.demo import network, shapes, training
+from ditquant.demo.export import export_model
+from ditquant.job import job
+
+
+def main(folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
+    """Joins the two weight files; their settings and last losses go into `config.json`.
+
+    Args:
+        folder: where the model is written.
+        vae: file of rule train_demo_vae.
+        mmdit: file of rule train_demo_mmdit.
+        size: a name in `network.CONFIGS`.
+        pictures: number of training pictures, for the record.
+    """
+    tensors = load_tensors(vae) | load_tensors(mmdit)
+    record: dict = {"pictures": pictures, "device": describe_device()}
+    for part, path in (("vae", vae), ("mmdit", mmdit)):
+        metadata = load_metadata(path)
+        losses = json.loads(metadata["losses"])
+        record[part] = {
+            "settings": json.loads(metadata["settings"]),
+            "loss": round(losses[-1][1], 5),
+        }
+    parts = training.split_parameters(tensors)
+    export_model(folder, "demo", network.CONFIGS[size], parts, shapes.words(), record)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        main(
+            snakemake.output.folder,  # noqa: F821
+            snakemake.input.vae,  # noqa: F821
+            snakemake.input.mmdit,  # noqa: F821
+            snakemake.params.size,  # noqa: F821
+            snakemake.params.pictures,  # noqa: F821
+        )

@@ -1,0 +1,58 @@
+"""Rule train_demo_mmdit: latents and tokens -> weights of the MM-DiT and its text encoder."""
+
+import json
+from pathlib import Path
+
+from ditquant.artifacts import load_tensors, save_tensors
+from ditquant.demo import network, training
+from ditquant.job import LOG, job
+
+
+def main(
+    output: str, latents: str, tokenizer: str, size: str, stages: list[dict], checkpoints: str
+) -> None:
+    """Trains both networks together; checkpoints that are there are continued.
+
+    A stage starts from the averaged weights of the one before it, with a new optimizer.
+
+    Args:
+        output: safetensors with the averaged weights, under `mmdit.` and `text.`.
+        latents: file of rule train_demo_latents.
+        tokenizer: folder of that rule's vocabulary.
+        size: a name in `network.CONFIGS`.
+        stages: fields of `training.Settings`, one after the other.
+        checkpoints: the folder in which the run is kept from stop to stop, a file a stage.
+    """
+    config = network.CONFIGS[size]
+    data = load_tensors(latents)
+    words = json.loads((Path(tokenizer) / "vocab.json").read_text("utf-8"))
+    networks = network.build(config, vocabulary_size=len(words), seed=stages[0]["seed"])
+    params = training.flow_parameters(networks)
+    losses = []
+    for number, options in enumerate(stages):
+        LOG.info("stage %d: %s", number, options)
+        settings = training.Settings(**options)
+        state = training.fit(
+            training.flow_loss(config),
+            params,
+            training.draw_latents(data["latents"], data["tokens"], data["empty"], settings),
+            settings,
+            Path(checkpoints) / f"mmdit-{number}.safetensors",
+            lambda step, loss: LOG.info("step %d: loss %.4f", step, loss),
+        )
+        params = training.layout_of(params).unflatten(state.average)
+        losses += state.losses
+    metadata = {"kind": "ditquant.demo.mmdit", "settings": stages, "losses": losses}
+    save_tensors(output, params, metadata)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        main(
+            snakemake.output.weights,  # noqa: F821
+            snakemake.input.latents,  # noqa: F821
+            snakemake.input.tokenizer,  # noqa: F821
+            snakemake.params.size,  # noqa: F821
+            snakemake.params.stages,  # noqa: F821
+            snakemake.params.checkpoints,  # noqa: F821
+        )

@@ -1,0 +1,22 @@
+"""Rule train_demo_pictures: one shard of captioned pictures."""
+
+from ditquant.demo.data import draw_shard, save_shard
+from ditquant.demo.prompts import read_prompts
+from ditquant.job import job
+
+
+def main(output: str, held_out: str, seed: int, shard: int, count: int) -> None:
+    """Draws `count` pictures whose captions are not in the prompt file `held_out`."""
+    pictures, captions = draw_shard(seed, shard, count, frozenset(read_prompts(held_out)))
+    save_shard(output, pictures, captions)
+
+
+if "snakemake" in globals():
+    with job(snakemake):  # noqa: F821
+        main(
+            snakemake.output.shard,  # noqa: F821
+            snakemake.input.held_out,  # noqa: F821
+            snakemake.params.seed,  # noqa: F821
+            int(snakemake.wildcards.pictures),  # noqa: F821
+            snakemake.params.drawn,  # noqa: F821
+        )
