@@ -7,29 +7,8 @@
 Trainings are the entries of config/train-demo.yaml.
 """
 
-import yaml
 
-TRAININGS = yaml.safe_load((ROOT / "config" / "train-demo.yaml").read_text("utf-8"))
-TRAIN_DEMO = "results/train-demo/{training}"
-HELD_OUT = str(ROOT / "config" / "prompts" / "demo-evaluation.csv")
-
-
-def training_option(name):
-    """Parameter function: an option of the training that the `training` wildcard names."""
-    return lambda wildcards: TRAININGS[wildcards.training][name]
-
-
-def picture_shards(count):
-    """Input function: the picture files of a training, as many as its option `count` says."""
-
-    def paths(wildcards):
-        numbers = range(TRAININGS[wildcards.training][count])
-        return [
-            f"{TRAIN_DEMO}/pictures/{number:03d}.npz".format(training=wildcards.training)
-            for number in numbers
-        ]
-
-    return paths
+include: "inputs/train_demo.smk"
 
 
 localrules:
@@ -49,13 +28,13 @@ rule train_demo_pictures:
         held_out=HELD_OUT,
     output:
         shard=f"{TRAIN_DEMO}/pictures/{{pictures}}.npz",
-    wildcard_constraints:
-        training="|".join(TRAININGS),
-        pictures=r"\d{3}",
     log:
         f"{TRAIN_DEMO}/logs/pictures/{{pictures}}.log",
     benchmark:
         f"{TRAIN_DEMO}/benchmarks/pictures/{{pictures}}.tsv"
+    wildcard_constraints:
+        training="|".join(TRAININGS),
+        pictures=r"\d{3}",
     conda:
         "../envs/train.yaml"
     threads: 1
@@ -77,12 +56,12 @@ rule train_demo_vae:
         shards=picture_shards("vae_shards"),
     output:
         weights=f"{TRAIN_DEMO}/vae.safetensors",
-    wildcard_constraints:
-        training="|".join(TRAININGS),
     log:
         f"{TRAIN_DEMO}/logs/vae.log",
     benchmark:
         f"{TRAIN_DEMO}/benchmarks/vae.tsv"
+    wildcard_constraints:
+        training="|".join(TRAININGS),
     conda:
         "../envs/train.yaml"
     threads: workflow.cores
@@ -108,12 +87,12 @@ rule train_demo_latents:
     output:
         latents=f"{TRAIN_DEMO}/latents.safetensors",
         tokenizer=directory(f"{TRAIN_DEMO}/tokenizer"),
-    wildcard_constraints:
-        training="|".join(TRAININGS),
     log:
         f"{TRAIN_DEMO}/logs/latents.log",
     benchmark:
         f"{TRAIN_DEMO}/benchmarks/latents.tsv"
+    wildcard_constraints:
+        training="|".join(TRAININGS),
     conda:
         "../envs/train.yaml"
     threads: workflow.cores
@@ -136,12 +115,12 @@ rule train_demo_mmdit:
         tokenizer=f"{TRAIN_DEMO}/tokenizer",
     output:
         weights=f"{TRAIN_DEMO}/mmdit.safetensors",
-    wildcard_constraints:
-        training="|".join(TRAININGS),
     log:
         f"{TRAIN_DEMO}/logs/mmdit.log",
     benchmark:
         f"{TRAIN_DEMO}/benchmarks/mmdit.tsv"
+    wildcard_constraints:
+        training="|".join(TRAININGS),
     conda:
         "../envs/train.yaml"
     threads: workflow.cores
@@ -166,12 +145,12 @@ rule train_demo_export:
         mmdit=f"{TRAIN_DEMO}/mmdit.safetensors",
     output:
         folder=directory(f"{TRAIN_DEMO}/model"),
-    wildcard_constraints:
-        training="|".join(TRAININGS),
     log:
         f"{TRAIN_DEMO}/logs/export.log",
     benchmark:
         f"{TRAIN_DEMO}/benchmarks/export.tsv"
+    wildcard_constraints:
+        training="|".join(TRAININGS),
     conda:
         "../envs/train.yaml"
     threads: 1
@@ -197,6 +176,13 @@ rule install_demo:
         done=touch("results/train-demo/demo/installed"),
     log:
         "results/train-demo/demo/logs/install.log",
+    benchmark:
+        "results/train-demo/demo/benchmarks/install.tsv"
+    conda:
+        "../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
     params:
         target=str(ROOT / "resources" / "demo"),
     message:

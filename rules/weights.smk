@@ -1,15 +1,7 @@
 """The weight track: block boundaries -> learned codes -> a checkpoint."""
 
-WEIGHT_IMAGES = IMAGES[: config["weights"]["num_images"]]
 
-
-def recipe_params(wildcards):
-    """One recipe's options: changing another recipe redoes nothing of this one."""
-    return config["recipes"][known("recipe", wildcards.recipe, RECIPES)]
-
-
-def block_name(wildcards):
-    return known("block", wildcards.block, BLOCKS)
+include: "inputs/weights.smk"
 
 
 rule cache_block_io:

@@ -1,0 +1,40 @@
+"""Captions, variants and recipes that are evaluated and reported."""
+
+import hashlib
+
+CAPTIONS = range(config["evaluation"]["captions"])
+EVALUATED_VARIANTS = list(
+    dict.fromkeys(["full", "noise-floor", *config["evaluation"]["variants"]])
+)
+# Every recipe that something is shown of, in the order of the table.
+REPORTED_RECIPES = list(
+    dict.fromkeys(
+        settings.split_variant(variant)[0]
+        for variant in [*config["evaluation"]["variants"], *SHOWN_VARIANTS]
+        if variant != "full"
+    )
+)
+CAPTION_SHARDS = [conditioning_of("evaluation", index) for index in CAPTIONS]
+EVALUATION_PLAN = {
+    "prompts": [prompt_params("evaluation", index) for index in CAPTIONS],
+    "seed": config["inference"]["seed"],
+    "num_steps": config["inference"]["num_steps"],
+    "cfg_weight": config["inference"]["cfg_weight"],
+    "image_size": image_size(),
+    "batch_size": config["evaluation"]["batch_size"],
+}
+
+
+def evaluation_inputs(wildcards):
+    return variant_files(wildcards.variant)
+
+
+REPORT_TEMPLATES = ROOT / "scripts" / "ditquant" / "templates"
+
+
+def template_digest():
+    """The page's template and style are no modules, so `code` does not see them."""
+    files = sorted(REPORT_TEMPLATES.iterdir())
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[
+        :16
+    ]
