@@ -13,11 +13,11 @@ def main(statistics: str, config: str, bits: int, granularity: str, rule: str) -
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        params = snakemake.params  # noqa: F821
+    with job(snakemake):
+        params = snakemake.params
         main(
-            snakemake.input.statistics,  # noqa: F821
-            snakemake.output.config,  # noqa: F821
+            snakemake.input.statistics,
+            snakemake.output.config,
             params.bits,
             params.granularity,
             params.range,

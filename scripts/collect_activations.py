@@ -24,11 +24,11 @@ def main(trajectory: str, statistics: str, model: dict, root: str, stride: int) 
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.input.trajectory,  # noqa: F821
-            snakemake.output.statistics,  # noqa: F821
-            snakemake.params.model,  # noqa: F821
-            snakemake.params.root,  # noqa: F821
-            snakemake.params.stride,  # noqa: F821
+            snakemake.input.trajectory,
+            snakemake.output.statistics,
+            snakemake.params.model,
+            snakemake.params.root,
+            snakemake.params.stride,
         )

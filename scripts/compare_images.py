@@ -55,14 +55,14 @@ def main(
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.input.full_picture,  # noqa: F821
-            snakemake.input.full_latents,  # noqa: F821
-            snakemake.input.picture,  # noqa: F821
-            snakemake.input.latents,  # noqa: F821
-            snakemake.output.comparison,  # noqa: F821
-            snakemake.output.numbers,  # noqa: F821
-            snakemake.wildcards.variant,  # noqa: F821
-            snakemake.wildcards.prompt,  # noqa: F821
+            snakemake.input.full_picture,
+            snakemake.input.full_latents,
+            snakemake.input.picture,
+            snakemake.input.latents,
+            snakemake.output.comparison,
+            snakemake.output.numbers,
+            snakemake.wildcards.variant,
+            snakemake.wildcards.prompt,
         )

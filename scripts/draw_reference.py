@@ -45,12 +45,12 @@ def main(
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        params = snakemake.params  # noqa: F821
+    with job(snakemake):
+        params = snakemake.params
         main(
             params.shards,
-            snakemake.output.reference,  # noqa: F821
-            snakemake.output.timing,  # noqa: F821
+            snakemake.output.reference,
+            snakemake.output.timing,
             params.model,
             params.root,
             params.plan,

@@ -29,10 +29,10 @@ def main(output: str, model: dict, root: str, prompts: list[str], negative: str,
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        params = snakemake.params  # noqa: F821
+    with job(snakemake):
+        params = snakemake.params
         main(
-            snakemake.output.conditioning,  # noqa: F821
+            snakemake.output.conditioning,
             params.model,
             params.root,
             params.prompts,

@@ -91,17 +91,17 @@ def main(
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        params = snakemake.params  # noqa: F821
+    with job(snakemake):
+        params = snakemake.params
         main(
-            snakemake.input.reference,  # noqa: F821
-            snakemake.input.reference_timing,  # noqa: F821
+            snakemake.input.reference,
+            snakemake.input.reference_timing,
             params.shards,
-            snakemake.output.evaluation,  # noqa: F821
-            snakemake.output.timing,  # noqa: F821
-            snakemake.wildcards.variant,  # noqa: F821
-            snakemake.input.get("checkpoint"),  # noqa: F821
-            snakemake.input.get("quant_config"),  # noqa: F821
+            snakemake.output.evaluation,
+            snakemake.output.timing,
+            snakemake.wildcards.variant,
+            snakemake.input.get("checkpoint"),
+            snakemake.input.get("quant_config"),
             params.model,
             params.root,
             params.plan,

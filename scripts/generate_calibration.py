@@ -66,12 +66,12 @@ def main(
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        params = snakemake.params  # noqa: F821
+    with job(snakemake):
+        params = snakemake.params
         main(
-            snakemake.input.conditioning,  # noqa: F821
-            snakemake.output.trajectory,  # noqa: F821
-            snakemake.output.preview,  # noqa: F821
+            snakemake.input.conditioning,
+            snakemake.output.trajectory,
+            snakemake.output.preview,
             params.model,
             params.root,
             params.prompt,

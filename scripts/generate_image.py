@@ -63,15 +63,15 @@ def main(
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        params = snakemake.params  # noqa: F821
+    with job(snakemake):
+        params = snakemake.params
         main(
-            snakemake.input.conditioning,  # noqa: F821
-            snakemake.output.picture,  # noqa: F821
-            snakemake.output.latents,  # noqa: F821
-            snakemake.wildcards.variant,  # noqa: F821
-            snakemake.input.get("checkpoint"),  # noqa: F821
-            snakemake.input.get("quant_config"),  # noqa: F821
+            snakemake.input.conditioning,
+            snakemake.output.picture,
+            snakemake.output.latents,
+            snakemake.wildcards.variant,
+            snakemake.input.get("checkpoint"),
+            snakemake.input.get("quant_config"),
             params.model,
             params.root,
             params.prompt,

@@ -26,5 +26,5 @@ def main(trajectories: list[str], manifest: str) -> None:
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        main(snakemake.input.trajectories, snakemake.output.manifest)  # noqa: F821
+    with job(snakemake):
+        main(snakemake.input.trajectories, snakemake.output.manifest)

@@ -15,6 +15,6 @@ def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        output = snakemake.output  # noqa: F821
-        main(snakemake.input.parts, output.statistics, output.summary, output.temporal)  # noqa: F821
+    with job(snakemake):
+        output = snakemake.output
+        main(snakemake.input.parts, output.statistics, output.summary, output.temporal)

@@ -27,10 +27,10 @@ def main(
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        params = snakemake.params  # noqa: F821
+    with job(snakemake):
+        params = snakemake.params
         main(
-            snakemake.output.page,  # noqa: F821
+            snakemake.output.page,
             params.config,
             params.prompts,
             params.variants,

@@ -34,5 +34,5 @@ def main(numbers: list[str], output: str, variant: str) -> None:
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
-        main(snakemake.input.numbers, snakemake.output.stats, snakemake.wildcards.variant)  # noqa: F821
+    with job(snakemake):
+        main(snakemake.input.numbers, snakemake.output.stats, snakemake.wildcards.variant)

@@ -37,13 +37,13 @@ def main(
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.input.evaluations,  # noqa: F821
-            snakemake.input.timings,  # noqa: F821
-            snakemake.output.summary,  # noqa: F821
-            snakemake.output.errors_plot,  # noqa: F821
-            snakemake.output.psnr_plot,  # noqa: F821
-            snakemake.output.velocity_plot,  # noqa: F821
-            snakemake.output.divergence_plot,  # noqa: F821
+            snakemake.input.evaluations,
+            snakemake.input.timings,
+            snakemake.output.summary,
+            snakemake.output.errors_plot,
+            snakemake.output.psnr_plot,
+            snakemake.output.velocity_plot,
+            snakemake.output.divergence_plot,
         )

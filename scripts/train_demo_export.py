@@ -33,11 +33,11 @@ def main(folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.output.folder,  # noqa: F821
-            snakemake.input.vae,  # noqa: F821
-            snakemake.input.mmdit,  # noqa: F821
-            snakemake.params.size,  # noqa: F821
-            snakemake.params.pictures,  # noqa: F821
+            snakemake.output.folder,
+            snakemake.input.vae,
+            snakemake.input.mmdit,
+            snakemake.params.size,
+            snakemake.params.pictures,
         )

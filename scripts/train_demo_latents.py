@@ -36,11 +36,11 @@ def main(output: str, tokenizer_folder: str, shards: list[str], weights: str, si
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.output.latents,  # noqa: F821
-            snakemake.output.tokenizer,  # noqa: F821
-            list(snakemake.input.shards),  # noqa: F821
-            snakemake.input.weights,  # noqa: F821
-            snakemake.params.size,  # noqa: F821
+            snakemake.output.latents,
+            snakemake.output.tokenizer,
+            list(snakemake.input.shards),
+            snakemake.input.weights,
+            snakemake.params.size,
         )

@@ -12,11 +12,11 @@ def main(output: str, held_out: str, seed: int, shard: int, count: int) -> None:
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.output.shard,  # noqa: F821
-            snakemake.input.held_out,  # noqa: F821
-            snakemake.params.seed,  # noqa: F821
-            int(snakemake.wildcards.pictures),  # noqa: F821
-            snakemake.params.drawn,  # noqa: F821
+            snakemake.output.shard,
+            snakemake.input.held_out,
+            snakemake.params.seed,
+            int(snakemake.wildcards.pictures),
+            snakemake.params.drawn,
         )

@@ -19,10 +19,10 @@ def main(statistics: str, configs: list[str], plot: str, snapshot_steps: list[in
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.input.statistics,  # noqa: F821
-            snakemake.input.configs,  # noqa: F821
-            snakemake.output.plot,  # noqa: F821
-            snakemake.params.snapshot_steps,  # noqa: F821
+            snakemake.input.statistics,
+            snakemake.input.configs,
+            snakemake.output.plot,
+            snakemake.params.snapshot_steps,
         )
