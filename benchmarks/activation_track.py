@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     run = arguments.results / arguments.run
-    spec = read_spec("demo", None, ROOT)
+    spec = read_spec("demo")
     prompts = read_prompts(ROOT / "config" / "prompts" / "demo-evaluation.csv", "prompts")
     prompts = prompts[: arguments.captions]
     model = load_mmdit(spec, mx.float32)

@@ -22,7 +22,6 @@ rule collect_activations:
         mem_mb=8000,
     params:
         model=model_params(),
-        root=str(ROOT),
         stride=config["activations"]["stride"],
         code=code("collect_activations.py"),
     message:

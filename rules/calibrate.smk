@@ -23,7 +23,6 @@ rule generate_calibration:
         mem_mb=8000,
     params:
         model=model_params(),
-        root=str(ROOT),
         prompt=image_params,
         num_steps=config["num_steps"],
         cfg_weight=config["calibration"]["cfg_weight"],

@@ -18,12 +18,13 @@ try:
     validate(config, str(SCHEMA))  # fills in the defaults
     settings.check_counts(config)
     settings.check_recipes(config)
-    SPEC = read_spec(config["model"]["name"], config["model"]["checkpoint"], ROOT)
+    SPEC = read_spec(config["model"]["name"], config["model"]["checkpoint"])
     PROMPTS = settings.prompt_sets(config, ROOT)
     INFERENCE_PROMPTS = settings.inference_prompts(config)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+IDENTITY = checkpoint_identity(SPEC)
 RESULTS = f"results/{config['run']}"
 IMAGES = [f"{index:04d}" for index in range(config["num_images"])]
 BLOCKS = SPEC.block_names
@@ -56,7 +57,7 @@ def code(script, without=()):
 
 def model_params():
     """What tells one model from another; part of every job's parameters that loads it."""
-    return {**config["model"], "identity": checkpoint_identity(SPEC)}
+    return {**config["model"], "identity": IDENTITY}
 
 
 def image_size():

@@ -23,7 +23,6 @@ rule draw_reference:
         mem_mb=8000,
     params:
         model=model_params(),
-        root=str(ROOT),
         shards=[str(shard) for shard in CAPTION_SHARDS],
         plan=EVALUATION_PLAN,
         code=code("draw_reference.py"),
@@ -57,7 +56,6 @@ rule evaluate_variant:
         mem_mb=8000,
     params:
         model=model_params(),
-        root=str(ROOT),
         shards=[str(shard) for shard in CAPTION_SHARDS],
         plan=EVALUATION_PLAN,
         code=lambda wildcards: variant_code("evaluate_variant.py", wildcards.variant),

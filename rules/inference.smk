@@ -23,7 +23,6 @@ rule generate_image:
         mem_mb=8000,
     params:
         model=model_params(),
-        root=str(ROOT),
         prompt=drawing_prompt,
         num_steps=config["inference"]["num_steps"],
         cfg_weight=config["inference"]["cfg_weight"],

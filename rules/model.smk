@@ -20,7 +20,6 @@ rule encode_prompts:
         mem_mb=4000,
     params:
         model=model_params(),
-        root=str(ROOT),
         prompts=shard_set,
         negative=config["calibration"]["negative_prompt"],
         t5=config["text"]["t5"],

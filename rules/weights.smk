@@ -22,7 +22,6 @@ rule cache_block_io:
         mem_mb=8000,
     params:
         model=model_params(),
-        root=str(ROOT),
         stride=config["weights"]["stride"],
         code=code("cache_block_io.py"),
     message:
@@ -52,7 +51,6 @@ rule optimize_block:
         mem_mb=8000,
     params:
         model=model_params(),
-        root=str(ROOT),
         recipe=recipe_params,
         block=block_name,
         seed=config["seed"],
@@ -88,7 +86,6 @@ rule assemble_weights:
         mem_mb=8000,
     params:
         model=model_params(),
-        root=str(ROOT),
         recipe=recipe_params,
         code=code("assemble_weights.py"),
     message:

@@ -14,12 +14,11 @@ def main(
     config: str,
     output: str,
     model: dict,
-    root: str,
     name: str,
     recipe: dict,
 ) -> None:
     """Writes config.json and model.safetensors as mlx-lm's conventions have them."""
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
     quantized = read_packed(blocks)
     save_tensors(output, checkpoint_tensors(network, quantized))
@@ -40,7 +39,6 @@ if "snakemake" in globals():
             snakemake.output.config,
             snakemake.output.model,
             params.model,
-            params.root,
             snakemake.wildcards.recipe,
             params.recipe,
         )

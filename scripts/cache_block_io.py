@@ -1,7 +1,5 @@
 """Rule cache_block_io: a trajectory -> the streams at every block boundary."""
 
-from pathlib import Path
-
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.block_io import boundary_streams, cached_steps, join_steps
@@ -12,12 +10,12 @@ from ditquant.models.spec import read_spec
 from ditquant.progress import track
 
 
-def main(trajectory: str, output: str, model: dict, root: str, stride: int) -> None:
+def main(trajectory: str, output: str, model: dict, stride: int) -> None:
     """Writes "mm00.img" (rows, tokens, 1, hidden), ..., `modulation`, `sigmas` and `steps`.
 
     Rows are (prompt, negative prompt) at every `stride`-th step.
     """
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
     path = load_trajectory(trajectory)
     steps = cached_steps(path.num_steps, stride)
@@ -41,6 +39,5 @@ if "snakemake" in globals():
             snakemake.input.trajectory,
             snakemake.output.block_io,
             params.model,
-            params.root,
             params.stride,
         )

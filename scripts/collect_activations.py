@@ -11,9 +11,9 @@ from ditquant.observe import measure_image, measured_steps
 from ditquant.progress import ticking
 
 
-def main(trajectory: str, statistics: str, model: dict, root: str, stride: int) -> None:
+def main(trajectory: str, statistics: str, model: dict, stride: int) -> None:
     """Measures every stride-th step of the stored trajectory with the full-precision model."""
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
     stored = load_trajectory(trajectory)
     image = Path(trajectory).stem
@@ -29,6 +29,5 @@ if "snakemake" in globals():
             snakemake.input.trajectory,
             snakemake.output.statistics,
             snakemake.params.model,
-            snakemake.params.root,
             snakemake.params.stride,
         )

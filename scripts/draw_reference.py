@@ -1,7 +1,5 @@
 """Rule draw_reference: the full-precision run that every variant is compared with."""
 
-from pathlib import Path
-
 from ditquant.artifacts import write_json
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
@@ -19,16 +17,14 @@ def _leave_alone(index: int, sigma: float) -> None:
     """Full precision: nothing is done to activations before a step."""
 
 
-def main(
-    shards: list[str], reference: str, timing: str, model: dict, root: str, plan: dict
-) -> None:
+def main(shards: list[str], reference: str, timing: str, model: dict, plan: dict) -> None:
     """Writes final latents, latents and velocities at the measured steps, pictures and sigmas.
 
     Args:
         shards: file of each caption's conditioning.
         plan: see `trajectories.read_setting`.
     """
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     dtype = DTYPES[model["dtype"]]
     setting = read_setting(plan, shards)
     network, decoder = load_mmdit(spec, dtype), load_vae_decoder(spec, dtype)
@@ -52,6 +48,5 @@ if "snakemake" in globals():
             snakemake.output.reference,
             snakemake.output.timing,
             params.model,
-            params.root,
             params.plan,
         )

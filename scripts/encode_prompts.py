@@ -1,7 +1,5 @@
 """Rule encode_prompts: a shard of prompts -> conditioning."""
 
-from pathlib import Path
-
 from ditquant.artifacts import save_tensors
 from ditquant.job import job
 from ditquant.models.load import DTYPES
@@ -9,10 +7,10 @@ from ditquant.models.spec import read_spec
 from ditquant.models.text import encode_texts
 
 
-def main(output: str, model: dict, root: str, prompts: list[str], negative: str, t5: bool) -> None:
+def main(output: str, model: dict, prompts: list[str], negative: str, t5: bool) -> None:
     """Writes `conditioning` (n, tokens, channels) and `pooled` (n, channels), and both for the
     negative prompt, with the prompts as metadata."""
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     dtype = DTYPES[model["dtype"]]
     conditioning, pooled = encode_texts(spec, [*prompts, negative], dtype, use_t5=t5)
     tensors = {
@@ -34,7 +32,6 @@ if "snakemake" in globals():
         main(
             snakemake.output.conditioning,
             params.model,
-            params.root,
             params.prompts,
             params.negative,
             params.t5,

@@ -1,6 +1,5 @@
 """Rule evaluate_variant: a variant's captions against the full-precision reference."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,14 +33,13 @@ def main(
     checkpoint: str | None,
     quant_config: str | None,
     model: dict,
-    root: str,
     plan: dict,
 ) -> None:
     """Writes every caption's scores and what is common to them; timings go to `timing`.
 
     `full` is the reference itself: its errors are zero by definition and it is only judged.
     """
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     dtype = DTYPES[model["dtype"]]
     setting = read_setting(plan, shards)
     reference: Run = load_run(reference_file)
@@ -103,6 +101,5 @@ if "snakemake" in globals():
             snakemake.input.get("checkpoint"),
             snakemake.input.get("quant_config"),
             params.model,
-            params.root,
             params.plan,
         )

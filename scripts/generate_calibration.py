@@ -1,7 +1,5 @@
 """Rule generate_calibration: one full-precision trajectory and its picture."""
 
-from pathlib import Path
-
 from PIL import Image
 
 from ditquant.artifacts import atomic_path, save_tensors
@@ -19,7 +17,6 @@ def main(
     trajectory: str,
     preview: str,
     model: dict,
-    root: str,
     prompt: dict,
     num_steps: int,
     cfg_weight: float,
@@ -28,7 +25,7 @@ def main(
 ) -> None:
     """Writes latents of every step (steps + 1, h, w, c), sigmas, timesteps and the conditioning,
     and the decoded picture."""
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     dtype = DTYPES[model["dtype"]]
     conditioning = load_conditioning([shard], [prompt["row"]], cfg_weight > 0, dtype)
     sigmas = sigma_schedule(num_steps, spec.shift)
@@ -73,7 +70,6 @@ if "snakemake" in globals():
             snakemake.output.trajectory,
             snakemake.output.preview,
             params.model,
-            params.root,
             params.prompt,
             params.num_steps,
             params.cfg_weight,

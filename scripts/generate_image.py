@@ -1,7 +1,5 @@
 """Rule generate_image: one prompt, drawn by one variant of the model."""
 
-from pathlib import Path
-
 from PIL import Image
 
 from ditquant.artifacts import atomic_path, save_tensors
@@ -22,7 +20,6 @@ def main(
     checkpoint: str | None,
     quant_config: str | None,
     model: dict,
-    root: str,
     prompt: dict,
     num_steps: int,
     cfg_weight: float,
@@ -30,7 +27,7 @@ def main(
     seed: int,
 ) -> None:
     """Writes the picture and its final latents (1, h, w, c), in the model's latent format."""
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     dtype = DTYPES[model["dtype"]]
     sigmas = sigma_schedule(num_steps, spec.shift)
     height, width = image_size
@@ -73,7 +70,6 @@ if "snakemake" in globals():
             snakemake.input.get("checkpoint"),
             snakemake.input.get("quant_config"),
             params.model,
-            params.root,
             params.prompt,
             params.num_steps,
             params.cfg_weight,

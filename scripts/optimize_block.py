@@ -25,7 +25,6 @@ def main(
     weights: str,
     result: str,
     model: dict,
-    root: str,
     block: str,
     recipe: dict,
     seed: int,
@@ -35,7 +34,7 @@ def main(
 
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
-    spec = read_spec(model["name"], model["checkpoint"], Path(root))
+    spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
     data = read_block(block_io, spec.block_names, block)
     problem = block_problem(network, block, data, recipe_grid(recipe), recipe["holdout"])
@@ -73,7 +72,6 @@ if "snakemake" in globals():
             snakemake.output.weights,
             snakemake.output.result,
             params.model,
-            params.root,
             snakemake.wildcards.block,
             params.recipe,
             params.seed,

@@ -27,7 +27,7 @@ from support.models import build_mmdit, parameters, write_folder
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    return read_spec("local", str(write_folder(tmp_path_factory.mktemp("model"))), None)
+    return read_spec("local", str(write_folder(tmp_path_factory.mktemp("model"))))
 
 
 @pytest.fixture(scope="module")

@@ -335,7 +335,7 @@ def test_disk_sizes_follow_from_their_arithmetic():
 
 def test_sizes_in_the_arithmetic_are_the_models():
     """Width, depth, tokens and steps as the registry, DiffusionKit and the configuration say."""
-    spec = read_spec("sd3-medium", None, ROOT)
+    spec = read_spec("sd3-medium")
     config = mmdit_config(spec)
     run = yaml.safe_load((ROOT / "config" / "sd3-medium.yaml").read_text("utf-8"))
     height, width = run["calibration"]["image_size"]

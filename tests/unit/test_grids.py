@@ -108,7 +108,7 @@ def test_nearest_is_no_worse_than_mlx(bits, group_size):
 
 @pytest.fixture(scope="module")
 def demo_linears():
-    model = load_mmdit(read_spec("demo", None, ROOT), mx.float32)
+    model = load_mmdit(read_spec("demo"), mx.float32)
     return all_linears(model)[::7]
 
 

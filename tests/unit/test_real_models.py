@@ -50,7 +50,7 @@ def sd3(files, monkeypatch):
         monkeypatch.setattr(
             model_io, "hf_hub_download", lambda *a, **k: download(*a, cache_dir=str(hub), **k)
         )
-        yield read_spec("sd3-medium", str(checkpoint), ROOT)
+        yield read_spec("sd3-medium", str(checkpoint))
 
 
 def test_local_file_and_offline_cache_load_through_diffusionkits_loaders(sd3):

@@ -114,13 +114,10 @@ def test_rows_of_a_batch_are_independent_images(model, conditioning):
 
 def test_on_the_demo_model_too():
     """The embedded model: DiffusionKit's own sampler against ours, same bits."""
-    from pathlib import Path
-
     from ditquant.models.load import load_mmdit
     from ditquant.models.spec import read_spec
 
-    root = Path(__file__).parents[2]
-    network = load_mmdit(read_spec("demo", None, root), mx.float32)
+    network = load_mmdit(read_spec("demo"), mx.float32)
     mx.random.seed(2)
     tokens, pooled = mx.random.normal((2, 20, 128)), mx.random.normal((2, 128))
     importlib.import_module("diffusionkit.mlx")

@@ -27,7 +27,7 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def demo():
-    return read_spec("demo", None, ROOT)
+    return read_spec("demo")
 
 
 @pytest.fixture(scope="module")

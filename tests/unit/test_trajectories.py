@@ -34,7 +34,7 @@ def leave_alone(index: int, sigma: float) -> None:
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    return read_spec("local", str(write_folder(tmp_path_factory.mktemp("model"))), None)
+    return read_spec("local", str(write_folder(tmp_path_factory.mktemp("model"))))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ GRID = Grid("group", 4, 32)
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    return read_spec("local", str(write_folder(tmp_path_factory.mktemp("model"))), None)
+    return read_spec("local", str(write_folder(tmp_path_factory.mktemp("model"))))
 
 
 @pytest.fixture(scope="module")

@@ -66,8 +66,11 @@ def _resolver(spec: ModelSpec) -> Callable[[str, str], str | None]:
 
 
 @contextmanager
-def _loaders(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[ModuleType]:
+def _loaders(spec: ModelSpec, dtype: mx.Dtype, checkpoint: bool = True) -> Iterator[ModuleType]:
     """DiffusionKit's `model_io` with the specification entered in its tables.
+
+    Args:
+        checkpoint: the single-file checkpoint is needed; text encoders have files of their own.
 
     Raises:
         UserError: a file that is missing, gated, truncated or of another model.
@@ -80,7 +83,7 @@ def _loaders(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[ModuleType]:
         names["VAEDecoderConfig"] = lambda: kit_config.VAEDecoderConfig(**spec.vae_decoder)
     if spec.vae_encoder:
         names["VAEEncoderConfig"] = lambda: kit_config.VAEEncoderConfig(**spec.vae_encoder)
-    if spec.checkpoint is not None:
+    if checkpoint and spec.checkpoint is not None:
         check_safetensors(spec.checkpoint)
     key = spec.repository
     where = spec.checkpoint or f"{key} on the Hugging Face hub"
@@ -157,7 +160,7 @@ def load_text_encoder(
     spec: ModelSpec, encoder: TextEncoder, dtype: mx.Dtype
 ) -> tuple[nn.Module, Any]:
     """One CLIP text model and its tokenizer, padded to the model's own length."""
-    with _loaders(spec, dtype) as model_io:
+    with _loaders(spec, dtype, checkpoint=False) as model_io:
         model = model_io.load_text_encoder(
             spec.text_repository, float16=dtype != mx.float32, model_key=encoder.name
         )
@@ -174,7 +177,7 @@ def load_text_encoder(
 def load_t5(spec: ModelSpec, dtype: mx.Dtype) -> tuple[nn.Module, Any]:
     """T5-XXL's encoder and tokenizer (19 GB in float32: optional, see `text.t5`)."""
     kit = import_diffusionkit()
-    with _loaders(spec, dtype) as model_io:
+    with _loaders(spec, dtype, checkpoint=False) as model_io:
         encoder = model_io.load_t5_encoder(
             spec.text_repository, float16=dtype != mx.float32, low_memory_mode=True
         )

@@ -7,6 +7,7 @@ entry, not a fork.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,20 +96,22 @@ PUBLISHED: dict[str, ModelSpec] = {
     ),
 }
 
+# The embedded model lies beside the workflow, wherever a user stands and results go.
+_REPOSITORY = Path(__file__).parents[3]
+
 # Names that a configuration may use for `model.name`; "local" is any folder.
-FOLDER_MODELS = {"demo": Path("resources/demo"), "local": None}
+FOLDER_MODELS = {"demo": _REPOSITORY / "resources" / "demo", "local": None}
 MODEL_NAMES = (*FOLDER_MODELS, *PUBLISHED)
 MODEL_FORMAT = "ditquant.model"
 
 
-def read_spec(name: str, checkpoint: str | None, root: Path) -> ModelSpec:
+def read_spec(name: str, checkpoint: str | None = None) -> ModelSpec:
     """The specification that a configuration's `model:` section names.
 
     Args:
         name: one of `MODEL_NAMES`.
         checkpoint: for a published model a local single-file checkpoint (None: the hub); for
             "local" the model folder.
-        root: folder of the Snakefile; the embedded model lies below it.
 
     Raises:
         UserError: unknown model, or files that are not there.
@@ -121,8 +124,7 @@ def read_spec(name: str, checkpoint: str | None, root: Path) -> ModelSpec:
             raise UserError(f"model.checkpoint: there is no file {path}.")
         published = PUBLISHED[name]
         return ModelSpec(**{**published.__dict__, "checkpoint": path})
-    default = FOLDER_MODELS[name]
-    folder = path or (root / default if default else None)
+    folder = path or FOLDER_MODELS[name]
     if folder is None:
         raise UserError("model.name is 'local': set model.checkpoint to the model's folder.")
     return _read_folder(folder)
@@ -157,10 +159,19 @@ def _read_folder(folder: Path) -> ModelSpec:
         raise UserError(f"{config} lacks or garbles {error}.") from error
 
 
+# Larger checkpoints are told apart by size and time: hashing them would delay every plan.
+_HASHED_BYTES = 256 * 2**20
+
+
 def checkpoint_identity(spec: ModelSpec) -> str:
-    """What tells checkpoints apart without reading gigabytes: path, size and time, or the key."""
+    """What tells checkpoints apart: a small file's content, a large one's size and time, the key.
+
+    Where a file lies does not matter, so that another checkout redoes nothing.
+    """
     path = spec.checkpoint
     if path is None or not path.is_file():
         return spec.repository
     status = path.stat()
-    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    if status.st_size > _HASHED_BYTES:
+        return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
