@@ -28,6 +28,7 @@ def main(
     words = json.loads((Path(tokenizer) / "vocab.json").read_text("utf-8"))
     networks = network.build(config, vocabulary_size=len(words), seed=stages[0]["seed"])
     params = training.flow_parameters(networks)
+    kept = [Path(checkpoints) / f"mmdit-{number}.safetensors" for number in range(len(stages))]
     losses = []
     for number, options in enumerate(stages):
         LOG.info("stage %d: %s", number, options)
@@ -37,22 +38,24 @@ def main(
             params,
             training.draw_latents(data["latents"], data["tokens"], data["empty"], settings),
             settings,
-            Path(checkpoints) / f"mmdit-{number}.safetensors",
+            kept[number],
             lambda step, loss: LOG.info("step %d: loss %.4f", step, loss),
         )
         params = training.layout_of(params).unflatten(state.average)
         losses += state.losses
     metadata = {"kind": "ditquant.demo.mmdit", "settings": stages, "losses": losses}
     save_tensors(output, params, metadata)
+    for finished in kept:  # there is nothing to go on from
+        finished.unlink()
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.output.weights,  # noqa: F821
-            snakemake.input.latents,  # noqa: F821
-            snakemake.input.tokenizer,  # noqa: F821
-            snakemake.params.size,  # noqa: F821
-            snakemake.params.stages,  # noqa: F821
-            snakemake.params.checkpoints,  # noqa: F821
+            snakemake.output.weights,
+            snakemake.input.latents,
+            snakemake.input.tokenizer,
+            snakemake.params.size,
+            snakemake.params.stages,
+            snakemake.params.checkpoints,
         )

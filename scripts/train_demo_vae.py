@@ -36,14 +36,15 @@ def main(output: str, shards: list[str], size: str, options: dict, checkpoint: s
     averaged = training.layout_of(params).unflatten(state.average)
     metadata = {"kind": "ditquant.demo.vae", "settings": options, "losses": state.losses}
     save_tensors(output, averaged, metadata)
+    Path(checkpoint).unlink()  # a finished run has nothing to go on from
 
 
 if "snakemake" in globals():
-    with job(snakemake):  # noqa: F821
+    with job(snakemake):
         main(
-            snakemake.output.weights,  # noqa: F821
-            list(snakemake.input.shards),  # noqa: F821
-            snakemake.params.size,  # noqa: F821
-            snakemake.params.options,  # noqa: F821
-            snakemake.params.checkpoint,  # noqa: F821
+            snakemake.output.weights,
+            list(snakemake.input.shards),
+            snakemake.params.size,
+            snakemake.params.options,
+            snakemake.params.checkpoint,
         )

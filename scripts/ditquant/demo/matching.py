@@ -28,6 +28,7 @@ GIRTHS = tuple(round(0.8 + 0.05 * i, 2) for i in range(9))  # factors on that wi
 CANDIDATES = 3  # shapes that are fitted after the coarse search
 PERFECT = 0.94  # overlap that needs no better fit: wrong shapes stay below 0.8
 COARSE, FINE = 1, 3  # samples a pixel and axis
+SPARSE = 2  # the coarse search looks at every second row and column
 SOFTENINGS = 3  # the ideal is compared crisp, and blurred once and twice
 KERNEL = (0.25, 0.5, 0.25)
 
@@ -162,12 +163,13 @@ def fit(coverage: np.ndarray) -> Match:
     area = float(inside.sum())
     row = float((inside.sum(axis=1) * window[0]).sum()) / area
     column = float((inside.sum(axis=0) * window[1]).sum()) / area
+    sparse, places = inside[::SPARSE, ::SPARSE], (window[0][::SPARSE], window[1][::SPARSE])
     found = []
     for shape in SHAPES:
         radius = math.sqrt(area / _unit_area(shape))
         tilts = (0.0,) if shape in ROUND else TILTS
         poses = [Pose(shape, row, column, radius, tilt) for tilt in tilts]
-        overlaps = [_overlap(inside, _ideal(pose, window, COARSE)) for pose in poses]
+        overlaps = [_overlap(sparse, _ideal(pose, places, COARSE)) for pose in poses]
         best = int(np.argmax(overlaps))
         found.append((overlaps[best], poses[best]))
     found.sort(key=lambda pair: -pair[0])

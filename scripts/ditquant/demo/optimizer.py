@@ -86,12 +86,17 @@ class State:
             "moment2": self.moment2,
         }
 
-    def save(self, path: Path) -> None:
-        save_tensors(path, self.arrays, {"step": str(self.step), "losses": self.losses})
+    def save(self, path: Path, identity: str) -> None:
+        """Writes a checkpoint; `identity` says of which run it is."""
+        metadata = {"step": str(self.step), "losses": self.losses, "run": identity}
+        save_tensors(path, self.arrays, metadata)
 
     @staticmethod
-    def load(path: Path) -> State:
-        metadata = load_metadata(path)
+    def load(path: Path, identity: str) -> State | None:
+        """The state in a checkpoint; None if there is none, or one of another run."""
+        metadata = load_metadata(path) if path.exists() else {}
+        if metadata.get("run") != identity:
+            return None
         losses = tuple((int(step), float(loss)) for step, loss in json.loads(metadata["losses"]))
         return State(step=int(metadata["step"]), losses=losses, **load_tensors(path))
 

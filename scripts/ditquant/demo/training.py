@@ -7,8 +7,9 @@ resumed ends with the same bits as an undisturbed one (where the device computes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ class Settings:
     stop_at: int | None = None
 
     @property
+    def identity(self) -> str:
+        """What two runs must share for one to go on from the other's checkpoint."""
+        told = {**asdict(self), "stop_at": None, "checkpoint_every": None}
+        return json.dumps(told, sort_keys=True)
+
+    @property
     def dtype(self) -> mx.Dtype:
         return mx.bfloat16 if self.half_precision else mx.float32
 
@@ -86,14 +93,14 @@ def fit(
         params: initial parameters, float32.
         draw: the batch of a step.
         settings: steps, rates and seeds.
-        checkpoint: file of the run's state; written every `checkpoint_every` steps and at the end.
+        checkpoint: file of the run's state, written every `checkpoint_every` steps and at the end; one
+            that other settings left there is ignored.
         report: called with the step and the mean loss every `REPORT_EVERY` steps.
         stop_at: leave early, after this step, with a checkpoint.
     """
     layout = layout_of(params)
-    if checkpoint.exists():
-        state = State.load(checkpoint)
-    else:
+    state = State.load(checkpoint, settings.identity)
+    if state is None:
         state = State.start(layout.flatten(params).astype(mx.float32))
     schedule = Schedule(settings.learning_rate, settings.warmup, settings.steps)
     gradients = mx.value_and_grad(loss)
@@ -114,7 +121,7 @@ def fit(
             report(state.step, mean)
             total, since = mx.array(0.0), state.step
         if state.step % settings.checkpoint_every == 0 or state.step == end:
-            state.save(checkpoint)
+            state.save(checkpoint, settings.identity)
     return state
 
 
