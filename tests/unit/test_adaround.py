@@ -144,5 +144,7 @@ def test_every_training_row_is_dealt_once_an_epoch(problem):
     assert sorted(batch_rows(problem, 10_000, 3, 0)) == sorted(problem.train)
 
 
-def test_beta_is_annealed_from_20_to_2():
-    assert [annealed_beta(progress) for progress in (0.0, 0.5, 1.0)] == [20.0, 11.0, 2.0]
+def test_beta_is_annealed_from_20_to_2_in_even_numbers():
+    betas = [annealed_beta(step / 100) for step in range(101)]
+    assert sorted(set(betas)) == list(range(2, 21, 2))
+    assert betas == sorted(betas, reverse=True)
