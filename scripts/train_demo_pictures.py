@@ -1,13 +1,15 @@
 """Rule train_demo_pictures: one shard of captioned pictures."""
 
 from ditquant.demo.data import draw_shard, save_shard
-from ditquant.demo.prompts import read_prompts
 from ditquant.job import job
+from ditquant.settings import read_prompts
 
 
 def main(output: str, held_out: str, seed: int, shard: int, count: int) -> None:
     """Draws `count` pictures whose captions are not in the prompt file `held_out`."""
-    pictures, captions = draw_shard(seed, shard, count, frozenset(read_prompts(held_out)))
+    pictures, captions = draw_shard(
+        seed, shard, count, frozenset(read_prompts(held_out, "held-out captions"))
+    )
     save_shard(output, pictures, captions)
 
 

@@ -2,7 +2,7 @@
 
 Attributes are dealt from shuffled decks, so that every stretch of a list shows all shapes, colours,
 sizes, backgrounds and relations about equally often, and already the first ten are a fair sample.
-The evaluation captions are drawn first; calibration and training never see them.
+The evaluation captions are drawn first; calibration takes others, and training leaves them out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -57,16 +56,3 @@ def to_csv(captions: Sequence[str]) -> str:
     writer.writerow(["prompt"])
     writer.writerows([caption] for caption in captions)
     return text.getvalue()
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """The column `prompt` of a prompt file.
-
-    Raises:
-        ValueError: the file has no such column.
-    """
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if "prompt" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path} has no column named 'prompt'")
-        return [row["prompt"] for row in reader]

@@ -93,8 +93,8 @@ def fit(
         params: initial parameters, float32.
         draw: the batch of a step.
         settings: steps, rates and seeds.
-        checkpoint: file of the run's state, written every `checkpoint_every` steps and at the end; one
-            that other settings left there is ignored.
+        checkpoint: file of the run's state, written every `checkpoint_every` steps and at the end;
+            one that other settings left there is ignored.
         report: called with the step and the mean loss every `REPORT_EVERY` steps.
         stop_at: leave early, after this step, with a checkpoint.
     """
