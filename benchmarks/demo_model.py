@@ -17,7 +17,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import sys
 from collections import Counter
 from pathlib import Path
@@ -87,7 +86,7 @@ def measure_judge(seed: int) -> dict[str, Any]:
 
 
 def pictures(captions: list[str], seed: int, kept: Path) -> np.ndarray:
-    """One picture a caption, uint8 (n, 128, 128, 3); batches found in `kept` are not drawn again."""
+    """One picture a caption, uint8 (n, 128, 128, 3); batches that `kept` holds are not redrawn."""
     spec = read_spec("demo")
     text, tokenizer = load_text_encoder(spec, spec.text.encoders[0], mx.float32)
     mmdit, decoder = load_mmdit(spec, mx.float32), load_vae_decoder(spec, mx.float32)
@@ -179,7 +178,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": f"benchmarks/demo_model.py --captions {options.captions} --seed {options.seed}",
         "date": datetime.date.today().isoformat(),
-        "machine": f"{describe_device()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "machine": f"{describe_device()}, {os.cpu_count()} cores",
         "judge": measure_judge(options.seed),
         "model": measure_model(options.captions, options.seed),
     }

@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
 from ditquant.demo import shapes
 from ditquant.demo.judge import Scene, compare, judge, look
 from ditquant.demo.regions import connected_regions
-from PIL import Image, ImageDraw, ImageFilter
 
 PICTURES = 1000
 

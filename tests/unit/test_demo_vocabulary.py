@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ditquant.demo import shapes, vocabulary
 from ditquant.demo.data import load_tokenizer
 from ditquant.models.text import tokenize
