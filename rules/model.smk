@@ -7,7 +7,7 @@ include: "inputs/model.smk"
 rule encode_prompts:
     """Encodes a shard of prompts, and the negative prompt, with the model's text encoders."""
     output:
-        conditioning=f"{RESULTS}/conditioning/{{shard}}.safetensors",
+        conditioning=f"{RESULTS}/conditioning/{{shard}}-{ENCODING}.safetensors",
     log:
         f"{RESULTS}/logs/encode_prompts/{{shard}}.log",
     benchmark:

@@ -12,7 +12,11 @@ def image_index(wildcards):
 
 
 def image_conditioning(wildcards):
-    return conditioning_of("calibration", image_index(wildcards))
+    return conditioning_of(
+        "calibration",
+        image_index(wildcards),
+        f"{RESULTS}/calibration/{wildcards.image}.safetensors",
+    )
 
 
 def image_params(wildcards):

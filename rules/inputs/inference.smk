@@ -46,7 +46,8 @@ def asked_prompt(wildcards):
 
 
 def drawing_inputs(wildcards):
-    shard = conditioning_of(*asked_prompt(wildcards))
+    latents = f"{RESULTS}/images/{wildcards.variant}/{wildcards.prompt}.safetensors"
+    shard = conditioning_of(*asked_prompt(wildcards), latents)
     return {"conditioning": shard, **variant_files(wildcards.variant)}
 
 

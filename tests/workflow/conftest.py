@@ -138,8 +138,16 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def configuration(model_folder) -> dict:
-    return {**TINY, "model": {"name": "local", "checkpoint": str(model_folder)}}
+def configuration(model_folder, tmp_path_factory) -> dict:
+    """The tiny run; its calibration prompts fill a part of one shard."""
+    prompts = tmp_path_factory.mktemp("prompts") / "calibration.csv"
+    colors = ("red", "green", "blue", "white", "black", "yellow")
+    prompts.write_text("prompt\n" + "".join(f"a {color} square\n" for color in colors))
+    return {
+        **TINY,
+        "model": {"name": "local", "checkpoint": str(model_folder)},
+        "prompts": {"calibration": str(prompts)},
+    }
 
 
 @pytest.fixture

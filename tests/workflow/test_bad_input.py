@@ -85,7 +85,7 @@ def test_truncated_checkpoint_stops_one_job_and_keeps_the_rest(workspace, model_
     workspace.config["model"] = {"name": "local", "checkpoint": str(broken)}
     message = plain(workspace.error("calibrate"))
     assert "tiny.safetensors is truncated" in message
-    assert (workspace.results / "conditioning" / "calibration-000.safetensors").exists()
+    assert len(list((workspace.results / "conditioning").iterdir())) == 1
     shutil.copy2(model_folder / "tiny.safetensors", checkpoint)
     assert "encode_prompts" not in workspace.plan("calibrate", "--rerun-triggers", "mtime")
     workspace.snakemake("calibrate")

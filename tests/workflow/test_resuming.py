@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -30,12 +31,52 @@ def test_fewer_images_redo_only_the_lists(finished, tmp_path):
     assert copy.plan("calibrate") == {"list_calibration": 1, "calibrate": 1}
 
 
+def append_prompt(workspace: Workspace, folder: Path) -> None:
+    text = Path(workspace.config["prompts"]["calibration"]).read_text()
+    (folder / "more.csv").write_text(text + "a large green moon\n")
+    workspace.config["prompts"] = {"calibration": str(folder / "more.csv")}
+
+
 def test_appended_prompts_invalidate_no_image(finished, tmp_path):
     copy = finished.copy(tmp_path / "copy")
-    text = (ROOT / "config" / "prompts" / "demo-calibration.csv").read_text()
-    (tmp_path / "more.csv").write_text(text + "a large green moon\n")
-    copy.config["prompts"] = {"calibration": str(tmp_path / "more.csv")}
-    assert "generate_calibration" not in copy.plan("calibrate")
+    append_prompt(copy, tmp_path)
+    copy.config["num_images"] = 4
+    plan = copy.plan("calibrate")
+    assert plan["encode_prompts"] == 1, "the prompt joins a shard that is there"
+    assert plan["generate_calibration"] == 1
+
+
+def test_a_shard_that_grows_hides_nothing_that_is_missing(finished, tmp_path):
+    """Snakemake plans nothing behind an existing `ancient` input that it is about to make."""
+    copy = finished.copy(tmp_path / "copy")
+    append_prompt(copy, tmp_path)
+    for path in (copy.results / "calibration").glob("0001.*"):
+        path.unlink()
+    plan = copy.plan("calibrate")
+    assert plan["generate_calibration"] == 1
+    copy.snakemake("calibrate")
+    before = finished.digests()
+    assert copy.digests() == {**before, **{
+        name: digest for name, digest in copy.digests().items() if name.startswith("conditioning/")
+    }}  # fmt: skip
+
+
+def test_another_prompt_in_a_row_redoes_its_image(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    text = Path(copy.config["prompts"]["calibration"]).read_text().replace("green", "pink")
+    (tmp_path / "other.csv").write_text(text)
+    copy.config["prompts"] = {"calibration": str(tmp_path / "other.csv")}
+    plan = copy.plan("calibrate")
+    assert (plan["encode_prompts"], plan["generate_calibration"]) == (1, 1)
+
+
+def test_changed_encoding_code_redoes_what_is_drawn(finished, tmp_path):
+    root = copy_of_the_repository(tmp_path / "repository")
+    copy = finished.copy(tmp_path / "copy")
+    copy.root = root
+    change_code(root / "scripts" / "ditquant" / "models" / "text.py")
+    plan = copy.plan("calibrate")
+    assert (plan["encode_prompts"], plan["generate_calibration"]) == (1, 3)
 
 
 def test_force_redoes_one_stage(finished, tmp_path):
@@ -75,17 +116,22 @@ def test_an_option_redoes_what_uses_it(finished, change, redone, kept):
     assert not kept & set(plan)
 
 
+def copy_of_the_repository(folder: Path) -> Path:
+    names = (".git", ".venv", "results", ".snakemake", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*names))
+    return folder
+
+
+def change_code(path: Path) -> None:
+    path.write_text(path.read_text("utf-8") + "\nEXTRA = 1\n", "utf-8")
+
+
 def test_changed_code_redoes_its_stage_and_nothing_above(finished, tmp_path):
-    root = tmp_path / "repository"
-    shutil.copytree(
-        ROOT, root,
-        ignore=shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", "__pycache__"),
-    )  # fmt: skip
+    root = copy_of_the_repository(tmp_path / "repository")
     copy = finished.copy(tmp_path / "copy")
     copy.root = root
     assert copy.plan() == {}, "another checkout of the same code must redo nothing"
-    reconstruct = root / "scripts" / "ditquant" / "reconstruct.py"
-    reconstruct.write_text(reconstruct.read_text("utf-8") + "\nEXTRA = 1\n", "utf-8")
+    change_code(root / "scripts" / "ditquant" / "reconstruct.py")
     plan = copy.plan()
     assert {"optimize_block", "assemble_weights", "render_report"} <= set(plan)
     above = {"encode_prompts", "generate_calibration", "cache_block_io", "collect_activations"}

@@ -84,4 +84,4 @@ def test_a_gated_model_without_login_says_what_to_do(sd3):
     assert "argmaxinc/mlx-stable-diffusion-3-medium" in message
     assert "model.checkpoint" in message
     assert "Traceback" not in message
-    assert (sd3.results / "conditioning" / "calibration-000.safetensors").exists()
+    assert len(list((sd3.results / "conditioning").iterdir())) == 1
