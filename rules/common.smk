@@ -7,7 +7,7 @@ from snakemake.utils import validate
 from ditquant import settings
 from ditquant.digest import code_digest
 from ditquant.errors import UserError
-from ditquant.models.spec import checkpoint_identity, read_spec
+from ditquant.models.spec import checkpoint_identity, read_spec, text_identity
 from ditquant.validation import check_schema
 
 ROOT = Path(workflow.basedir)

@@ -3,7 +3,8 @@
 # What a shard's content depends on beside its prompts is part of its name: a shard file never has to
 # be made again for another model, and Snakemake plans what follows from the name.
 ENCODING = settings.short_digest(
-    model_params(),
+    text_identity(SPEC),
+    config["model"]["dtype"],
     config["text"]["t5"],
     config["calibration"]["negative_prompt"],
     code("encode_prompts.py"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from support.models import build_mmdit, parameters
 
 OPTIONS = Options(iterations=100, batch_size=8, learning_rate=0.08, regularizer=1000.0, warmup=0.2)
 IMAGES = 5
+SHORT = Options(iterations=40, batch_size=4, learning_rate=0.05, regularizer=500.0, warmup=0.2)
 
 
 def make_problem(folder, grid, dtype=mx.float32):
@@ -61,6 +64,24 @@ def test_learned_rounding_beats_nearest_on_unseen_rows(problem, rtn):
         assert mx.max(mx.abs(code - near)).item() <= 1
 
 
+def test_damping_keeps_the_weights_closer(problem, rtn):
+    """Strong enough, it leaves what RTN minimises: the error of each weight."""
+
+    def weight_error(codes):
+        values = quantized_weights(problem, codes)
+        pairs = zip(values, problem.weights, strict=True)
+        return sum((mx.sum((v - w) ** 2) / mx.sum(w**2)).item() for v, w in pairs)
+
+    free, damped, strong = (
+        weight_error(learn(problem, replace(SHORT, damping=damping), rtn[0], seed=1)[0])
+        for damping in (0.0, 1.0, 1000.0)
+    )
+    nearest = weight_error(rtn_codes(problem))
+    assert nearest <= strong < damped < free
+    # Hard rounding of what hangs in the middle costs the rest.
+    assert strong < 1.05 * nearest
+
+
 def test_channel_grid_learns_too(tmp_path):
     channel = make_problem(tmp_path, Grid("channel", 4))
     nearest = rtn_codes(channel)
@@ -93,9 +114,6 @@ def stop_after(monkeypatch, iterations):
         iterate(self, state)
 
     monkeypatch.setattr(adaround._Learner, "iterate", dying)
-
-
-SHORT = Options(iterations=40, batch_size=4, learning_rate=0.05, regularizer=500.0, warmup=0.2)
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(problem, rtn, tmp_path, monkeypatch):

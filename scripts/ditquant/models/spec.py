@@ -168,9 +168,19 @@ def checkpoint_identity(spec: ModelSpec) -> str:
 
     Where a file lies does not matter, so that another checkout redoes nothing.
     """
-    path = spec.checkpoint
-    if path is None or not path.is_file():
-        return spec.repository
+    return spec.repository if spec.checkpoint is None else _identity(spec.checkpoint)
+
+
+def text_identity(spec: ModelSpec) -> str:
+    """The same of the text encoders."""
+    if spec.folder is None:
+        return spec.text_repository
+    return _identity(spec.folder / "clip_l" / "model.fp16.safetensors")
+
+
+def _identity(path: Path) -> str:
+    if not path.is_file():
+        return path.name
     status = path.stat()
     if status.st_size > _HASHED_BYTES:
         return f"{path.name} {status.st_size} {status.st_mtime_ns}"
