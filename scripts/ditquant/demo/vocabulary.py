@@ -4,8 +4,7 @@ DiffusionKit's `Tokenizer` reads `vocab.json` and `merges.txt` as CLIP ships the
 encoding (Sennrich et al., arXiv 1508.07909) starts from single characters and merges the most
 frequent adjacent pair, again and again. On the few words of the captions that goes on until every
 word is one token, so a caption of n words is n + 2 tokens, begin and end included. CLIP's 256 byte
-symbols come first, each also in its word-final form, so that other text is representable too,
-letter by letter (DiffusionKit's port looks characters up directly: text must be Latin-1).
+symbols come first, each also in its word-final form, so that other text is representable too.
 """
 
 from __future__ import annotations
@@ -16,18 +15,12 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from ..models.text import byte_symbols
+
 END_OF_WORD = "</w>"
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 Pair = tuple[str, str]
-
-
-def byte_symbols() -> list[str]:
-    """CLIP's printable stand-ins for the 256 bytes (GPT-2's `bytes_to_unicode`), in its order."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
-    printable += range(ord("®"), ord("ÿ") + 1)
-    shifted = [256 + i for i in range(256 - len(printable))]  # for control characters and blanks
-    return [chr(code) for code in (*printable, *shifted)]
 
 
 def _merge(symbols: Sequence[str], pair: Pair) -> list[str]:
@@ -63,7 +56,7 @@ def build_vocabulary(merges: Sequence[Pair]) -> dict[str, int]:
 
     The text encoder finds the end of a caption as its highest id.
     """
-    symbols = byte_symbols()
+    symbols = list(byte_symbols().values())
     tokens = [*symbols, *(symbol + END_OF_WORD for symbol in symbols)]
     tokens += dict.fromkeys("".join(pair) for pair in merges)
     tokens += [BEGIN, END]
