@@ -141,6 +141,28 @@ def test_an_extra_object_is_wrong(canvas):
     assert judge(finish(), caption).problems == ("there are 2 objects, not 1",)
 
 
+@pytest.mark.parametrize(
+    ("right", "down", "relations"),
+    [
+        (60, 0, {"right of"}),
+        (60, 40, {"right of"}),
+        (60, 55, {"right of", "below"}),
+        (-50, -60, {"left of", "above"}),
+        (10, -60, {"above"}),
+    ],
+)
+def test_a_diagonal_neighbour_is_in_two_relations(right, down, relations):
+    second = shapes.Placement((64 - right / 2, 64 - down / 2), 14, 0)
+    first = shapes.Placement((64 + right / 2, 64 + down / 2), 14, 0)
+    items = (shapes.Item("small", "red", "circle"), shapes.Item("small", "blue", "square"))
+    holds = set()
+    for relation in shapes.RELATIONS:
+        caption = shapes.Caption(items, relation, "gray")
+        verdict = judge(shapes.draw(caption, [first, second]), caption)
+        holds |= {relation} if verdict.ok else set()
+    assert holds == relations
+
+
 def test_an_object_of_two_colours_has_none(canvas):
     draw, finish = canvas
     draw.rectangle((200, 200, 250, 300), fill=shapes.COLORS["red"])
