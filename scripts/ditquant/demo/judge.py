@@ -33,7 +33,7 @@ SIZE_LIMIT = 19.5  # pixels of radius: half way between the largest small and th
 # Least distance along a relation over the distance aside. Drawn pictures have 1.7 and more, and
 # 0.6 at most when held against a wrong relation (`shapes.MAX_ASIDE`).
 DIAGONAL = 0.75
-MIN_OVERLAP = 0.81  # with the ideal shape. Drawn shapes reach 0.96, the crookedest generated ones
+MIN_OVERLAP = 0.81  # with the ideal shape. Drawn shapes reach 0.94, the crookedest generated ones
 # that a person still calls right 0.84; a star of four arms 0.77, of six 0.70, a doubled ring 0.51.
 
 
