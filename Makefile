@@ -34,8 +34,11 @@ help:
 setup:
 	@PYTHON='$(PYTHON)' sh envs/setup.sh '$(EXTRA)'
 
+# Without an accelerator the cores are the accelerators: one model job each, of one thread.
+CPU_ONLY := $(shell test "$$(uname -s)" = Linux && test '$(EXTRA)' = cpu && getconf _NPROCESSORS_ONLN)
+
 demo: setup
-	@$(BIN)/python -m snakemake --cores all $(SNAKEMAKE_ARGS)
+	@$(BIN)/python -m snakemake $(if $(CPU_ONLY),--resources gpu=$(CPU_ONLY)) --cores all $(SNAKEMAKE_ARGS)
 	@test -f $(REPORT) || { echo 'the run ended without $(REPORT)' >&2; exit 1; }
 	@echo "The report: $$(pwd)/$(REPORT)"
 

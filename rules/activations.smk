@@ -16,7 +16,7 @@ rule collect_activations:
         f"{RESULTS}/benchmarks/collect_activations/{{image}}.tsv"
     conda:
         "../envs/mlx.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=8000,

@@ -17,7 +17,7 @@ rule generate_calibration:
         f"{RESULTS}/benchmarks/generate_calibration/{{image}}.tsv"
     conda:
         "../envs/mlx.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=8000,

@@ -30,6 +30,14 @@ IMAGES = [f"{index:04d}" for index in range(config["num_images"])]
 BLOCKS = SPEC.block_names
 RECIPES = list(config["recipes"])
 
+# Cores a model job: all of them where one runs at a time (the default profile's gpu=1). On a CPU more
+# jobs of fewer threads are faster, since only matrix products use several: `--resources gpu=2`.
+# The number of threads changes no bit of a result.
+MODEL_SLOTS = workflow.global_resources.get("gpu")
+MODEL_THREADS = max(
+    1, (workflow.cores or 1) // (MODEL_SLOTS.value if MODEL_SLOTS else 1)
+)
+
 
 # Patterns and not the names themselves: `known` then says which names there are.
 wildcard_constraints:

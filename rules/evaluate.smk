@@ -17,7 +17,7 @@ rule draw_reference:
         f"{RESULTS}/benchmarks/draw_reference.tsv"
     conda:
         "../envs/mlx.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=8000,
@@ -50,7 +50,7 @@ rule evaluate_variant:
         variant=r"full|noise-floor|[a-z0-9]+(-[a-z0-9]+)*-(weights|a8|multitier|native)",
     conda:
         "../envs/mlx.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=8000,

@@ -17,7 +17,7 @@ rule generate_image:
         f"{RESULTS}/benchmarks/generate_image/{{variant}}-{{prompt}}.tsv"
     conda:
         "../envs/mlx.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=8000,

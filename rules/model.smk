@@ -14,7 +14,7 @@ rule encode_prompts:
         f"{RESULTS}/benchmarks/encode_prompts/{{shard}}.tsv"
     conda:
         "../envs/text.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=4000,

@@ -64,7 +64,7 @@ rule train_demo_vae:
         training="|".join(TRAININGS),
     conda:
         "../envs/train.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=16000,
@@ -95,7 +95,7 @@ rule train_demo_latents:
         training="|".join(TRAININGS),
     conda:
         "../envs/train.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=16000,
@@ -123,7 +123,7 @@ rule train_demo_mmdit:
         training="|".join(TRAININGS),
     conda:
         "../envs/train.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=16000,

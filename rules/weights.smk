@@ -16,7 +16,7 @@ rule cache_block_io:
         f"{RESULTS}/benchmarks/cache_block_io/{{image}}.tsv"
     conda:
         "../envs/mlx.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=8000,
@@ -45,7 +45,7 @@ rule optimize_block:
         f"{RESULTS}/benchmarks/optimize_block/{{recipe}}-{{block}}.tsv"
     conda:
         "../envs/mlx.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=8000,
@@ -80,7 +80,7 @@ rule assemble_weights:
         f"{RESULTS}/benchmarks/assemble_weights/{{recipe}}.tsv"
     conda:
         "../envs/mlx.yaml"
-    threads: workflow.cores
+    threads: MODEL_THREADS
     resources:
         gpu=1,
         mem_mb=8000,

@@ -48,7 +48,9 @@ def preload_blas() -> Blas:
     """Loads the first BLAS found and records it in `BLAS`; called once, before `import mlx`.
 
     `MKL_CBWR` asks MKL for the same bits on every run (its kernels otherwise depend on how memory
-    happens to be aligned); measured at no cost on AVX2. Two runs of a job must agree exactly.
+    happens to be aligned, and on the number of threads); measured at no cost on AVX2. Two runs of a
+    job must agree exactly. `KMP_BLOCKTIME` keeps idle threads from spinning on a core that another
+    job could use: between two products MLX computes on one thread for longer than they take.
     """
     if platform.system() != "Linux":
         BLAS.name = "Accelerate"
@@ -58,6 +60,7 @@ def preload_blas() -> Blas:
         BLAS.name = "CUDA"
     else:
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+        os.environ.setdefault("KMP_BLOCKTIME", "0")
         # The loader of mkl_rt prefers Intel's own OpenMP, which `pip install mkl` brings along.
         for name, folder, pattern in _CANDIDATES:
             for path in sorted(folder.glob(pattern)):
