@@ -1,4 +1,4 @@
-"""The platform room: which BLAS serves, light imports, and the same bits on any number of threads."""
+"""The platform room: which BLAS serves, and the same bits on any number of threads."""
 
 from __future__ import annotations
 
