@@ -47,7 +47,7 @@ def draw(folder, model, shard, seed, variant="full"):
     picture, latents = (str(folder / f"{seed}.{kind}") for kind in ("png", "safetensors"))
     prompt = {"text": PROMPT, "row": 1, "negative": ""}
     generate_image.main(
-        shard, picture, latents, variant, None, None, model, "", prompt, 4, 3.0, [64, 48], seed
+        shard, picture, latents, variant, None, None, model, prompt, 4, 3.0, [64, 48], seed
     )
     return picture, latents
 
@@ -102,11 +102,11 @@ def evaluate(folder, model, shard, variants):
         "batch_size": 2,
     }
     reference, timing = str(folder / "reference.safetensors"), str(folder / "reference.json")
-    draw_reference.main([shard] * 3, reference, timing, model, "", plan)
+    draw_reference.main([shard] * 3, reference, timing, model, plan)
     for variant in variants:
         evaluate_variant.main(
             reference, timing, [shard] * 3, str(folder / f"{variant}.json"),
-            str(folder / f"{variant}.timing.json"), variant, None, None, model, "", plan,
+            str(folder / f"{variant}.timing.json"), variant, None, None, model, plan,
         )  # fmt: skip
 
 
