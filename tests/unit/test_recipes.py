@@ -16,7 +16,7 @@ from support.models import build_mmdit
 RTN = {"rounding": "rtn", "grid": "group", "bits": 4, "group_size": 32, "holdout": 0.3}
 ADAROUND = {
     **RTN, "rounding": "adaround", "iterations": 60, "batch_size": 8, "learning_rate": 0.15,
-    "regularizer": 1000.0, "warmup": 0.2, "damping": 0.1,
+    "regularizer": 1000.0, "warmup": 0.2,
 }  # fmt: skip
 
 
