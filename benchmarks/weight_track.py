@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="demo")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--captions", type=int, default=16)
+    parser.add_argument("--captions", type=int, default=64)
     parser.add_argument(
         "--recipes", nargs="+", default=["rtn", "adaround", "rtn-channel", "adaround-channel"]
     )

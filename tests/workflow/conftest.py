@@ -63,12 +63,13 @@ class Workspace:
         return self.folder / "results" / self.config["run"]
 
     def command(self, *arguments: str) -> list[str]:
+        """Two model jobs at a time, of one thread each: faster on a CPU, with the same results."""
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
         return [
             sys.executable, "-m", "snakemake", "--cores", "2",
             "--snakefile", str(self.root / "Snakefile"),
             "--workflow-profile", str(self.root / "profiles" / "default"),
-            "--configfile", str(self.folder / "config.yaml"),
+            "--resources", "gpu=2", "--configfile", str(self.folder / "config.yaml"),
             "--directory", str(self.folder), *arguments,
         ]  # fmt: skip
 
