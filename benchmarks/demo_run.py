@@ -1,7 +1,8 @@
-"""What a run of the demo shows and what it takes, from the files that the run left.
+r"""What a run of the demo shows and what it takes, from the files that the run left.
 
     make demo
-    .venv/bin/python benchmarks/demo_run.py --wall-seconds 420 --output benchmarks/results/demo_run.md
+    .venv/bin/python benchmarks/demo_run.py --wall-seconds 420 \
+        --output benchmarks/results/demo_run.md
 
 Prints the errors of each recipe's blocks against round-to-nearest, the table of the evaluation with
 the ratios that the project promises, and the seconds of every stage. The wall time of `make demo`
@@ -26,7 +27,7 @@ from ditquant.report_data import stage_times  # noqa: E402
 
 
 def block_lines(run: Path, recipe: str) -> list[str]:
-    """A row a block: held-out hard errors, their ratio, share binarised, what was kept."""
+    """A row a block: held-out hard errors, ratio, share binarised, what was kept."""
     lines = [
         "| block | RTN | result | ratio | binarised | kept |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -49,7 +50,7 @@ def evaluation_lines(run: Path) -> list[str]:
     lines = [
         f"{captions} held-out captions, 28 steps, guidance 4.",
         "",
-        "| variant | latent relative error, median | mean | PSNR, median | velocity error | judge |",
+        "| variant | latent error, median | mean | PSNR, median | velocity error | judge |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in rows.items():
@@ -78,9 +79,8 @@ def stage_lines(run: Path) -> list[str]:
     """Jobs and seconds of every stage; jobs of several stages run beside each other."""
     lines = ["| stage | jobs | seconds together | longest |", "| --- | --- | --- | --- |"]
     for stage in stage_times(run / "benchmarks"):
-        lines.append(
-            f"| {stage['rule']} | {stage['jobs']} | {stage['seconds']:.0f} | {stage['longest']:.0f} |"
-        )
+        seconds = f"{stage['seconds']:.0f} | {stage['longest']:.0f}"
+        lines.append(f"| {stage['rule']} | {stage['jobs']} | {seconds} |")
     return lines
 
 
@@ -98,7 +98,7 @@ def main() -> None:
         "",
         "## Blocks: `adaround` against round-to-nearest",
         "",
-        "Hard output error of each block on a held-out image, in units of the block's update energy.",
+        "Hard output error on a held-out image, in units of the block's update energy.",
         "",
         *block_lines(arguments.run, "adaround"),
         "",
