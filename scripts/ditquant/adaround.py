@@ -46,7 +46,7 @@ from .rounding import (
 
 _BETA_START, _BETA_END = 20, 2
 # The usual 0.9 for the first moment carries alpha past the point where it should settle between 0
-# and 1: measured on the demo model, 0.5 halves the error that 0.9 leaves in 300 iterations.
+# and 1: on one block of the demo model 0.5 left 0.54 of RTN's error on unseen rows, 0.9 left 0.62.
 _ADAM_DECAY = (0.5, 0.999)
 _ADAM_EPSILON = 1e-12
 _HISTORY_POINTS = 50
