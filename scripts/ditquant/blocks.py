@@ -178,6 +178,16 @@ class Tap(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return self.module(self._see(x))
 
+    # DiffusionKit's unified blocks read fc2's bias and set it to zero in every call.
+    def __getattr__(self, key: str) -> Any:
+        return self.module.bias if key == "bias" else super().__getattr__(key)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "bias":
+            self.module.bias = value
+        else:
+            super().__setattr__(key, value)
+
 
 @contextmanager
 def tapped(

@@ -114,6 +114,31 @@ def test_one_job_for_all_images_equals_one_job_an_image(model, measured, tmp_pat
     ).read_bytes()
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_watching_a_unified_block_changes_nothing(parallel):
+    """DiffusionKit writes to fc2's bias there: the write must reach the linear itself."""
+    outputs = []
+    for watched in (False, True):
+        model = build_mmdit(depth_unified=1, parallel_mlp_for_unified_blocks=parallel)
+        linears = all_linears(model)
+        seen: set[str] = set()
+        with tapped(linears if watched else [], lambda linear, x: seen.add(linear.name)):
+            path = trajectory(0)
+            outputs.append(
+                predict(
+                    model,
+                    path.latents[:1],
+                    path.sigmas[0],
+                    path.timesteps[0],
+                    path.conditioning.tokens,
+                    path.conditioning.pooled,
+                    path.cfg_weight,
+                )
+            )
+    assert seen == {linear.name for linear in linears}
+    assert mx.array_equal(*outputs)
+
+
 def test_an_overflow_is_a_message(model):
     broken = build_mmdit(seed=5)
     module = broken.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc1
