@@ -117,11 +117,10 @@ def test_one_job_for_all_images_equals_one_job_an_image(model, measured, tmp_pat
 @pytest.mark.parametrize("parallel", [True, False])
 def test_watching_a_unified_block_changes_nothing(parallel):
     """DiffusionKit writes to fc2's bias there: the write must reach the linear itself."""
-    outputs = []
+    outputs, seen = [], set()
     for watched in (False, True):
         model = build_mmdit(depth_unified=1, parallel_mlp_for_unified_blocks=parallel)
         linears = all_linears(model)
-        seen: set[str] = set()
         with tapped(linears if watched else [], lambda linear, x: seen.add(linear.name)):
             path = trajectory(0)
             outputs.append(
