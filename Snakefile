@@ -26,6 +26,7 @@ localrules:
     all,
     calibrate,
     weights,
+    export,
     activations,
     plots,
     inference,

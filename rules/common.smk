@@ -47,6 +47,7 @@ wildcard_constraints:
     recipe=r"[a-z0-9]+(-[a-z0-9]+)*",
     variant=r"full|[a-z0-9]+(-[a-z0-9]+)*-(weights|a8|multitier|native)",
     prompt=r"[a-z0-9]+(-[a-z0-9]+)*",
+    export=r"diffusionkit-[a-z0-9]+",
 
 
 def known(kind, name, names):

@@ -51,7 +51,7 @@ rule optimize_block:
         mem_mb=8000,
     params:
         model=model_params(),
-        recipe=recipe_params,
+        recipe=block_recipe,
         block=block_name,
         seed=config["seed"],
         code=code("optimize_block.py"),
@@ -105,6 +105,42 @@ rule weights:
                 "model/model.safetensors",
                 *(f"blocks/{block}.json" for block in BLOCKS),
             ],
+        ),
+
+
+rule export_weights:
+    """Writes a recipe's checkpoint and the VAE as one file that stock DiffusionKit loads."""
+    input:
+        config=exported_config,
+        model=f"{RESULTS}/weights/{{recipe}}/model/model.safetensors",
+    output:
+        weights=f"{RESULTS}/weights/{{recipe}}/{{export}}.safetensors",
+    log:
+        f"{RESULTS}/logs/export_weights/{{recipe}}-{{export}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/export_weights/{{recipe}}-{{export}}.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: MODEL_THREADS
+    resources:
+        gpu=1,
+        mem_mb=16000,
+    params:
+        model=model_params(),
+        code=code("export_weights.py"),
+    message:
+        "Exporting recipe {wildcards.recipe} as {wildcards.export}"
+    script:
+        "../scripts/export_weights.py"
+
+
+rule export:
+    """Target: the checkpoint of the configuration's recipe in both layouts of stock DiffusionKit."""
+    input:
+        expand(
+            f"{RESULTS}/weights/{{recipe}}/{{export}}.safetensors",
+            recipe=config["recipe"],
+            export=EXPORTS,
         ),
 
 

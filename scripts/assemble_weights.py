@@ -1,12 +1,19 @@
-"""Rule assemble_weights: the quantized blocks of one recipe -> a native checkpoint."""
+"""Rule assemble_weights: quantized blocks and the other linears -> a native checkpoint."""
 
 from pathlib import Path
 
 from ditquant.artifacts import save_tensors, write_json
-from ditquant.checkpoint import FORMAT, checkpoint_tensors, quantization_config, read_packed
+from ditquant.checkpoint import (
+    FORMAT,
+    checkpoint_tensors,
+    quantization_config,
+    read_packed,
+    stored_sizes,
+)
 from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
+from ditquant.other_linears import quantize_other_linears
 
 
 def main(
@@ -20,15 +27,30 @@ def main(
     """Writes config.json and model.safetensors as mlx-lm's conventions have them."""
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
-    quantized = read_packed(blocks)
-    save_tensors(output, checkpoint_tensors(network, quantized))
+    others = quantize_other_linears(
+        network, recipe["quantize"], recipe["other_bits"], recipe["group_size"]
+    )
+    for path, size in others.regrouped.items():
+        LOG.info("%s: groups of %d, which divide its inputs", path, size)
+    for path in others.kept:
+        LOG.info("%s keeps its precision: no group size of MLX divides its inputs", path)
+    quantized = {**read_packed(blocks), **others.packed}
+    tensors = checkpoint_tensors(network, quantized)
+    save_tensors(output, tensors)
+    sizes = stored_sizes(tensors, quantized)
     document = {
         "model": spec.name,
         "recipe": {"name": name, **recipe},
         "quantization": quantization_config(network, quantized),
+        **sizes,
     }
     write_json(config, FORMAT, document)
-    LOG.info("%d quantized linears, %d bytes", len(quantized), Path(output).stat().st_size)
+    LOG.info(
+        "%d quantized linears in %.3f of their float16 bytes; %d bytes in all",
+        len(quantized),
+        sizes["quantized_ratio"],
+        Path(output).stat().st_size,
+    )
 
 
 if "snakemake" in globals():

@@ -18,24 +18,29 @@ from .backend import mx, nn
 _LINEARS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")
 
 
+def _child(parent: Any, name: str) -> Any:
+    return parent[int(name)] if isinstance(parent, list) else getattr(parent, name)
+
+
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer inside a block.
+    """A linear layer of an MMDiT.
 
     Attributes:
-        name: "mm03.img.attn.q_proj".
+        name: "mm03.img.attn.q_proj"; outside attention and MLP the path itself.
         path: module path in the MMDiT, "multimodal_transformer_blocks.3.image_transformer...".
-        parent, attribute: where the module hangs, so that it can be exchanged.
+        parent, attribute: where the module hangs, so that it can be exchanged; inside an
+            `nn.Sequential` its list of layers and the index in it.
     """
 
     name: str
     path: str
-    parent: nn.Module
+    parent: nn.Module | list[nn.Module]
     attribute: str
 
     @property
     def module(self) -> nn.Module:
-        return getattr(self.parent, self.attribute)
+        return _child(self.parent, self.attribute)
 
     @property
     def is_post_gelu(self) -> bool:
@@ -106,9 +111,37 @@ def all_linears(model: nn.Module) -> list[Linear]:
     return [linear for block in walk_blocks(model) for linear in walk_linears(block)]
 
 
+# Which linears a recipe quantizes: the blocks' attention and MLP; also the adaLN of every stream
+# and of the final layer; also the embedders and the final layer's own.
+SCOPES = ("blocks", "blocks+adaln", "all")
+
+
+def other_linears(model: nn.Module, scope: str = "all") -> list[Linear]:
+    """The linears outside attention and MLP that a scope of `SCOPES` adds, sorted by path.
+
+    There are 49 adaLN linears in SD3-medium and 6 others. Convolutions and embeddings are none.
+    """
+    learned = {linear.path for linear in all_linears(model)}
+    linears = []
+    for path, module in sorted(model.named_modules(), key=lambda item: item[0]):
+        is_adaln = ".adaLN_modulation." in f".{path}"
+        if not isinstance(module, nn.Linear | nn.QuantizedLinear) or path in learned:
+            continue
+        if scope == "all" or (scope == "blocks+adaln" and is_adaln):
+            *above, attribute = path.split(".")
+            parent: Any = model
+            for name in above:
+                parent = _child(parent, name)
+            linears.append(Linear(path, path, parent, attribute))
+    return linears
+
+
 def set_linear(linear: Linear, module: nn.Module) -> None:
     """Puts `module` in the linear's place."""
-    setattr(linear.parent, linear.attribute, module)
+    if isinstance(linear.parent, list):
+        linear.parent[int(linear.attribute)] = module
+    else:
+        setattr(linear.parent, linear.attribute, module)
 
 
 # ------------------------------------------------------------------------------- modulation

@@ -1,7 +1,8 @@
 """The native checkpoint: a folder that mlx-lm's conventions describe.
 
     config.json         what the checkpoint is, and under "quantization" the group size and bits of
-                        its quantized linears: {"group_size", "bits", "mode", "<path>": {...}}
+                        its quantized linears: {"group_size", "bits", "mode", "<path>": {...}};
+                        beside it what they take: see `stored_sizes`
     model.safetensors   tensors by DiffusionKit's module paths: "<path>.weight" (uint32), ".scales",
                         ".biases" and the layer's own ".bias" of quantized linears, and everything
                         else of the MM-DiT unquantized; metadata {"format": "mlx"}
@@ -22,29 +23,23 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from .artifacts import load_metadata, load_tensors, read_json
 from .backend import import_diffusionkit, mx, nn
-from .blocks import all_linears
+from .blocks import Linear, all_linears, other_linears
 from .errors import UserError
 from .grids import Packed, dequantize
 from .models.load import mmdit_config
 from .models.spec import ModelSpec
+from .quantized import PackedLinear, join_projections
 
 FORMAT = "ditquant.checkpoint"
 CONFIG_FILE, MODEL_FILE = "config.json", "model.safetensors"
 
 
-class PackedLinear(nn.QuantizedLinear):
-    """A quantized linear for the (B, tokens, 1, inputs) streams of an MM-DiT.
+def packed_of(name: str, tensors: Mapping[str, mx.array], size: Mapping[str, Any]) -> Packed:
+    """The weight that `tensors` hold as "<name>.weight", ".scales" and ".biases".
 
-    Rows are joined before the product (CUDA would make one small product of each), and the output
-    has the input's dtype, which float16 scales would otherwise promote.
+    Args:
+        size: with "bits" and "group_size".
     """
-
-    def __call__(self, x: mx.array) -> mx.array:
-        rows = super().__call__(x.reshape(-1, x.shape[-1]))
-        return rows.reshape(*x.shape[:-1], -1).astype(x.dtype)
-
-
-def _packed_of(name: str, tensors: Mapping[str, mx.array], size: Mapping[str, Any]) -> Packed:
     return Packed(
         weight=tensors[f"{name}.weight"],
         scales=tensors[f"{name}.scales"],
@@ -61,11 +56,11 @@ def read_packed(files: Sequence[str | Path]) -> dict[str, Packed]:
         tensors = load_tensors(file)
         sizes = json.loads(load_metadata(file)["quantization"])
         for name, size in sizes.items():
-            packed[name] = _packed_of(name, tensors, size)
+            packed[name] = packed_of(name, tensors, size)
     return packed
 
 
-def _smallest_dtype(tensor: mx.array) -> mx.array:
+def smallest_dtype(tensor: mx.array) -> mx.array:
     """float32 values that float16 holds exactly are stored as float16."""
     if tensor.dtype != mx.float32:
         return tensor
@@ -73,29 +68,34 @@ def _smallest_dtype(tensor: mx.array) -> mx.array:
     return half if mx.array_equal(half.astype(mx.float32), tensor).item() else tensor
 
 
+def _quantized_linears(
+    model: nn.Module, quantized: Mapping[str, Packed]
+) -> list[tuple[Linear, Packed]]:
+    """In order of computation, then the linears outside the blocks."""
+    linears = [*all_linears(model), *other_linears(model)]
+    return [(linear, quantized[linear.name]) for linear in linears if linear.name in quantized]
+
+
 def checkpoint_tensors(model: nn.Module, quantized: Mapping[str, Packed]) -> dict[str, mx.array]:
     """The tensors of model.safetensors.
 
     Args:
         model: the full-precision MMDiT.
-        quantized: linear's name -> quantized weight, for some or all of the block linears.
+        quantized: linear's name -> quantized weight, for some or all of the linears.
     """
-    tensors = {name: _smallest_dtype(tensor) for name, tensor in tree_flatten(model.parameters())}
-    for linear in all_linears(model):
-        if linear.name in quantized:
-            packed = quantized[linear.name]
-            tensors[f"{linear.path}.weight"] = packed.weight
-            tensors[f"{linear.path}.scales"] = packed.scales
-            tensors[f"{linear.path}.biases"] = packed.biases
+    tensors = {name: smallest_dtype(tensor) for name, tensor in tree_flatten(model.parameters())}
+    for linear, packed in _quantized_linears(model, quantized):
+        tensors[f"{linear.path}.weight"] = packed.weight
+        tensors[f"{linear.path}.scales"] = packed.scales
+        tensors[f"{linear.path}.biases"] = packed.biases
     return tensors
 
 
 def quantization_config(model: nn.Module, quantized: Mapping[str, Packed]) -> dict[str, Any]:
     """config.json's "quantization": the commonest size, and the paths that differ from it."""
     sizes = {
-        linear.path: (quantized[linear.name].group_size, quantized[linear.name].bits)
-        for linear in all_linears(model)
-        if linear.name in quantized
+        linear.path: (packed.group_size, packed.bits)
+        for linear, packed in _quantized_linears(model, quantized)
     }
     commonest = max(sorted(set(sizes.values())), key=list(sizes.values()).count)
 
@@ -106,6 +106,30 @@ def quantization_config(model: nn.Module, quantized: Mapping[str, Packed]) -> di
     return {**entry(commonest), **exceptions}
 
 
+def stored_sizes(
+    tensors: Mapping[str, mx.array], quantized: Mapping[str, Packed]
+) -> dict[str, int | float]:
+    """What a checkpoint takes, for config.json.
+
+    Args:
+        tensors: of the whole checkpoint.
+        quantized: see `checkpoint_tensors`.
+
+    Returns:
+        "quantized_bytes" (codes, scales and biases of the quantized linears),
+        "float16_bytes_of_quantized" (the same weights in float16), "quantized_ratio" (the one over
+        the other: 4/16 + 2 x 16/64/16 = 0.28125 at 4 bits in groups of 64), and "total_bytes".
+    """
+    packed = sum(weight.num_bytes for weight in quantized.values())
+    half = sum(2 * weight.num_weights for weight in quantized.values())
+    return {
+        "quantized_bytes": packed,
+        "float16_bytes_of_quantized": half,
+        "quantized_ratio": packed / half,
+        "total_bytes": sum(int(tensor.nbytes) for tensor in tensors.values()),
+    }
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -113,13 +137,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return read_json(path, FORMAT)
 
 
-def _packed_linear(linear: nn.Linear, packed: Packed) -> PackedLinear:
-    outputs, inputs = linear.weight.shape
-    layer = PackedLinear(
-        inputs, outputs, "bias" in linear, packed.group_size, packed.bits, mode="affine"
-    )
-    layer.weight, layer.scales, layer.biases = packed.weight, packed.scales, packed.biases
-    return layer
+def read_checkpoint(
+    spec: ModelSpec, folder: str | Path
+) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """config.json and the lazily loaded tensors of a native checkpoint.
+
+    Raises:
+        UserError: a checkpoint that is missing, truncated, or of another model.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    if config["model"] != spec.name:
+        raise UserError(f"{folder} is a checkpoint of {config['model']}, not of {spec.name}.")
+    return config, load_tensors(folder / MODEL_FILE)
+
+
+def quantized_paths(tensors: Mapping[str, mx.array]) -> list[str]:
+    """Paths of the linears whose weights are packed."""
+    return [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
 
 
 def load_quantized(
@@ -132,16 +167,12 @@ def load_quantized(
         folder: with config.json and model.safetensors.
         dtype: of the unquantized parameters and, unless `packed`, of the dequantized weights.
         packed: keep the weights packed (`PackedLinear`), which needs least memory; else they are
-            dequantized once into plain linears, which is fastest on a CPU.
+            dequantized once into plain linears, which is fastest.
 
     Raises:
         UserError: a checkpoint that is missing, truncated, or of another model.
     """
-    folder = Path(folder)
-    config = _read_config(folder)
-    if config["model"] != spec.name:
-        raise UserError(f"{folder} is a checkpoint of {config['model']}, not of {spec.name}.")
-    tensors = load_tensors(folder / MODEL_FILE)
+    config, tensors = read_checkpoint(spec, folder)
     import_diffusionkit()
     model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(mmdit_config(spec))
     try:
@@ -150,9 +181,9 @@ def load_quantized(
     except (KeyError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{folder / MODEL_FILE} does not fit {spec.name}: {reason}. Make it again."
+            f"{Path(folder) / MODEL_FILE} does not fit {spec.name}: {reason}. Make it again."
         ) from error
-    return model
+    return join_projections(model) if packed else model
 
 
 def _parameters(
@@ -163,13 +194,14 @@ def _parameters(
     packed: bool,
 ) -> list[tuple[str, mx.array]]:
     """Names and arrays for `load_weights`; `packed` exchanges the model's linears first."""
-    paths = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
+    paths = quantized_paths(tensors)
     modules = dict(model.named_modules())
     parameters = dict(tensors)
     for path in paths:
-        quantized = _packed_of(path, tensors, quantization.get(path) or quantization)
+        quantized = packed_of(path, tensors, quantization.get(path) or quantization)
         if packed:
-            layer = _packed_linear(modules[path], quantized)
+            bias = modules[path].get("bias")
+            layer = PackedLinear(quantized, bias)
             model.update_modules(tree_unflatten([(path, layer)]))
         else:
             del parameters[f"{path}.scales"], parameters[f"{path}.biases"]

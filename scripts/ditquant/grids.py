@@ -20,6 +20,7 @@ codes chosen here are packed here and never pass through it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ SCALE_DTYPE = mx.float16
 _SCALE_PRECISION = 11  # significant bits of a float16
 # The smallest normal float16: smaller scales are flushed to zero by some accelerators.
 _SMALLEST_SCALE = 2.0**-14
-_MLX_GROUPS = (128, 64, 32)
+MLX_GROUPS = (128, 64, 32)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ class Packed:
     group_size: int
 
     @property
+    def num_weights(self) -> int:
+        return int(self.scales.size) * self.group_size
+
+    @property
     def num_bytes(self) -> int:
         return int(self.weight.nbytes + self.scales.nbytes + self.biases.nbytes)
 
@@ -101,14 +106,14 @@ def storage_group_size(grid: Grid, columns: int, name: str) -> int:
     Raises:
         UserError: the grid's group size does not divide `columns`, or no MLX group size does.
     """
-    sizes = (grid.group_size,) if grid.kind == "group" else _MLX_GROUPS
+    sizes = (grid.group_size,) if grid.kind == "group" else MLX_GROUPS
     for size in sizes:
         if columns % size == 0:
             return size
     asked = f"a group size of {grid.group_size}" if grid.kind == "group" else "MLX's packed storage"
     raise UserError(
         f"{name} has {columns} inputs, which {asked} does not divide: set group_size of the recipe "
-        f"to a divisor among {', '.join(map(str, reversed(_MLX_GROUPS)))}."
+        f"to a divisor among {', '.join(map(str, reversed(MLX_GROUPS)))}."
     )
 
 
@@ -127,21 +132,36 @@ def _cut(scales: mx.array, bits: int, up: bool) -> mx.array:
     return mx.where(scales < 0, -cut, cut)
 
 
-def _squared_error(groups: mx.array, scales: mx.array, zeros: mx.array, levels: int) -> mx.array:
-    """(rows, groups): squared error of rounding (rows, groups, size) weights to nearest."""
+def _squared_error(
+    groups: mx.array, scales: mx.array, zeros: mx.array, levels: int, importance: mx.array | None
+) -> mx.array:
+    """(rows, groups): squared error e of rounding (rows, groups, size) weights to nearest.
+
+    Plain; weighted by `importance` (groups, size); or e^T H e with one (groups, size, size) matrix
+    a group.
+    """
     steps = groups / scales[..., None] + zeros[..., None]
     codes = mx.clip(mx.round(steps), 0, levels - 1)
-    return (((codes - steps) * scales[..., None]) ** 2).sum(-1)
+    error = (codes - steps) * scales[..., None]
+    if importance is None:
+        return (error**2).sum(-1)
+    if importance.ndim == 2:
+        return (error**2 * importance).sum(-1)
+    error = error.swapaxes(0, 1)
+    return ((error @ importance) * error).sum(-1).swapaxes(0, 1)
 
 
 def _best(
-    groups: mx.array, candidates: list[tuple[mx.array, mx.array]], levels: int
+    groups: mx.array,
+    candidates: list[tuple[mx.array, mx.array]],
+    levels: int,
+    importance: mx.array | None,
 ) -> tuple[mx.array, mx.array]:
     """Of (scales, zeros) candidates, group by group, the one with the smallest squared error."""
     scales, zeros = candidates[0]
-    error = _squared_error(groups, scales, zeros, levels)
+    error = _squared_error(groups, scales, zeros, levels, importance)
     for other_scales, other_zeros in candidates[1:]:
-        other = _squared_error(groups, other_scales, other_zeros, levels)
+        other = _squared_error(groups, other_scales, other_zeros, levels, importance)
         better = other < error
         scales = mx.where(better, other_scales, scales)
         zeros = mx.where(better, other_zeros, zeros)
@@ -150,12 +170,15 @@ def _best(
     return scales, zeros
 
 
-def _group_candidates(groups: mx.array, bits: int) -> list[tuple[mx.array, mx.array]]:
+def _group_candidates(
+    groups: mx.array, bits: int, shrink: Sequence[float]
+) -> list[tuple[mx.array, mx.array]]:
     """Scales from the range of each group, with the zero point below and above its exact place.
 
     For a zero point z the lower end is on the grid with scale -low / z and the upper end with
     high / (levels - 1 - z). The larger scale covers the range; the smaller is finer and clips the
     other end by less than a step, which is what `mx.quantize` does and pays off at 2 and 3 bits.
+    Shrunken ranges have the same zero point, so only the scale shrinks.
     """
     last = 2**bits - 1
     low = mx.minimum(groups.min(axis=-1), 0.0)
@@ -169,42 +192,71 @@ def _group_candidates(groups: mx.array, bits: int) -> list[tuple[mx.array, mx.ar
         finer = mx.where(mx.minimum(lower, upper) > 0, mx.minimum(lower, upper), lower + upper)
         for exact in (mx.maximum(lower, upper), finer):
             candidates += [(_cut(exact, bits, up), zeros) for up in (True, False)]
+        covering = mx.maximum(lower, upper)
+        candidates += [(_cut(factor * covering, bits, False), zeros) for factor in shrink]
     return candidates
 
 
-def _channel_candidates(rows: mx.array, bits: int) -> list[tuple[mx.array, mx.array]]:
+def _channel_candidates(
+    rows: mx.array, bits: int, shrink: Sequence[float]
+) -> list[tuple[mx.array, mx.array]]:
     """Scales absmax / 2^(bits - 1) of either sign: one side of the range has a level more."""
     half = 2 ** (bits - 1)
     exact = mx.abs(rows).max(axis=-1) / half
+    magnitudes = [_cut(exact, bits, up) for up in (True, False)]
+    magnitudes += [_cut(factor * exact, bits, False) for factor in shrink]
     return [
-        (sign * _cut(exact, bits, up), mx.full(exact.shape, half))
-        for up in (True, False)
+        (sign * magnitude, mx.full(exact.shape, half))
+        for magnitude in magnitudes
         for sign in (1.0, -1.0)
     ]
 
 
-def fit_scales(weight: mx.array, grid: Grid, name: str = "The layer") -> Scales:
+def _importance_of_groups(importance: mx.array, groups: int) -> mx.array:
+    """(columns,) -> (groups, size); (columns, columns) -> its diagonal blocks, or its diagonal."""
+    if importance.ndim == 2 and groups == 1:
+        importance = mx.diagonal(importance)
+    if importance.ndim == 1:
+        return importance.reshape(groups, -1)
+    size = importance.shape[0] // groups
+    blocks = importance.reshape(groups, size, groups, size)
+    each = mx.arange(groups)
+    return blocks[each, :, each, :]
+
+
+def fit_scales(
+    weight: mx.array,
+    grid: Grid,
+    name: str = "The layer",
+    importance: mx.array | None = None,
+    shrink: Sequence[float] = (),
+) -> Scales:
     """Lays the grid over a weight matrix: the range of each group, or row, in its storage dtype.
 
     Of the few ways to round scale and zero point to what the storage keeps, each group takes the
-    one with the smallest squared error of rounding to nearest; ranges are not clipped beyond that.
+    one with the smallest squared error of rounding to nearest; ranges are not clipped beyond that,
+    unless `shrink` says so.
 
     Args:
         weight: (rows, columns), any float dtype.
         name: of the layer, for the message.
+        importance: how much errors count: (columns,) weights of squared errors, or a matrix H
+            (columns, columns), of which a group's error e counts as e^T H e with the group's own
+            block; the channel grid uses its diagonal.
+        shrink: factors below 1 by which ranges may be clipped as well.
 
     Raises:
         UserError: see `storage_group_size`.
     """
     rows, columns = weight.shape
     size = storage_group_size(grid, columns, name)
-    weight = weight.astype(mx.float32)
-    if grid.kind == "group":
-        groups = weight.reshape(rows, -1, size)
-        scales, zeros = _best(groups, _group_candidates(groups, grid.bits), grid.levels)
-    else:
-        whole = weight.reshape(rows, 1, columns)
-        scales, zeros = _best(whole, _channel_candidates(whole, grid.bits), grid.levels)
+    is_group = grid.kind == "group"
+    groups = weight.astype(mx.float32).reshape(rows, -1, size if is_group else columns)
+    if importance is not None:
+        importance = _importance_of_groups(importance.astype(mx.float32), groups.shape[1])
+    candidates = (_group_candidates if is_group else _channel_candidates)(groups, grid.bits, shrink)
+    scales, zeros = _best(groups, candidates, grid.levels, importance)
+    if not is_group:
         scales = mx.repeat(scales, columns // size, axis=1)
         zeros = mx.repeat(zeros, columns // size, axis=1)
     return Scales(scales.astype(SCALE_DTYPE), zeros, grid.bits, size)

@@ -207,6 +207,15 @@ def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in recipe.items() if key not in unused}
 
 
+# Read when the checkpoint is assembled; the blocks do not depend on them.
+_ASSEMBLY_OPTIONS = ("quantize", "other_bits")
+
+
+def block_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a recipe that its blocks depend on."""
+    return {key: value for key, value in recipe.items() if key not in _ASSEMBLY_OPTIONS}
+
+
 def check_recipes(config: Mapping[str, Any]) -> None:
     """Checks that every recipe that is named exists.
 

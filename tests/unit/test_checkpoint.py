@@ -12,16 +12,17 @@ from ditquant.backend import mx, nn
 from ditquant.blocks import all_linears
 from ditquant.checkpoint import (
     FORMAT,
-    PackedLinear,
     checkpoint_tensors,
     load_quantized,
     quantization_config,
     read_packed,
+    stored_sizes,
 )
 from ditquant.errors import UserError
-from ditquant.grids import Grid, dequantize, fit_scales, pack, steps_of
+from ditquant.grids import Grid, dequantize
 from ditquant.models.spec import read_spec
-from ditquant.rounding import nearest_codes
+from ditquant.other_linears import round_to_nearest
+from ditquant.quantized import PackedLinear
 from support.models import build_mmdit, parameters, write_folder
 
 
@@ -45,9 +46,7 @@ def quantized(model):
     packed = {}
     for linear in all_linears(model):
         grid = Grid("group", 8, 64) if linear.is_post_gelu else Grid("group", 4, 32)
-        scales = fit_scales(linear.module.weight, grid, linear.name)
-        steps = steps_of(linear.module.weight, scales)
-        packed[linear.name] = pack(nearest_codes(steps, grid.levels), scales)
+        packed[linear.name] = round_to_nearest(linear.module.weight, grid, linear.name)
     return packed
 
 
@@ -104,6 +103,9 @@ def test_loads_as_mlx_lm_loads_its_checkpoints(folder, quantized):
         class_predicate=class_predicate,
     )
     plain.load_weights(list(weights.items()), strict=True)
+    loaded = parameters(plain)
+    assert loaded.keys() == weights.keys()
+    assert all(mx.array_equal(loaded[name], tensor) for name, tensor in weights.items())
     for linear in all_linears(plain):
         layer, expected = linear.module, quantized[linear.name]
         values = mx.dequantize(
@@ -141,13 +143,19 @@ def test_packed_model_computes_the_same(spec, folder):
         assert mx.allclose(output, expected, rtol=1e-4, atol=tolerance), one.name
 
 
-def test_packed_linear_keeps_the_dtype_of_its_input():
-    layer = PackedLinear(64, 32, bias=False, group_size=32, bits=4)
-    layer.scales = layer.scales.astype(mx.float16)
-    layer.biases = layer.biases.astype(mx.float16)
-    x = mx.ones((1, 3, 1, 64), dtype=mx.bfloat16)
-    assert layer(x).dtype == mx.bfloat16
-    assert layer(x).shape == (1, 3, 1, 32)
+def test_sizes_at_four_bits_in_groups_of_64_are_exact(model):
+    """4/16 of the bytes for the codes, and 2 x 16 bits for each 64 weights of 16 bits."""
+    grid = Grid("group", 4, 64)
+    packed = {
+        linear.name: round_to_nearest(linear.module.weight, grid) for linear in all_linears(model)
+    }
+    tensors = checkpoint_tensors(model, packed)
+    sizes = stored_sizes(tensors, packed)
+    weights = sum(linear.module.weight.size for linear in all_linears(model))
+    assert sizes["float16_bytes_of_quantized"] == 2 * weights
+    assert sizes["quantized_ratio"] == 4 / 16 + 2 * 16 / 64 / 16 == 0.28125 <= 0.29
+    rest = sum(tensor.size for tensor in parameters(model).values()) - weights
+    assert sizes["total_bytes"] == sizes["quantized_bytes"] + 2 * rest
 
 
 def test_blocks_are_read_back(tmp_path, quantized):

@@ -14,6 +14,7 @@ import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 
 from .device import (  # noqa: E402
+    backend_name,
     compiled,
     describe_device,
     is_accelerated,
@@ -26,6 +27,7 @@ from .vector import sigmoid  # noqa: E402
 
 __all__ = [
     "BLAS",
+    "backend_name",
     "compiled",
     "describe_device",
     "hub_files",

@@ -18,6 +18,13 @@ def is_accelerated() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+def backend_name() -> str:
+    """Where MLX computes: "cpu", "metal" or "cuda"."""
+    if not is_accelerated():
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
 def describe_device() -> str:
     """One line for the log: device, MLX version and the BLAS that serves."""
     version = getattr(mx, "__version__", "unknown")

@@ -1,0 +1,208 @@
+"""Linear layers that run on packed weights.
+
+A packed weight can be multiplied in two ways, which agree to rounding:
+
+    kernel        `mx.quantized_matmul` reads the packed codes. Best for a few rows, where reading
+                  the weight is all the work: the modulation of a guided pair has two.
+    dequantizing  the weight is unpacked into a temporary of the activations' dtype and multiplied
+                  by the matrix units. Best for the thousands of rows of a stream: one more pass
+                  over the weight, and then the full speed of float16.
+
+Which one is faster depends on the backend, so `KERNEL_ROWS` says up to how many rows the kernel is
+used. It is a table and not a measurement at run time: the two ways differ in their last bits, and a
+run must give the same bits again. `benchmarks/forward_time.py --crossover` measures the table anew.
+
+Query, key and value of a stream read the same input. `join_projections` stacks them, so that one
+weight is unpacked and one product computed where there were three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from .backend import backend_name, mx, nn
+from .blocks import walk_blocks
+from .grids import Packed
+
+Product = Callable[[mx.array, Packed, mx.array | None], mx.array]
+
+# Rows of activations up to which the kernel is the faster way, by backend and by whether the
+# activations are float32 (on a CPU half precision has no vector units and the kernel is never it).
+KERNEL_ROWS = {
+    ("cpu", "float32"): 8,
+    ("cpu", "half"): 0,
+    ("cuda", "float32"): 8,
+    ("cuda", "half"): 8,
+    # MLX's Metal kernels unpack inside the product at every size; there is nothing to gain.
+    ("metal", "float32"): 2**31,
+    ("metal", "half"): 2**31,
+}
+
+
+def kernel_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
+    """x W^T + bias by MLX's kernel for packed weights; see `packed_product`."""
+    y = mx.quantized_matmul(
+        x,
+        packed.weight,
+        packed.scales,
+        packed.biases,
+        transpose=True,
+        group_size=packed.group_size,
+        bits=packed.bits,
+    )
+    return y if bias is None else y + bias
+
+
+def dequantized_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
+    """x W^T + bias with W unpacked into the dtype of x; see `packed_product`."""
+    weight = mx.dequantize(
+        packed.weight, packed.scales, packed.biases, packed.group_size, packed.bits
+    )
+    if weight.dtype != x.dtype:
+        weight = weight.astype(x.dtype)
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+
+
+def packed_product(x: mx.array, packed: Packed, bias: mx.array | None = None) -> mx.array:
+    """x W^T + bias for a packed W, by the way that is faster here for as many rows.
+
+    Args:
+        x: (rows, inputs), floating point.
+        packed: of (outputs, inputs).
+        bias: (outputs,) in the dtype of x, or None.
+
+    Returns:
+        (rows, outputs), in the dtype of x unless scales or bias promote it.
+    """
+    kind = "float32" if x.dtype == mx.float32 else "half"
+    if x.shape[0] <= KERNEL_ROWS[backend_name(), kind]:
+        return kernel_product(x, packed, bias)
+    return dequantized_product(x, packed, bias)
+
+
+def _on_rows(x: mx.array, product: Callable[[mx.array], mx.array]) -> mx.array:
+    """Applies `product` to (..., inputs) as (rows, inputs), keeping the dtype of x.
+
+    Rows are joined because CUDA makes one small product of each row of a (B, tokens, 1, inputs)
+    stream; float16 scales would promote bfloat16 to float32.
+    """
+    y = product(x.reshape(-1, x.shape[-1]))
+    y = y.reshape(*x.shape[:-1], y.shape[-1])
+    return y if y.dtype == x.dtype else y.astype(x.dtype)
+
+
+class PackedLinear(nn.QuantizedLinear):
+    """A linear layer with a packed weight, for streams (B, tokens, 1, inputs) of any float dtype.
+
+    Parameters and names are those of `nn.QuantizedLinear`; what differs is how it multiplies.
+
+    Args:
+        packed: of (outputs, inputs).
+        bias: (outputs,) in the dtype of the activations, or None.
+        product: how to multiply.
+    """
+
+    def __init__(
+        self, packed: Packed, bias: mx.array | None = None, product: Product = packed_product
+    ):
+        # `nn.QuantizedLinear` would draw a random weight to quantize.
+        nn.Module.__init__(self)
+        self.group_size, self.bits, self.mode = packed.group_size, packed.bits, "affine"
+        self.weight, self.scales, self.biases = packed.weight, packed.scales, packed.biases
+        if bias is not None:
+            self.bias = bias
+        self._product = product
+        self._joined: Callable[[mx.array], mx.array] | None = None
+        self.freeze()
+
+    @property
+    def packed(self) -> Packed:
+        return Packed(self.weight, self.scales, self.biases, self.bits, self.group_size)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self._joined is not None:
+            return self._joined(x)
+        bias = self.bias if "bias" in self else None
+        return _on_rows(x, lambda rows: self._product(rows, self.packed, bias))
+
+
+def _joined_bias(layers: Sequence[PackedLinear]) -> mx.array | None:
+    """All biases in a row, zeros where a layer has none (key); None if no layer has one."""
+    biases = [layer.bias if "bias" in layer else None for layer in layers]
+    given = next((bias for bias in biases if bias is not None), None)
+    if given is None:
+        return None
+    return mx.concatenate(
+        [
+            mx.zeros(layer.weight.shape[0], given.dtype) if bias is None else bias
+            for layer, bias in zip(layers, biases, strict=True)
+        ]
+    )
+
+
+class _JoinedProduct:
+    """Computes layers that read the same array at once, and hands each its part.
+
+    The first layer that is called with an array computes all; the others find their parts, as long
+    as they are called with the very same array. A part is handed out once and nothing is kept after
+    the last. A layer that is called with another array than its neighbours gets its right output
+    too, at the price of theirs.
+    """
+
+    def __init__(self, layers: Sequence[PackedLinear], product: Product):
+        first = layers[0]
+        self.packed = Packed(
+            mx.concatenate([layer.weight for layer in layers]),
+            mx.concatenate([layer.scales for layer in layers]),
+            mx.concatenate([layer.biases for layer in layers]),
+            first.bits,
+            first.group_size,
+        )
+        self.bias = _joined_bias(layers)
+        sizes = [layer.weight.shape[0] for layer in layers]
+        self.ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+        self._product = product
+        self._input: mx.array | None = None
+        self._parts: dict[int, mx.array] = {}
+
+    def part(self, index: int, x: mx.array) -> mx.array:
+        """The output of layer `index` for x, (..., its outputs)."""
+        if x is not self._input or index not in self._parts:
+            y = _on_rows(x, lambda rows: self._product(rows, self.packed, self.bias))
+            self._parts = dict(enumerate(mx.split(y, self.ends[:-1], axis=-1)))
+            self._input = x
+        part = self._parts.pop(index)
+        if not self._parts:
+            self._input = None
+        return part
+
+
+def _can_join(layers: Sequence[Any]) -> bool:
+    return all(isinstance(layer, PackedLinear) for layer in layers) and (
+        len({(layer.bits, layer.group_size, layer.weight.shape[1]) for layer in layers}) == 1
+    )
+
+
+def join_projections(model: nn.Module, product: Product = packed_product) -> nn.Module:
+    """Makes one product of the query, key and value projections of every stream of an MMDiT.
+
+    Call it after the weights are loaded. Streams whose projections are not all packed in the same
+    size stay as they are. The layers keep their names and parameters, which become views of the
+    stacked ones: the weights are held once.
+    """
+    for block in walk_blocks(model):
+        for stream in block.streams.values():
+            layers = [getattr(stream.attn, f"{part}_proj") for part in "qkv"]
+            if not _can_join(layers):
+                continue
+            joined = _JoinedProduct(layers, product)
+            start = 0
+            for index, (layer, end) in enumerate(zip(layers, joined.ends, strict=True)):
+                layer.weight = joined.packed.weight[start:end]
+                layer.scales = joined.packed.scales[start:end]
+                layer.biases = joined.packed.biases[start:end]
+                layer._joined = partial(joined.part, index)
+                start = end
+    return model
