@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.awq import SHRINK, awq_factors, clipped_scales, mean_magnitude
+from ditquant.awq import awq_factors, clipped_scales, mean_magnitude
 from ditquant.backend import mx
 from ditquant.errors import UserError
 from ditquant.gptq import factorize, gptq_codes, layer_error, moment
