@@ -186,8 +186,10 @@ def choose_shift(
     """The shift z of fc2's inputs with the smallest `shifted_error`.
 
     Args:
-        candidates: (channels,) each, such as zeros, `balance_factors.midrange`, the mean of x; give
-            the zeros first.
+        candidates: (channels,) each; give zeros first. The middle of each channel's range
+            (`balance_factors.midrange`) makes the range of x - z smallest; the mean of x makes the
+            inputs that errors of W meet smallest, which is bias correction (Nagel et al. 2019,
+            arXiv 1906.04721).
     """
     errors = {
         key: shifted_error(reader, mx.array(shift), grid, activation_bits)
