@@ -10,7 +10,7 @@ A packed weight can be multiplied in two ways, which agree to rounding:
 
 Which one is faster depends on the backend, so `KERNEL_ROWS` says up to how many rows the kernel is
 used. It is a table and not a measurement at run time: the two ways differ in their last bits, and a
-run must give the same bits again. `benchmarks/forward_time.py --crossover` measures the table anew.
+run must give the same bits again. `benchmarks/kernel_rows.py` measures the table anew.
 
 Query, key and value of a stream read the same input. `join_projections` stacks them, so that one
 weight is unpacked and one product computed where there were three.
@@ -31,7 +31,7 @@ Product = Callable[[mx.array, Packed, mx.array | None], mx.array]
 # Rows of activations up to which the kernel is the faster way, by backend and by whether the
 # activations are float32 (on a CPU half precision has no vector units and the kernel is never it).
 KERNEL_ROWS = {
-    ("cpu", "float32"): 8,
+    ("cpu", "float32"): 16,
     ("cpu", "half"): 0,
     ("cuda", "float32"): 8,
     ("cuda", "half"): 8,

@@ -1,0 +1,369 @@
+"""Seconds and bytes of a forward pass: full precision, stock `nn.quantize`, and packed layers here.
+
+    .venv/bin/python benchmarks/forward_time.py [--json benchmarks/results/forward_time.json]
+
+Builds an MM-DiT of SD3-medium's size with random weights, one variant after the other and layer by
+layer, so that no variant pays for another's memory, and runs it on a guided pair of 512 x 512
+pixels: 2 rows of 1,024 image and 154 text tokens. Attention and MLP have 4 bits, adaLN 8 (as
+`quantize: blocks+adaln` makes them). Variants:
+
+    full         plain linears in --dtype
+    stock        `nn.quantize(model)`: every linear in 4 bits, MLX's own layer
+    dequantize   our layers, always unpacked into a temporary
+    kernel       our layers, always `mx.quantized_matmul`, on joined rows
+    table        our layers, the faster way by `KERNEL_ROWS`
+    joined       the same with query, key and value as one product: what the workflow loads
+    compiled     joined, unpacked by shifts that `mx.compile` fuses, instead of `mx.dequantize`
+    cuda-kernel  joined, unpacked by a kernel that writes a whole word's values at once (CUDA only)
+
+`forward` is the network alone, `step` also computes the modulation from the time step, as each step
+of the sampler does. `difference` is the mean squared difference of the output from that of
+`dequantize`, relative: above 1e-5 a variant computes something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import importlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mlx.utils import tree_flatten
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))
+
+from ditquant import quantized  # noqa: E402
+from ditquant.backend import (  # noqa: E402
+    backend_name,
+    describe_device,
+    import_diffusionkit,
+    is_accelerated,
+    mx,
+    nn,
+)
+from ditquant.blocks import all_linears, other_linears, set_linear  # noqa: E402
+from ditquant.grids import Packed  # noqa: E402
+from ditquant.models.load import DTYPES  # noqa: E402
+from ditquant.sampling import modulate, modulation_inputs  # noqa: E402
+
+GROUP_SIZE, BLOCK_BITS, OTHER_BITS = 64, 4, 8
+# Widths of the model, and the inputs of a forward pass.
+SIZES: dict[str, dict[str, int]] = {
+    "sd3-medium": {
+        "hidden": 1536, "heads": 24, "depth": 24, "channels": 4096, "pooled": 2048,
+        "latent": 64, "tokens": 154, "positions": 192,
+    },
+    "small": {
+        "hidden": 128, "heads": 2, "depth": 2, "channels": 128, "pooled": 64,
+        "latent": 16, "tokens": 10, "positions": 16,
+    },
+}  # fmt: skip
+
+
+# --------------------------------------------------------------------- candidates for unpacking
+
+
+@cache
+def _shifting(bits: int) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
+    shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
+
+    @mx.compile
+    def unpack(weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+        words = weight.reshape(*scales.shape, -1, 1)
+        codes = ((words >> shifts) & (2**bits - 1)).astype(scales.dtype)
+        return codes * scales[..., None, None] + biases[..., None, None]
+
+    return unpack
+
+
+def compiled_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
+    """Shifts, mask, product and sum as one fused elementwise kernel."""
+    values = _shifting(packed.bits)(packed.weight, packed.scales, packed.biases)
+    weight = values.reshape(packed.weight.shape[0], -1).astype(x.dtype)
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+
+
+# One thread a word of 32 bits, which writes its values at once (16 bytes at 4 bits in float16);
+# MLX's kernel has a thread for each byte.
+_UNPACK = """
+    struct alignas(sizeof(T) * PER_WORD) Values { T value[PER_WORD]; };
+    const unsigned long long i = cooperative_groups::this_grid().thread_rank();
+    if (i < WORDS) {
+        const float scale = static_cast<float>(scales[i / WORDS_PER_GROUP]);
+        const float bias = static_cast<float>(biases[i / WORDS_PER_GROUP]);
+        const unsigned int word = weight[i];
+        Values values;
+        #pragma unroll
+        for (int j = 0; j < PER_WORD; j++) {
+            const unsigned int code = (word >> (j * BITS)) & ((1u << BITS) - 1u);
+            values.value[j] = static_cast<T>(static_cast<float>(code) * scale + bias);
+        }
+        reinterpret_cast<Values*>(out)[i] = values;
+    }
+"""
+
+
+@cache
+def _cuda_unpack() -> Any:
+    return mx.fast.cuda_kernel(
+        name="ditquant_unpack",
+        input_names=["weight", "scales", "biases"],
+        output_names=["out"],
+        source=_UNPACK,
+    )
+
+
+def cuda_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
+    """Unpacked by the kernel above into the dtype of x, then multiplied."""
+    per_word = 32 // packed.bits
+    rows, words = packed.weight.shape
+    template = [
+        ("T", x.dtype),
+        ("BITS", packed.bits),
+        ("PER_WORD", per_word),
+        ("WORDS", rows * words),
+        ("WORDS_PER_GROUP", packed.group_size // per_word),
+    ]
+    (weight,) = _cuda_unpack()(
+        inputs=[packed.weight, packed.scales, packed.biases],
+        template=template,
+        grid=(rows * words, 1, 1),
+        threadgroup=(256, 1, 1),
+        output_shapes=[(rows, words * per_word)],
+        output_dtypes=[x.dtype],
+    )
+    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+
+
+def for_many_rows(product: quantized.Product) -> quantized.Product:
+    """`product` where the table says that unpacking is faster, else the kernel."""
+
+    def choose(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
+        kind = "float32" if x.dtype == mx.float32 else "half"
+        few = x.shape[0] <= quantized.KERNEL_ROWS[backend_name(), kind]
+        return (quantized.kernel_product if few else product)(x, packed, bias)
+
+    return choose
+
+
+# Variant -> how its packed layers multiply, and whether query, key and value are joined.
+PACKED: dict[str, tuple[quantized.Product, bool]] = {
+    "dequantize": (quantized.dequantized_product, False),
+    "kernel": (quantized.kernel_product, False),
+    "table": (quantized.packed_product, False),
+    "joined": (quantized.packed_product, True),
+    "compiled": (for_many_rows(compiled_product), True),
+    "cuda-kernel": (for_many_rows(cuda_product), True),
+}
+VARIANTS = ("full", "stock", *PACKED)
+
+
+# ------------------------------------------------------------------------------------- models
+
+
+def build_plain(size: dict[str, int], dtype: mx.Dtype) -> nn.Module:
+    """An MMDiT whose random weights are not computed yet; the same in every call."""
+    import_diffusionkit()
+    config = importlib.import_module("diffusionkit.mlx.config").MMDiTConfig(
+        num_heads=size["heads"],
+        depth_multimodal=size["depth"],
+        hidden_size_override=size["hidden"],
+        max_latent_resolution=size["positions"],
+        pooled_text_embed_dim=size["pooled"],
+        token_level_text_embed_dim=size["channels"],
+        dtype=dtype,
+        float16_dtype=dtype,
+        low_memory_mode=False,
+    )
+    mx.random.seed(0)
+    model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(config)
+    model.set_dtype(dtype)
+    return model
+
+
+def pack_linears(model: nn.Module, product: quantized.Product) -> None:
+    """Packs attention, MLP and adaLN layer by layer; scales are float16, as checkpoints have."""
+    bits = {linear.path: BLOCK_BITS for linear in all_linears(model)}
+    for linear in [*all_linears(model), *other_linears(model, "blocks+adaln")]:
+        size = bits.get(linear.path, OTHER_BITS)
+        plain = linear.module
+        packed = Packed(
+            *mx.quantize(plain.weight.astype(mx.float16), GROUP_SIZE, size), size, GROUP_SIZE
+        )
+        mx.eval(packed.weight, packed.scales, packed.biases)
+        set_linear(linear, quantized.PackedLinear(packed, plain.get("bias"), product))
+
+
+def build(variant: str, size: dict[str, int], dtype: mx.Dtype) -> nn.Module:
+    """The model of a variant, with its parameters in memory and nothing else."""
+    model = build_plain(size, dtype)
+    if variant == "stock":
+        nn.quantize(model, class_predicate=lambda _, module: isinstance(module, nn.Linear))
+    elif variant != "full":
+        product, joined = PACKED[variant]
+        pack_linears(model, product)
+        if joined:
+            quantized.join_projections(model, product)
+    # One by one: a parameter's float32 random numbers are gone before the next are drawn.
+    for _, parameter in tree_flatten(model.parameters()):
+        mx.eval(parameter)
+    return model
+
+
+# ---------------------------------------------------------------------------------- measuring
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Of a guided pair: latents (2, h, w, 16), tokens (2, n, channels), pooled (2, channels)."""
+
+    latents: mx.array
+    tokens: mx.array
+    pooled: mx.array
+    timestep: mx.array
+
+
+def random_inputs(size: dict[str, int], dtype: mx.Dtype) -> Inputs:
+    keys = mx.random.split(mx.random.key(1), 3)
+    latent = size["latent"]
+    inputs = Inputs(
+        mx.random.normal((2, latent, latent, 16), dtype=dtype, key=keys[0]),
+        mx.random.normal((2, size["tokens"], size["channels"]), dtype=dtype, key=keys[1]),
+        mx.random.normal((2, size["pooled"]), dtype=dtype, key=keys[2]),
+        mx.array(500.0, dtype=dtype),
+    )
+    mx.eval(inputs.latents, inputs.tokens, inputs.pooled, inputs.timestep)
+    return inputs
+
+
+def seconds(call: Callable[[], Any], repeat: int) -> float:
+    """Median of `repeat` calls after two that are not counted."""
+    times = []
+    for _ in range(repeat + 2):
+        start = time.perf_counter()
+        mx.eval(call())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def measure(
+    variant: str, size: dict[str, int], dtype: mx.Dtype, repeat: int
+) -> tuple[dict[str, Any], mx.array]:
+    """One row of the table, and the network's output in float32."""
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    inputs = random_inputs(size, dtype)
+    model = build(variant, size, dtype)
+
+    def forward() -> mx.array:
+        timesteps = mx.broadcast_to(inputs.timestep, [2])
+        return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), timesteps)
+
+    def step() -> mx.array:
+        modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
+        return forward()
+
+    mx.eval(step())
+    # MLX's layer takes 30 times as long on CUDA: fewer calls tell as much.
+    repeat = min(repeat, 3) if variant in ("stock", "kernel") else repeat
+    row = {"forward_seconds": seconds(forward, repeat), "step_seconds": seconds(step, repeat)}
+    gc.collect()
+    mx.clear_cache()
+    row["active_bytes"] = mx.get_active_memory() - before
+    mx.reset_peak_memory()
+    output = step().astype(mx.float32)
+    mx.eval(output)
+    row["peak_bytes"] = mx.get_peak_memory() - before
+    return row, output
+
+
+def relative_difference(output: mx.array, expected: mx.array) -> float:
+    return (mx.mean((output - expected) ** 2) / mx.mean(expected**2)).item()
+
+
+def table(variants: list[str], size: dict[str, int], dtype: mx.Dtype, repeat: int) -> dict:
+    """Variant -> its row; ratios are to `full`, differences to `dequantize`."""
+    rows: dict[str, dict[str, Any]] = {}
+    reference = None
+    print(
+        f"{'variant':12} {'forward':>10} {'ratio':>6} {'step':>10} {'ratio':>6} "
+        f"{'active':>9} {'ratio':>6} {'peak':>9} {'difference':>10}"
+    )
+    for variant in variants:
+        try:
+            row, output = measure(variant, size, dtype, repeat)
+        except RuntimeError as error:
+            print(f"{variant:12} does not run here: {str(error).splitlines()[0][:100]}", flush=True)
+            continue
+        rows[variant] = row
+        if "full" in rows:
+            for name in ("forward_seconds", "step_seconds", "active_bytes"):
+                row[f"{name}_ratio"] = row[name] / rows["full"][name]
+        if variant == "dequantize":
+            reference = output
+        if variant in PACKED and reference is not None:
+            row["difference"] = relative_difference(output, reference)
+        print(line(variant, row), flush=True)
+    return rows
+
+
+def line(variant: str, row: dict[str, Any]) -> str:
+    """A row of the table; what could not be compared stays empty."""
+    cells = [f"{variant:12}"]
+    for name, factor, unit in (
+        ("forward_seconds", 1e3, "7.2f ms"),
+        ("step_seconds", 1e3, "7.2f ms"),
+        ("active_bytes", 1e-9, "6.3f GB"),
+    ):
+        number, _, symbol = unit.partition(" ")
+        ratio = row.get(f"{name}_ratio")
+        cells += [
+            f"{row[name] * factor:{number}} {symbol}",
+            " " * 6 if ratio is None else f"{ratio:6.3f}",
+        ]
+    cells.append(f"{row['peak_bytes'] / 1e9:6.3f} GB")
+    if "difference" in row:
+        cells.append(f"{row['difference']:10.1e}")
+    return " ".join(cells)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description="Seconds and bytes of a forward pass.")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=None)
+    parser.add_argument("--size", choices=SIZES, default="sd3-medium")
+    parser.add_argument("--depth", type=int, help="blocks, instead of the size's own")
+    parser.add_argument("--dtype", choices=DTYPES, help="float16; float32 on a CPU")
+    parser.add_argument("--repeat", type=int, default=10, help="calls; the median counts")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+
+    usual = [name for name in VARIANTS if name != "cuda-kernel" or backend_name() == "cuda"]
+    dtype = options.dtype or ("float16" if is_accelerated() else "float32")
+    size = {**SIZES[options.size], **({"depth": options.depth} if options.depth else {})}
+    started = time.perf_counter()
+    print(describe_device())
+    print(f"{options.size}, {size['depth']} blocks, {dtype}")
+    record: dict[str, Any] = {
+        "device": describe_device(),
+        "size": {"name": options.size, **size},
+        "dtype": dtype,
+        "variants": table(options.variants or usual, size, DTYPES[dtype], options.repeat),
+    }
+    print(f"{time.perf_counter() - started:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return record
+
+
+if __name__ == "__main__":
+    main()
