@@ -17,7 +17,10 @@ The rooms of this library, lowest floor first (an import only ever goes down):
     reconstruct   the error of a block                  ranges         configurations
     adaround      learning the rounding                 activation_*   summary and plots
     recipes       a recipe on a block                   simulate       fake quantization
+    other_linears what is quantized outside attention and MLP
+    quantized     layers that run on packed weights
     checkpoint    the native checkpoint
+    exports       files for stock DiffusionKit
 
     variants      a model as a variant's name says      trajectories   what it does on captions
     metrics, comparison, evaluation                     numbers and pictures from it

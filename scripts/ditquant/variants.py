@@ -4,7 +4,7 @@
     {recipe}-weights   quantized weights, full-precision activations ("V1")
     {recipe}-a8        the same, and simulated activation quantization by quant_config.json ("V2")
     {recipe}-multitier the same by quant_config_multitier.json
-    {recipe}-native    quantized weights that stay packed, read by MLX's own kernels
+    {recipe}-native    quantized weights that stay packed, see `quantized`
     noise-floor        the full-precision model at another storage precision, see `open_variant`
 
 W4A8 is simulated: MLX has no kernel for 4-bit weights with 8-bit activations, so activations are

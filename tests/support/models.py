@@ -97,11 +97,12 @@ def _text_encoder(folder: Path, name: str, width: int, seed: int, vocabulary: di
     save_tensors(folder / name / "model.fp16.safetensors", _float16(clip_to_hub(parameters(model))))
 
 
-def write_folder(folder: Path, seed: int = 0, name: str = "tiny") -> Path:
-    """A local model folder in the embedded model's format."""
+def write_folder(folder: Path, seed: int = 0, name: str = "tiny", **mmdit: Any) -> Path:
+    """A local model folder in the embedded model's format; `mmdit` changes the MM-DiT's options."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "name": name}))
-    _single_file(folder / f"{name}.safetensors", build_mmdit(seed), seed)
+    config = {**CONFIG, "name": name, "mmdit": {**CONFIG["mmdit"], **mmdit}}
+    (folder / "config.json").write_text(json.dumps(config))
+    _single_file(folder / f"{name}.safetensors", build_mmdit(seed, **mmdit), seed)
     vocabulary = write_vocabulary(folder / "tokenizer_l", words())
     _text_encoder(folder, "clip_l", 32, seed + 2, vocabulary)
     return folder

@@ -24,7 +24,6 @@ from ditquant.models.load import load_mmdit, load_vae_decoder, load_vae_encoder,
 from ditquant.models.spec import read_spec
 from ditquant.other_linears import round_to_nearest
 from ditquant.sampling import predict
-from support import models
 from support.models import build_mmdit, parameters, write_folder
 from support.small_tables import VAE
 
@@ -37,10 +36,7 @@ RECIPE = {"rounding": "rtn", "grid": "group", "group_size": 64, "bits": 4, "othe
 def model(tmp_path_factory):
     """A folder whose widths are all multiples of 64, as those of the published models are."""
     folder = tmp_path_factory.mktemp("model")
-    wide = {"pooled_text_embed_dim": 64, "token_level_text_embed_dim": 128}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.CONFIG, "mmdit", {**models.CONFIG["mmdit"], **wide})
-        write_folder(folder)
+    write_folder(folder, pooled_text_embed_dim=64, token_level_text_embed_dim=128)
     return {"name": "local", "checkpoint": str(folder), "dtype": "float32"}
 
 
@@ -202,19 +198,18 @@ def test_4bit_export_computes_what_its_values_compute(stock, spec, model, checkp
     assert mx.mean((found - expected) ** 2) < 1e-9 * mx.mean(expected**2)
 
 
-def test_channel_scales_and_large_groups_are_repeated(stock, spec, model, tmp_path):
-    """A channel's 4 bits have one scale a row, whatever the groups that store it."""
-    for number, options in enumerate(({"grid": "channel"}, {"group_size": 64})):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        config = assemble(spec, model, folder, **options)
-        tensors = export_checkpoint(spec, config.parent, "diffusionkit-4bit").tensors
-        values = parameters(load_quantized(spec, config.parent, mx.float32))
-        for linear in all_linears(build_mmdit()):
-            name = f"model.diffusion_model.{linear.path}"
-            parts = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
-            stored = mx.dequantize(*parts, 64, 4).astype(mx.float32)
-            assert mx.array_equal(stored, values[f"{linear.path}.weight"]), name
+def test_a_channels_scale_is_repeated(spec, model, tmp_path):
+    """fc2 has 256 inputs, stored in groups of 128: the same values fit into groups of 64."""
+    config = assemble(spec, model, tmp_path, grid="channel")
+    sizes = json.loads(config.read_text())["quantization"]
+    assert 128 in {entry["group_size"] for entry in sizes.values() if isinstance(entry, dict)}
+    tensors = export_checkpoint(spec, config.parent, "diffusionkit-4bit").tensors
+    values = parameters(load_quantized(spec, config.parent, mx.float32))
+    for linear in all_linears(build_mmdit()):
+        name = f"model.diffusion_model.{linear.path}"
+        parts = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
+        stored = mx.dequantize(*parts, 64, 4).astype(mx.float32)
+        assert mx.array_equal(stored, values[f"{linear.path}.weight"]), name
 
 
 @pytest.mark.parametrize("options", [{"bits": 3}, {"bits": 8}, {"group_size": 32}])
