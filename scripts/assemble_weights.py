@@ -8,6 +8,7 @@ from ditquant.checkpoint import (
     checkpoint_tensors,
     quantization_config,
     read_packed,
+    read_parameters,
     stored_sizes,
 )
 from ditquant.job import LOG, job
@@ -27,6 +28,7 @@ def main(
     """Writes config.json and model.safetensors as mlx-lm's conventions have them."""
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
+    network.load_weights(list(read_parameters(blocks).items()), strict=False)
     others = quantize_other_linears(
         network, recipe["quantize"], recipe["other_bits"], recipe["group_size"]
     )

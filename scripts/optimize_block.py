@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.block_io import read_block
 from ditquant.job import LOG, job
@@ -13,9 +14,9 @@ from ditquant.recipes import quantize_block, recipe_grid
 from ditquant.reconstruct import block_problem
 
 
-def resume_key(block_io: list[str], settings: dict) -> str:
+def resume_key(sources: list[str], settings: dict) -> str:
     """Tells one job from another: an interrupted job's state is used by the same job alone."""
-    status = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in block_io]
+    status = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in sources]
     text = json.dumps([settings, status], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -29,18 +30,30 @@ def main(
     recipe: dict,
     seed: int,
     code: str,
+    prefix: str | None = None,
+    statistics: str | None = None,
 ) -> None:
     """Writes the packed weights ("mm03.img.attn.q_proj.weight", .scales, .biases) and the result.
+
+    Beside them, as "parameters.<module path>", full-precision parameters that balancing changed.
+
+    Args:
+        prefix: streams from the quantized blocks before this one, if the recipe learns on them.
+        statistics: of the activation track, if the recipe balances by them.
 
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
-    data = read_block(block_io, spec.block_names, block)
+    data = read_block(block_io, spec.block_names, block, prefix)
     problem = block_problem(network, block, data, recipe_grid(recipe), recipe["holdout"])
     settings = {"model": model, "block": block, "recipe": recipe, "seed": seed, "code": code}
     resume = Path(weights).with_name(f".{block}.resume.safetensors")
-    quantized = quantize_block(problem, recipe, seed, resume, resume_key(block_io, settings))
+    sources = [*block_io, *([prefix] if prefix else [])]
+    measured = load_statistics(statistics) if statistics else None
+    quantized = quantize_block(
+        problem, recipe, seed, measured, resume, resume_key(sources, settings)
+    )
     errors = quantized.document["hard_error"]
     LOG.info(
         "block error on held-out rows: %.3g by RTN, %.3g by %s; kept %s",
@@ -58,7 +71,13 @@ def main(
         name: {"bits": packed.bits, "group_size": packed.group_size}
         for name, packed in quantized.packed.items()
     }
-    metadata = {"kind": "ditquant.block_weights", "block": block, "quantization": sizes}
+    tensors |= {f"parameters.{path}": array for path, array in quantized.parameters.items()}
+    metadata = {
+        "kind": "ditquant.block_weights",
+        "block": block,
+        "quantization": sizes,
+        "activations": quantized.activations,
+    }
     save_tensors(weights, tensors, metadata)
     write_json(result, "ditquant.block_result", quantized.document)
     resume.unlink(missing_ok=True)
@@ -76,4 +95,6 @@ if "snakemake" in globals():
             params.recipe,
             params.seed,
             params.code,
+            snakemake.input.get("prefix"),
+            snakemake.input.get("statistics"),
         )

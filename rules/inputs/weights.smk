@@ -5,7 +5,8 @@ WEIGHT_IMAGES = IMAGES[: config["weights"]["num_images"]]
 
 def recipe_params(wildcards):
     """One recipe's options: changing another recipe redoes nothing of this one."""
-    return config["recipes"][known("recipe", wildcards.recipe, RECIPES)]
+    name = known("recipe", wildcards.recipe, RECIPES)
+    return settings.recipe_options(config["recipes"][name])
 
 
 def block_name(wildcards):
@@ -15,6 +16,37 @@ def block_name(wildcards):
 def block_recipe(wildcards):
     """What the blocks of a recipe depend on: how its other linears are rounded redoes none."""
     return settings.block_options(recipe_params(wildcards))
+
+
+def recipe_folder(wildcards):
+    return f"{RESULTS}/weights/{wildcards.recipe}"
+
+
+def prefix_of(wildcards, block):
+    """The streams that enter `block` behind quantized blocks; none enter the first one."""
+    if BLOCKS.index(block) == 0:
+        return {}
+    return {"prefix": f"{recipe_folder(wildcards)}/prefix/{block}.safetensors"}
+
+
+def block_inputs(wildcards):
+    """What a block's recipe reads beside the cached streams."""
+    recipe, inputs = block_recipe(wildcards), {}
+    if recipe.get("inputs", "full") != "full":
+        inputs |= prefix_of(wildcards, block_name(wildcards))
+    if recipe["balance"] in ("smoothquant", "csb"):
+        inputs["statistics"] = f"{RESULTS}/activations/layer_statistics.safetensors"
+    return inputs
+
+
+def prefix_inputs(wildcards):
+    """The block before, and what entered that one."""
+    block = block_name(wildcards)
+    if BLOCKS.index(block) == 0:
+        raise WorkflowError(f"{block} is the first block: no quantized block is before it.")
+    before = BLOCKS[BLOCKS.index(block) - 1]
+    weights = f"{recipe_folder(wildcards)}/blocks/{before}.safetensors"
+    return {"weights": weights, **prefix_of(wildcards, before)}
 
 
 # The files for stock DiffusionKit that a checkpoint is exported to.

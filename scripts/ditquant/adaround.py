@@ -11,36 +11,40 @@ AdaRound's h(alpha) and annealed beta (arXiv 2004.10568, eq. 21-25) on BRECQ's b
 * Adam moves alpha by the learning rate at most, so an iteration count of hundreds needs a rate of
   0.02 to 0.05, not 0.001.
 
+With `Joint` the steps of simulated activation quantizers are learned together with the rounding
+(TaQ-DiT, arXiv 2411.14172; `lsq`).
+
 State is float32 whatever the model's dtype. The gradient is taken by automatic differentiation
-down to the weights, and from there to alpha by the closed forms in `rounding`: h is computed once
-an iteration, which is what costs most on a CPU.
+down to the weights, and from there to alpha by the closed forms in `rounding`. What an iteration
+does to each weight are two compiled kernels; the block's own passes between them stay uncompiled,
+because compiling them as one graph takes minutes on CUDA. The host only runs one iteration ahead
+of the device and reads nothing back but for the history.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .artifacts import load_metadata, load_tensors, save_tensors
 from .backend import compiled, mx
-from .errors import UserError
-from .grids import Scales, steps_of
+from .blocks import Linear
+from .learning_state import State, load_state, new_state, save_state
+from .lsq import ActivationQuantizer, dropped, quantize
 from .progress import ticking
 from .reconstruct import BlockProblem, stream_errors, weights_restored
 from .rounding import (
+    bits_of,
     hard_codes,
     is_binary,
     rectified_sigmoid,
     rectified_sigmoid_slope,
     regularizer_slope,
-    soft_codes,
-    soft_codes_slope,
+    soft_line,
     start_alpha,
 )
 
@@ -54,6 +58,23 @@ _SAVES = 20
 
 
 @dataclass(frozen=True)
+class Joint:
+    """Joint learning of activation quantizers.
+
+    Attributes:
+        quantizers: `layer_inputs.shared_input` of a linear -> its quantizer at the start.
+        input_of: linear's name -> key in `quantizers`.
+        learning_rate: of Adam on the steps, with a cosine to 0.
+        drop: share of elements left unquantized in each iteration (QDrop).
+    """
+
+    quantizers: dict[str, ActivationQuantizer]
+    input_of: dict[str, str]
+    learning_rate: float
+    drop: float
+
+
+@dataclass(frozen=True)
 class Options:
     """Of a recipe with AdaRound.
 
@@ -63,6 +84,10 @@ class Options:
         learning_rate: of Adam on alpha.
         regularizer: lambda, in units of the block's RTN error on the training rows.
         warmup: share of the iterations without regulariser.
+        rows_at_once: rows of one backward pass; the gradients of a batch are added up. Bounds the
+            memory; None takes the whole batch.
+        input_mix: share of the elements of the entering streams that are full-precision ones in an
+            iteration, the others coming from the quantized prefix (QDrop, TaQ-DiT).
     """
 
     iterations: int
@@ -70,58 +95,8 @@ class Options:
     learning_rate: float
     regularizer: float
     warmup: float
-
-
-@dataclass
-class State:
-    """Where the learning stands; all lists follow the block's linears.
-
-    Attributes:
-        alphas: rounding variables (outputs, inputs) float32.
-        means, squares: Adam's moments of their gradients.
-        iteration: steps done.
-        history: {"iteration", "error", "binary_share"} now and then.
-    """
-
-    alphas: list[mx.array]
-    means: list[mx.array]
-    squares: list[mx.array]
-    iteration: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-def save_state(path: str | Path, state: State, key: str) -> None:
-    """Writes the state for `load_state`; `key` names the job that may continue from it."""
-    tensors = {
-        f"{kind}.{index:03d}": array
-        for kind in ("alphas", "means", "squares")
-        for index, array in enumerate(getattr(state, kind))
-    }
-    save_tensors(
-        path, tensors, {"key": key, "iteration": state.iteration, "history": state.history}
-    )
-
-
-def load_state(path: str | Path, key: str) -> State | None:
-    """The state that an interrupted job with the same `key` left, or None."""
-    if not Path(path).is_file():
-        return None
-    try:
-        metadata, tensors = load_metadata(path), load_tensors(path)
-    except UserError:
-        return None
-    if metadata.get("key") != key:
-        return None
-    lists = {
-        kind: [tensors[name] for name in sorted(tensors) if name.startswith(f"{kind}.")]
-        for kind in ("alphas", "means", "squares")
-    }
-    mx.eval(lists)
-    return State(
-        **lists,
-        iteration=int(metadata["iteration"]),
-        history=json.loads(metadata["history"]),
-    )
+    rows_at_once: int | None = None
+    input_mix: float = 0.0
 
 
 def batch_rows(problem: BlockProblem, size: int, seed: int, iteration: int) -> np.ndarray:
@@ -142,16 +117,35 @@ def annealed_beta(progress: float) -> int:
     return 2 * round((_BETA_START + (_BETA_END - _BETA_START) * progress) / 2)
 
 
-def _soften(levels: int) -> Callable[..., tuple[mx.array, mx.array]]:
-    """(alpha, steps, scale, zero) -> h and the soft weight, in one pass over the weights."""
+def _soften(dtype: mx.Dtype) -> Callable[..., mx.array]:
+    """(alpha, low, rise) -> the soft weight in `dtype`, in one pass over the weights."""
 
-    def soften(
-        alpha: mx.array, steps: mx.array, scale: mx.array, zero: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        h = rectified_sigmoid(alpha)
-        return h, (soft_codes(steps, h, levels) - zero) * scale
+    def soften(alpha: mx.array, low: mx.array, rise: mx.array) -> mx.array:
+        return (low + rise * rectified_sigmoid(alpha)).astype(dtype)
 
     return compiled(soften)
+
+
+def _adam(
+    value: mx.array,
+    mean: mx.array,
+    square: mx.array,
+    slope: mx.array,
+    rate: mx.array,
+    mean_correction: mx.array,
+    square_correction: mx.array,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """One Adam step: the value and its moments afterwards.
+
+    Args:
+        rate, mean_correction, square_correction: the learning rate and 1 / (1 - decay^t); scalars
+            as arrays, since a number would recompile.
+    """
+    keep_mean, keep_square = _ADAM_DECAY
+    mean = keep_mean * mean + (1 - keep_mean) * slope
+    square = keep_square * square + (1 - keep_square) * slope * slope
+    root = mx.sqrt(square * square_correction) + _ADAM_EPSILON
+    return value - rate * mean * mean_correction / root, mean, square
 
 
 def _advance(
@@ -159,137 +153,213 @@ def _advance(
     mean: mx.array,
     square: mx.array,
     weight_slope: mx.array,
-    per_h: mx.array,
-    penalty_slope: mx.array,
-    h: mx.array,
-    rate: mx.array,
-    mean_correction: mx.array,
-    square_correction: mx.array,
+    rise: mx.array,
+    error_scale: mx.array,
+    penalty: mx.array,
+    beta_bits: mx.array,
+    *adam: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """One Adam step: alpha and its moments afterwards.
+    """One step of alpha: the slopes of error and regulariser, and Adam, in one pass.
 
     Args:
-        weight_slope, per_h: d error / d soft weight, and d soft weight / dh.
-        penalty_slope: lambda d mean(regulariser) / dh.
-        rate, mean_correction, square_correction: the learning rate and 1 / (1 - decay^t); scalars
-            as arrays, since a number would recompile.
+        weight_slope, rise: d error / d soft weight times 1 / `error_scale`, and d soft weight / dh.
+        penalty: lambda / number of weights; 0 during the warm-up.
+        beta_bits: see `rounding.bits_of`.
+        adam: see `_adam`.
     """
-    keep_mean, keep_square = _ADAM_DECAY
-    slope = (weight_slope * per_h + penalty_slope) * rectified_sigmoid_slope(h)
-    mean = keep_mean * mean + (1 - keep_mean) * slope
-    square = keep_square * square + (1 - keep_square) * slope * slope
-    root = mx.sqrt(square * square_correction) + _ADAM_EPSILON
-    return alpha - rate * mean * mean_correction / root, mean, square
+    h = rectified_sigmoid(alpha)
+    error = weight_slope.astype(mx.float32) * error_scale * rise
+    slope = (error + penalty * regularizer_slope(h, beta_bits)) * rectified_sigmoid_slope(h)
+    return _adam(alpha, mean, square, slope, *adam)
 
 
 class _Learner:
-    """What stays the same from iteration to iteration, and one iteration.
+    """What stays the same from iteration to iteration, and one iteration."""
 
-    Scales and zero points are spread to the weights' shape: a broadcast inside a fused kernel
-    would keep it from being vectorised on the CPU.
-    """
-
-    def __init__(self, problem: BlockProblem, options: Options, rtn_error: float, seed: int):
+    def __init__(
+        self,
+        problem: BlockProblem,
+        starts: Sequence[mx.array],
+        options: Options,
+        rtn_error: float,
+        seed: int,
+        row_weights: mx.array | None,
+        joint: Joint | None,
+    ):
         self._problem, self._options, self._seed = problem, options, seed
-        self._strength = options.regularizer * rtn_error
+        self._starts, self._row_weights, self._joint = starts, row_weights, joint
         self._count = sum(weight.size for weight in problem.weights)
-        pairs = list(zip(problem.weights, problem.scales, strict=True))
-        self.steps = [steps_of(weight, scales) for weight, scales in pairs]
-        self._scale = [_spread(scales.scales, scales) for scales in problem.scales]
-        self._zero = [_spread(scales.zeros, scales) for scales in problem.scales]
-        self._per_h = [
-            scale * soft_codes_slope(steps, problem.levels)
-            for scale, steps in zip(self._scale, self.steps, strict=True)
-        ]
-        mx.eval(self.steps, self._scale, self._zero, self._per_h)
-        self._soften, self._advance = _soften(problem.levels), compiled(_advance)
-        self._loss_scale = _loss_scale(problem, options.batch_size)
-        self._slopes = mx.value_and_grad(self._scaled_error)
+        self._penalty = options.regularizer * rtn_error / self._count
+        lines = [soft_line(one, scales) for one, scales in zip(starts, problem.scales, strict=True)]
+        self._low, self._rise = [low for low, _ in lines], [rise for _, rise in lines]
+        mx.eval(self._low, self._rise)
+        dtype = problem.data.inputs[0].dtype
+        self._soften, self._advance = _soften(dtype), compiled(_advance)
+        batch = min(options.batch_size, len(problem.train))
+        self._at_once = min(options.rows_at_once or batch, batch)
+        self._loss_scale = _loss_scale(problem, self._at_once)
+        self._slopes = mx.value_and_grad(self._scaled_error, argnums=(0, 1))
+        self._running: mx.array | None = None
 
     def start(self) -> State:
-        alphas = [start_alpha(steps) for steps in self.steps]
-        return State(
-            alphas,
-            [mx.zeros_like(alpha) for alpha in alphas],
-            [mx.zeros_like(alpha) for alpha in alphas],
-        )
+        alphas = [start_alpha(steps) for steps in self._starts]
+        steps = [one.step for one in self._joint.quantizers.values()] if self._joint else []
+        return new_state(alphas, steps)
 
-    def _scaled_error(self, weights: list[mx.array], rows: mx.array) -> mx.array:
-        errors = stream_errors(self._problem, weights, rows)
+    def _scaled_error(
+        self, weights: list[mx.array], steps: list[mx.array], rows: mx.array, key: mx.array
+    ) -> mx.array:
+        see = self._quantizing(steps, key) if self._joint else None
+        weighting = None if self._row_weights is None else self._row_weights[rows]
+        inputs = self._entering(rows, key)
+        errors = stream_errors(self._problem, weights, rows, inputs, weighting, see)
         return self._loss_scale * sum(errors) / len(errors)
 
-    def _penalty_slope(self, h: mx.array, progress: float) -> mx.array:
-        if progress < 0:
-            return mx.zeros_like(h)
-        return (self._strength / self._count) * regularizer_slope(h, annealed_beta(progress))
+    def _entering(self, rows: mx.array, key: mx.array) -> list[mx.array]:
+        data, share = self._problem.data, self._options.input_mix
+        streams = [stream[rows] for stream in data.entering]
+        if data.prefix is None or share <= 0:
+            return streams
+        keys = mx.random.split(key, len(streams))
+        return [
+            dropped(own[rows], stream, share, one)
+            for own, stream, one in zip(data.inputs, streams, keys, strict=True)
+        ]
+
+    def _quantizing(
+        self, steps: list[mx.array], key: mx.array
+    ) -> Callable[[Linear, mx.array], mx.array]:
+        joint = self._joint
+        assert joint is not None
+        places = {name: index for index, name in enumerate(joint.quantizers)}
+        keys = mx.random.split(mx.random.split(key)[1], len(places))
+
+        def see(linear: Linear, x: mx.array) -> mx.array:
+            name = joint.input_of[linear.name]
+            index = places[name]
+            rounded = quantize(x, joint.quantizers[name], steps[index])
+            return dropped(x, rounded, joint.drop, keys[index])
+
+        return see
+
+    def _batch_slopes(
+        self, weights: list[mx.array], state: State, rows: np.ndarray
+    ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
+        """Sums over the parts of a batch: error, slopes of the weights, slopes of the steps."""
+        key = mx.random.key((self._seed << 24) + state.iteration)
+        total: tuple[mx.array, list[mx.array], list[mx.array]] | None = None
+        for start in range(0, len(rows) - self._at_once + 1, self._at_once):
+            part = mx.array(rows[start : start + self._at_once])
+            error, (slopes, steps) = self._slopes(
+                weights, state.steps, part, mx.random.split(key, start + 2)[-1]
+            )
+            if total is None:
+                total = error, slopes, steps
+            else:
+                total = (
+                    total[0] + error,
+                    [one + other for one, other in zip(total[1], slopes, strict=True)],
+                    [one + other for one, other in zip(total[2], steps, strict=True)],
+                )
+            if len(rows) > self._at_once:
+                mx.async_eval(total)
+        assert total is not None
+        return total
 
     def iterate(self, state: State) -> None:
         """One step: advances `state` and, now and then, its history."""
         options = self._options
         warmup = options.warmup * options.iterations
         progress = (state.iteration - warmup) / (options.iterations - warmup)
-        chosen = batch_rows(self._problem, options.batch_size, self._seed, state.iteration)
-        arrays = zip(state.alphas, self.steps, self._scale, self._zero, strict=True)
-        soft = [self._soften(*four) for four in arrays]
-        error, slopes = self._slopes([weight for _, weight in soft], mx.array(chosen))
-        done = state.iteration + 1
-        numbers = [mx.array(options.learning_rate, dtype=mx.float32)]
-        numbers += [mx.array(1 / (1 - keep**done), dtype=mx.float32) for keep in _ADAM_DECAY]
-        updated = [
-            self._advance(
-                state.alphas[index],
-                state.means[index],
-                state.squares[index],
-                slopes[index] / self._loss_scale,
-                self._per_h[index],
-                self._penalty_slope(h, progress),
-                h,
-                *numbers,
-            )
-            for index, (h, _) in enumerate(soft)
+        rows = batch_rows(self._problem, options.batch_size, self._seed, state.iteration)
+        weights = [
+            self._soften(*three) for three in zip(state.alphas, self._low, self._rise, strict=True)
         ]
-        mx.eval(error, updated)
+        error, slopes, step_slopes = self._batch_slopes(weights, state, rows)
+        parts = len(rows) // self._at_once
+        done = state.iteration + 1
+        corrections = [_scalar(1 / (1 - keep**done)) for keep in _ADAM_DECAY]
+        scale = _scalar(1 / (self._loss_scale * parts))
+        penalty = _scalar(self._penalty if progress >= 0 else 0.0)
+        bits = bits_of(annealed_beta(max(progress, 0.0)) - 1)
+        rate = _scalar(options.learning_rate)
+        updated = [
+            self._advance(*one, scale, penalty, bits, rate, *corrections)
+            for one in zip(
+                state.alphas, state.means, state.squares, slopes, self._rise, strict=True
+            )
+        ]
         state.alphas, state.means, state.squares = map(list, zip(*updated, strict=True))
+        self._move_steps(state, step_slopes, scale, corrections)
         state.iteration = done
+        mx.async_eval(error, state.arrays())
+        # The host waits for the iteration before this one: the device always has work.
+        if self._running is not None:
+            mx.eval(self._running)
+        self._running = error
         if done % max(1, options.iterations // _HISTORY_POINTS) == 0 or done == options.iterations:
             binary = sum(mx.sum(is_binary(rectified_sigmoid(a))).item() for a in state.alphas)
-            point = {"iteration": done, "error": error.item() / self._loss_scale}
+            point = {"iteration": done, "error": error.item() / (self._loss_scale * parts)}
             state.history.append({**point, "binary_share": binary / self._count})
 
+    def _move_steps(
+        self, state: State, slopes: list[mx.array], scale: mx.array, corrections: list[mx.array]
+    ) -> None:
+        if self._joint is None:
+            return
+        turn = math.pi * state.iteration / self._options.iterations
+        rate = _scalar(self._joint.learning_rate * (1 + math.cos(turn)) / 2)
+        moved = [
+            _adam(step, mean, square, slope * scale, rate, *corrections)
+            for step, mean, square, slope in zip(
+                state.steps, state.step_means, state.step_squares, slopes, strict=True
+            )
+        ]
+        state.steps, state.step_means, state.step_squares = map(list, zip(*moved, strict=True))
+        # A step of zero would divide by zero; a range has never to shrink that far.
+        smallest = [0.01 * one.step for one in self._joint.quantizers.values()]
+        state.steps = [mx.maximum(*pair) for pair in zip(state.steps, smallest, strict=True)]
 
-def _spread(values: mx.array, scales: Scales) -> mx.array:
-    """(outputs, groups) -> (outputs, inputs) float32."""
-    return mx.repeat(values.astype(mx.float32), scales.group_size, axis=1)
+
+def _scalar(value: float) -> mx.array:
+    return mx.array(value, dtype=mx.float32)
 
 
-def _loss_scale(problem: BlockProblem, batch: int) -> float:
+def _loss_scale(problem: BlockProblem, rows: int) -> float:
     """What keeps float16 gradients of a mean over a million outputs from underflowing."""
     if problem.data.inputs[0].dtype != mx.float16:
         return 1.0
-    elements = max(target[0].size for target in problem.data.targets) * batch
+    elements = max(target[0].size for target in problem.data.targets) * rows
     return 2.0 ** math.floor(math.log2(elements))
 
 
 def learn(
     problem: BlockProblem,
+    starts: Sequence[mx.array],
     options: Options,
     rtn_error: float,
     seed: int,
+    row_weights: mx.array | None = None,
+    joint: Joint | None = None,
     resume: Path | None = None,
     key: str = "",
 ) -> tuple[list[mx.array], State]:
     """Learns the rounding of a block's weights.
 
     Args:
+        starts: W / scale + zero of each linear, or what GPTQ made of it (`gptq.gptq_steps`); the
+            codes below and above are on offer.
         rtn_error: of the block on its training rows (`reconstruct.block_error`).
         seed: of the batches.
+        row_weights: (rows,) how much each row counts in the error; None: all the same.
+        joint: activation quantizers that are learned too.
         resume: where to keep the state now and then; a run that finds it there under the same
             `key` goes on from it and ends with the same bits as one that was never interrupted.
 
     Returns:
         Hard codes of each linear, (outputs, inputs) float32 integers, and the final state.
     """
-    learner = _Learner(problem, options, rtn_error, seed)
+    learner = _Learner(problem, starts, options, rtn_error, seed, row_weights, joint)
     state = (load_state(resume, key) if resume else None) or learner.start()
     total = options.iterations
     with (
@@ -302,8 +372,8 @@ def learn(
                 save_state(resume, state, key)
             tick()
     codes = [
-        hard_codes(steps, alpha, problem.levels)
-        for steps, alpha in zip(learner.steps, state.alphas, strict=True)
+        hard_codes(steps, alpha, 2**scales.bits)
+        for steps, alpha, scales in zip(starts, state.alphas, problem.scales, strict=True)
     ]
     mx.eval(codes)
     return codes, state

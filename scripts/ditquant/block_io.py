@@ -10,7 +10,7 @@ stream; "uni00.uni" is stored, and the targets of the last multimodal block are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,9 @@ class BlockData:
         rows_per_image: how many rows come from each image.
         latent_size: (height, width) of the latents, for rotary positions.
         text_tokens: length of the text stream, for rotary positions and for splitting.
+        sigmas: (rows,) float32, the noise level of each row.
+        prefix: like `inputs`, but computed by the quantized blocks before this one; None: the
+            block is quantized on full-precision inputs.
     """
 
     inputs: tuple[mx.array, ...]
@@ -40,6 +43,13 @@ class BlockData:
     rows_per_image: tuple[int, ...]
     latent_size: tuple[int, int]
     text_tokens: int
+    sigmas: mx.array
+    prefix: tuple[mx.array, ...] | None = None
+
+    @property
+    def entering(self) -> tuple[mx.array, ...]:
+        """What the block will read once the blocks before it are quantized, as far as known."""
+        return self.inputs if self.prefix is None else self.prefix
 
 
 def stream_names(block: str) -> tuple[str, ...]:
@@ -102,13 +112,20 @@ def _next_boundary(block: str, block_names: Sequence[str]) -> str:
     return block_names[following] if following < len(block_names) else "out"
 
 
-def read_block(files: Sequence[str | Path], block_names: Sequence[str], block: str) -> BlockData:
+def read_block(
+    files: Sequence[str | Path],
+    block_names: Sequence[str],
+    block: str,
+    prefix: str | Path | None = None,
+) -> BlockData:
     """Inputs and full-precision outputs of one block; only that block's tensors are read.
 
     Args:
         files: block_io files, one an image.
         block_names: all blocks of the model, in order of computation.
         block: "mm03" or "uni07".
+        prefix: file with the streams that the quantized blocks before it give (rule
+            `run_prefix`), rows as in `files`.
     """
     images = [load_tensors(file) for file in files]
     metadata = load_metadata(files[0])
@@ -132,9 +149,26 @@ def read_block(files: Sequence[str | Path], block_names: Sequence[str], block: s
         rows_per_image=tuple(image["modulation"].shape[0] for image in images),
         latent_size=(height, width),
         text_tokens=text_tokens,
+        # A row is one half of a guided pair, or a whole step of an unguided model.
+        sigmas=mx.concatenate([_row_sigmas(image) for image in images]),
+        prefix=_prefix_streams(prefix, block),
     )
-    mx.eval(data.inputs, data.targets, data.modulation)
+    mx.eval(data.inputs, data.targets, data.modulation, data.sigmas)
     return data
+
+
+def _row_sigmas(image: Mapping[str, mx.array]) -> mx.array:
+    sigmas = image["sigmas"].astype(mx.float32)
+    return mx.repeat(sigmas, image["modulation"].shape[0] // sigmas.size)
+
+
+def _prefix_streams(file: str | Path | None, block: str) -> tuple[mx.array, ...] | None:
+    if file is None:
+        return None
+    tensors = load_tensors(file)
+    streams = tuple(tensors[name] for name in stream_names(block))
+    mx.eval(streams)
+    return streams
 
 
 def positional_encodings(model: nn.Module, data: BlockData) -> mx.array | None:

@@ -76,6 +76,17 @@ def _quantized_linears(
     return [(linear, quantized[linear.name]) for linear in linears if linear.name in quantized]
 
 
+def read_parameters(files: Sequence[str | Path]) -> dict[str, mx.array]:
+    """Module path -> full-precision parameter that balancing changed, from the same files."""
+    prefix = "parameters."
+    return {
+        name.removeprefix(prefix): tensor
+        for file in files
+        for name, tensor in load_tensors(file).items()
+        if name.startswith(prefix)
+    }
+
+
 def checkpoint_tensors(model: nn.Module, quantized: Mapping[str, Packed]) -> dict[str, mx.array]:
     """The tensors of model.safetensors.
 

@@ -31,6 +31,7 @@ import numpy as np
 from .backend import mx, to_numpy
 from .errors import UserError
 from .grids import Scales
+from .rounding import nearest_codes
 
 # Columns rounded between two matrix products.
 _BLOCK = 128
@@ -126,11 +127,10 @@ def factorize(
         return Factor(np.ascontiguousarray(lower[::-1, ::-1]), order, damping)
 
 
-def gptq_codes(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
-    """Integer codes by GPTQ on a given grid; see the module's docstring.
+def gptq_steps(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
+    """W / scale + zero, each column after it took over the errors of those rounded before it.
 
-    A channel that was always 0 in calibration does not matter to the error and is rounded to
-    nearest. At 8 bits the last half step of the storage's own rounding is not seen (`grids`).
+    Rounded to nearest they are GPTQ's codes; a learned rounding can start from them.
 
     Args:
         weight: (outputs, inputs), any float dtype.
@@ -138,7 +138,7 @@ def gptq_codes(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
         factor: of the layer's inputs.
 
     Returns:
-        (outputs, inputs) float32 integers in 0 .. 2^bits - 1, like `rounding.nearest_codes`.
+        (outputs, inputs) float32.
     """
     upper, order = factor.upper, factor.order
     # One row an input column: a column of W is contiguous, and so is every product below.
@@ -146,7 +146,7 @@ def gptq_codes(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
     step = to_numpy(scales.scales).T.astype(np.float64)
     zero = to_numpy(scales.zeros).T.astype(np.float64)
     difference = np.empty_like(target)
-    codes = np.empty(target.shape, dtype=np.float32)
+    steps = np.empty_like(target)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         carried = upper[:start, start:stop].T @ difference[:start]
@@ -155,11 +155,26 @@ def gptq_codes(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
             row = k - start
             carry = carried[row] + local[row, :row] @ difference[start:k]
             group = order[k] // scales.group_size
-            steps = (target[k] + carry / local[row, row]) / step[group] + zero[group]
-            code = np.clip(np.rint(steps), 0, 2**scales.bits - 1)
+            one = (target[k] + carry / local[row, row]) / step[group] + zero[group]
+            code = np.clip(np.rint(one), 0, 2**scales.bits - 1)
             difference[k] = target[k] - step[group] * (code - zero[group])
-            codes[order[k]] = code
-    return mx.array(np.ascontiguousarray(codes.T))
+            steps[order[k]] = one
+    return mx.array(np.ascontiguousarray(steps.T).astype(np.float32))
+
+
+def gptq_codes(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
+    """Integer codes by GPTQ on a given grid; see the module's docstring.
+
+    A channel that was always 0 in calibration does not matter to the error and is rounded to
+    nearest. At 8 bits the last half step of the storage's own rounding is not seen (`grids`).
+
+    Args:
+        weight, scales, factor: see `gptq_steps`.
+
+    Returns:
+        (outputs, inputs) float32 integers in 0 .. 2^bits - 1, like `rounding.nearest_codes`.
+    """
+    return nearest_codes(gptq_steps(weight, scales, factor), 2**scales.bits)
 
 
 def layer_error(weight: mx.array, values: mx.array, second_moment: np.ndarray) -> float:

@@ -1,22 +1,25 @@
 """One block by one recipe: choose codes, judge them on held-out rows, keep the better ones.
 
 A rounding proposes codes; nothing is taken on trust. The proposal is kept only if the block's
-hard error on rows that nothing was learned from is below that of round-to-nearest on the same
-grid, else the block keeps round-to-nearest and its result says so.
+hard error on rows that nothing was learned from is below that of its start (GPTQ, if the recipe
+starts there) and of round-to-nearest on the same grid, else the block keeps the best of those and
+its result says so.
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import adaround
+from .activation_statistics import Statistics
 from .backend import mx
-from .grids import Grid, Packed, pack, steps_of
-from .reconstruct import BlockProblem, block_error, quantized_weights
-from .rounding import nearest_codes
+from .block_balance import balanced_block
+from .grids import Grid, Packed, pack
+from .reconstruct import BlockProblem, block_error, quantized_weights, weights_restored
+from .roundings import ROUNDINGS, Proposal, Task, rtn_codes
 
 
 @dataclass(frozen=True)
@@ -28,35 +31,20 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """What a rounding proposes for a block.
+class Candidate:
+    """Codes that a block may keep.
 
     Attributes:
-        codes: one (outputs, inputs) matrix of integers a linear.
-        binary_share: share of the rounding variables that ended at 0 or 1; None if it has none.
-        history: of the learning.
+        name: of the rounding.
+        proposal: the codes and their grids.
+        errors: what they do to the block's output.
+        parameters: what balancing changed beside the quantized weights, by path inside the block.
     """
 
-    codes: list[mx.array]
-    binary_share: float | None = None
-    history: tuple[dict[str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Run:
-    """Beside the recipe: what a rounding needs of the job.
-
-    Attributes:
-        seed: of everything random.
-        rtn: errors of round-to-nearest.
-        resume: file that keeps the state of an interrupted job, or None.
-        key: names the job that may continue from it.
-    """
-
-    seed: int
-    rtn: Errors
-    resume: Path | None = None
-    key: str = ""
+    name: str
+    proposal: Proposal
+    errors: Errors
+    parameters: Mapping[str, mx.array]
 
 
 @dataclass(frozen=True)
@@ -65,63 +53,68 @@ class BlockResult:
 
     Attributes:
         packed: linear's name -> its quantized weight.
+        parameters: module path in the MMDiT -> a full-precision parameter that balancing changed.
+        activations: input's name -> (step, zero), learned (TaQ-DiT).
         document: the JSON payload, format "ditquant.block_result".
     """
 
     packed: dict[str, Packed]
+    parameters: dict[str, mx.array]
+    activations: dict[str, tuple[float, float]]
     document: dict[str, Any]
 
 
-def recipe_grid(recipe: Mapping[str, Any]) -> Grid:
-    return Grid(recipe["grid"], recipe["bits"], recipe["group_size"])
+def balance_kind(recipe: Mapping[str, Any]) -> str:
+    """How a recipe balances; AWQ is a search for scales by definition."""
+    kind: str = recipe["balance"]
+    return "awq" if recipe["rounding"] == "awq" and kind == "none" else kind
 
 
-def rtn_codes(problem: BlockProblem) -> list[mx.array]:
-    """Round-to-nearest codes of each linear."""
-    return [
-        nearest_codes(steps_of(weight, scales), problem.levels)
-        for weight, scales in zip(problem.weights, problem.scales, strict=True)
-    ]
+def recipe_grid(recipe: Mapping[str, Any]) -> Callable[[str], Grid | None]:
+    """Linear's name -> its grid by a recipe; None for one that `layers` leaves alone.
+
+    `layers` maps patterns ("*.txt.*", "mm23.*.fc2") to bits or "full"; the last that fits counts.
+    """
+
+    def grid_of(name: str) -> Grid | None:
+        bits: int | str = recipe["bits"]
+        for pattern, own in recipe["layers"].items():
+            if fnmatch.fnmatchcase(name, pattern):
+                bits = own
+        if bits == "full":
+            return None
+        return Grid(recipe["grid"], int(bits), recipe["group_size"])
+
+    return grid_of
 
 
-def _adaround(problem: BlockProblem, recipe: Mapping[str, Any], run: Run) -> Proposal:
-    options = adaround.Options(
-        iterations=recipe["iterations"],
-        batch_size=recipe["batch_size"],
-        learning_rate=recipe["learning_rate"],
-        regularizer=recipe["regularizer"],
-        warmup=recipe["warmup"],
+def _judged(
+    name: str,
+    problem: BlockProblem,
+    proposal: Proposal,
+    parameters: Mapping[str, mx.array] | None = None,
+) -> Candidate:
+    own = replace(problem, scales=proposal.scales)
+    weights = quantized_weights(own, proposal.codes)
+    errors = Errors(
+        block_error(own, weights, problem.train), block_error(own, weights, problem.held_out)
     )
-    codes, state = adaround.learn(
-        problem, options, run.rtn.train, run.seed, resume=run.resume, key=run.key
-    )
-    return Proposal(codes, state.history[-1]["binary_share"], tuple(state.history))
+    return Candidate(name, proposal, errors, parameters or {})
 
 
-# A rounding that improves on round-to-nearest, by its name in the configuration.
-ROUNDINGS: dict[str, Callable[[BlockProblem, Mapping[str, Any], Run], Proposal]] = {
-    "adaround": _adaround,
-}
-
-
-def _errors(problem: BlockProblem, codes: list[mx.array]) -> Errors:
-    weights = quantized_weights(problem, codes)
-    return Errors(
-        block_error(problem, weights, problem.train),
-        block_error(problem, weights, problem.held_out),
-    )
-
-
-def _linear_rows(problem: BlockProblem, codes: list[mx.array]) -> dict[str, dict[str, Any]]:
+def _linear_rows(problem: BlockProblem, proposal: Proposal) -> dict[str, dict[str, Any]]:
     """Weight error of each linear: relative mean square, and the same as SQNR in dB."""
     rows = {}
-    values = quantized_weights(problem, codes)
-    for linear, weight, value in zip(problem.linears, problem.weights, values, strict=True):
+    values = quantized_weights(replace(problem, scales=proposal.scales), proposal.codes)
+    for linear, weight, value, scales in zip(
+        problem.linears, problem.weights, values, proposal.scales, strict=True
+    ):
         power = mx.mean(weight**2)
         error = (mx.mean((value - weight) ** 2) / mx.maximum(power, 1e-30)).item()
         sqnr = -10 * mx.log10(mx.array(max(error, 1e-30))).item()
         rows[linear.name] = {
             "shape": list(weight.shape),
+            "bits": scales.bits,
             "weight_error": error,
             "weight_sqnr_db": sqnr,
         }
@@ -132,6 +125,7 @@ def quantize_block(
     problem: BlockProblem,
     recipe: Mapping[str, Any],
     seed: int,
+    statistics: Statistics | None = None,
     resume: Path | None = None,
     key: str = "",
 ) -> BlockResult:
@@ -139,30 +133,61 @@ def quantize_block(
 
     Args:
         recipe: a validated entry of the configuration's `recipes`.
-        resume, key: see `Run`.
+        statistics: of the activations, for `balance: smoothquant` and `csb`.
+        resume, key: see `roundings.Task`.
     """
-    nearest = rtn_codes(problem)
-    rtn = _errors(problem, nearest)
-    codes, errors, proposal, accepted = nearest, rtn, Proposal(nearest), True
-    if recipe["rounding"] != "rtn":
-        proposal = ROUNDINGS[recipe["rounding"]](problem, recipe, Run(seed, rtn, resume, key))
-        errors = _errors(problem, proposal.codes)
-        accepted = errors.held_out < rtn.held_out
-        codes = proposal.codes if accepted else nearest
-    packed = {
+    with weights_restored(problem):
+        nearest = Proposal(rtn_codes(problem), problem.scales)
+        rtn = _judged("rtn", problem, nearest)
+        candidates, balancing = [rtn], {}
+        prepared, parameters = problem, None
+        if balance_kind(recipe) != "none":
+            bits = recipe.get("activation_bits")
+            balanced = balanced_block(problem, balance_kind(recipe), bits, statistics, seed)
+            prepared, parameters, balancing = balanced.problem, balanced.parameters, balanced.record
+        task = Task(prepared, recipe, seed, rtn.errors.train, resume, key)
+        if recipe["rounding"] != "rtn" or parameters is not None:
+            if recipe.get("start") == "gptq":
+                start = ROUNDINGS["gptq"](task)
+                candidates.append(_judged("gptq", prepared, start, parameters))
+            proposal = ROUNDINGS[recipe["rounding"]](task)
+            candidates.append(_judged(recipe["rounding"], prepared, proposal, parameters))
+        last = candidates[-1]
+        # Of equal ones the first: nothing is changed that does not gain from it.
+        kept = min(candidates, key=lambda one: one.errors.held_out)
+        judged = problem if kept is rtn else prepared
+        return BlockResult(
+            _packed(judged, kept.proposal),
+            {f"{problem.block.path}.{path}": array for path, array in kept.parameters.items()},
+            {
+                name: (quantizer.step.item(), quantizer.zero)
+                for name, quantizer in (kept.proposal.activations or {}).items()
+            },
+            {
+                "block": problem.block.name,
+                "recipe": dict(recipe),
+                "seed": seed,
+                "rows": {"train": len(problem.train), "held_out": len(problem.held_out)},
+                "hard_error": {
+                    "rtn": vars(rtn.errors),
+                    **{one.name: vars(one.errors) for one in candidates[1:-1]},
+                    "result": vars(last.errors),
+                },
+                "accepted": kept is last,
+                "kept": kept.name,
+                "kept_error": vars(kept.errors),
+                "binary_share": last.proposal.binary_share,
+                "balance": balancing,
+                "linears": _linear_rows(judged, kept.proposal),
+                "history": list(last.proposal.history),
+            },
+        )
+
+
+def _packed(problem: BlockProblem, proposal: Proposal) -> dict[str, Packed]:
+    return {
         linear.name: pack(code, scales)
-        for linear, code, scales in zip(problem.linears, codes, problem.scales, strict=True)
+        for linear, code, scales in zip(
+            problem.linears, proposal.codes, proposal.scales, strict=True
+        )
     }
-    document = {
-        "block": problem.block.name,
-        "recipe": dict(recipe),
-        "seed": seed,
-        "rows": {"train": len(problem.train), "held_out": len(problem.held_out)},
-        "hard_error": {"rtn": vars(rtn), "result": vars(errors)},
-        "accepted": accepted,
-        "kept": recipe["rounding"] if accepted else "rtn",
-        "binary_share": proposal.binary_share,
-        "linears": _linear_rows(problem, codes),
-        "history": list(proposal.history),
-    }
-    return BlockResult(packed, document)

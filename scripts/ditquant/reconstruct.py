@@ -9,15 +9,23 @@ out and judge; the others are learned from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
 from .backend import mx, nn
 from .block_io import BlockData, positional_encodings
-from .blocks import Block, Linear, call_block, set_modulation, walk_blocks, walk_linears
+from .blocks import (
+    Block,
+    Linear,
+    call_block,
+    set_modulation,
+    tapped,
+    walk_blocks,
+    walk_linears,
+)
 from .grids import Grid, Scales, dequantize, fit_scales, pack
 
 _ROWS_AT_ONCE = 16
@@ -31,8 +39,8 @@ class BlockProblem:
         block: of the full-precision model.
         linears: those that are quantized; the lists below follow their order.
         weights: their full-precision matrices (outputs, inputs) float32.
-        scales: the grid over each.
-        levels: codes of the grid.
+        grids: the kind of grid of each, by the recipe.
+        scales: the grid laid over each.
         data: inputs and full-precision outputs.
         modulation: adaLN parameters of each stream for all rows, (rows, 1, 1, n * hidden).
         positions: rotary tables, or None.
@@ -43,8 +51,8 @@ class BlockProblem:
     block: Block
     linears: tuple[Linear, ...]
     weights: tuple[mx.array, ...]
+    grids: tuple[Grid, ...]
     scales: tuple[Scales, ...]
-    levels: int
     data: BlockData
     modulation: tuple[mx.array, ...]
     positions: mx.array | None
@@ -82,19 +90,29 @@ def _update_energies(data: BlockData, rows: np.ndarray) -> tuple[float, ...]:
 
 
 def block_problem(
-    model: nn.Module, name: str, data: BlockData, grid: Grid, holdout: float
+    model: nn.Module,
+    name: str,
+    data: BlockData,
+    grid_of: Callable[[str], Grid | None],
+    holdout: float,
 ) -> BlockProblem:
     """Sets up the block called `name` of a full-precision model; see `BlockProblem`.
+
+    Args:
+        grid_of: name of a linear -> the grid that it is quantized on; None leaves it alone.
+        holdout: share of the rows that only judge.
 
     Raises:
         UserError: the grid does not fit one of the block's linears.
     """
     block = next(block for block in walk_blocks(model) if block.name == name)
-    linears = tuple(walk_linears(block))
+    grids = [(linear, grid_of(linear.name)) for linear in walk_linears(block)]
+    quantized = [(linear, grid) for linear, grid in grids if grid is not None]
+    linears = tuple(linear for linear, _ in quantized)
     weights = tuple(linear.module.weight.astype(mx.float32) for linear in linears)
     scales = tuple(
         fit_scales(weight, grid, linear.name)
-        for weight, linear in zip(weights, linears, strict=True)
+        for weight, (linear, grid) in zip(weights, quantized, strict=True)
     )
     modulation = tuple(
         stream.adaLN_modulation(data.modulation) for stream in block.streams.values()
@@ -104,8 +122,8 @@ def block_problem(
         block=block,
         linears=linears,
         weights=weights,
+        grids=tuple(grid for _, grid in quantized),
         scales=scales,
-        levels=grid.levels,
         data=data,
         modulation=modulation,
         positions=positional_encodings(model, data),
@@ -128,7 +146,12 @@ def weights_restored(problem: BlockProblem) -> Iterator[None]:
 
 
 def stream_errors(
-    problem: BlockProblem, weights: Sequence[mx.array], rows: mx.array
+    problem: BlockProblem,
+    weights: Sequence[mx.array],
+    rows: mx.array,
+    inputs: Sequence[mx.array] | None = None,
+    row_weights: mx.array | None = None,
+    see: Callable[[Linear, mx.array], mx.array | None] | None = None,
 ) -> list[mx.array]:
     """Mean squared output error of each stream over `rows`, in units of its update energy.
 
@@ -137,6 +160,10 @@ def stream_errors(
     Args:
         weights: one (outputs, inputs) matrix a linear; computed with in the model's dtype.
         rows: (n,) indices.
+        inputs: the streams that enter in these rows, if not those of the data.
+        row_weights: (n,) how much each row counts; None: all the same.
+        see: what the linears compute with instead of their inputs (`blocks.tapped`), for simulated
+            activation quantization.
 
     Returns:
         float32 scalars, one a target stream; differentiable in `weights`.
@@ -147,12 +174,16 @@ def stream_errors(
     streams = problem.block.streams.values()
     for stream, parameters in zip(streams, problem.modulation, strict=True):
         set_modulation(stream, parameters[rows])
-    inputs = [stream[rows] for stream in problem.data.inputs]
-    outputs = call_block(problem.block, inputs, problem.positions)
+    if inputs is None:
+        inputs = [stream[rows] for stream in problem.data.entering]
+    with tapped(problem.linears, see) if see else nullcontext():
+        outputs = call_block(problem.block, inputs, problem.positions)
     errors = []
     for output, target, energy in zip(outputs, problem.data.targets, problem.energies, strict=True):
-        difference = output.astype(mx.float32) - target[rows].astype(mx.float32)
-        errors.append(mx.mean(difference**2) / energy)
+        squares = (output.astype(mx.float32) - target[rows].astype(mx.float32)) ** 2
+        if row_weights is not None:
+            squares = squares * row_weights.reshape(-1, *[1] * (squares.ndim - 1))
+        errors.append(mx.mean(squares) / energy)
     return errors
 
 

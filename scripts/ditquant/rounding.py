@@ -10,6 +10,7 @@ Throughout, `steps` = W / scale + zero (`grids.steps_of`) and codes lie in 0 .. 
 from __future__ import annotations
 
 from .backend import mx, sigmoid
+from .grids import Scales, values_of
 
 # The stretch of the rectified sigmoid: h reaches 0 and 1 at finite alpha (Louizos et al. 2018).
 ZETA, GAMMA = 1.1, -0.1
@@ -37,15 +38,21 @@ def start_alpha(steps: mx.array) -> mx.array:
     return -mx.log((ZETA - GAMMA) / (fraction - GAMMA) - 1.0)
 
 
-def soft_codes(steps: mx.array, h: mx.array, levels: int) -> mx.array:
-    """clip(floor(steps) + h, 0, levels - 1) (AdaRound, eq. 22)."""
-    return mx.clip(mx.floor(steps) + h, 0, levels - 1)
+def soft_line(steps: mx.array, scales: Scales) -> tuple[mx.array, mx.array]:
+    """(low, rise): the soft weight is low + rise h, a straight line in h.
 
+    scale (clip(floor(steps) + h, 0, levels - 1) - zero) (AdaRound, eq. 22). Where only one of the
+    two neighbours is a code the weight is clipped to it and `rise` is 0.
 
-def soft_codes_slope(steps: mx.array, levels: int) -> mx.array:
-    """d soft_codes / dh: 1 where both neighbours are codes, else 0 (the weight is clipped)."""
+    Returns:
+        Two (outputs, inputs) float32 arrays.
+    """
+    last = 2**scales.bits - 1
     floor = mx.floor(steps)
-    return ((floor >= 0) & (floor < levels - 1)).astype(mx.float32)
+    free = (floor >= 0) & (floor < last)
+    low = values_of(mx.clip(floor, 0, last), scales)
+    scale = mx.repeat(scales.scales.astype(mx.float32), scales.group_size, axis=1)
+    return low, mx.where(free, scale, 0.0)
 
 
 def hard_codes(steps: mx.array, alpha: mx.array, levels: int) -> mx.array:
@@ -53,16 +60,20 @@ def hard_codes(steps: mx.array, alpha: mx.array, levels: int) -> mx.array:
     return mx.clip(mx.floor(steps) + (alpha >= 0), 0, levels - 1)
 
 
-def integer_power(x: mx.array, exponent: int) -> mx.array:
-    """x^exponent by repeated squaring, for a positive integer: `mx.power` costs ten products."""
-    result = None
-    while exponent:
-        if exponent % 2:
-            result = x if result is None else result * x
-        exponent //= 2
-        if exponent:
-            x = x * x
-    assert result is not None
+def bits_of(exponent: int) -> mx.array:
+    """The lowest five bits of a whole number, (5,) float32, lowest first: for `power`."""
+    return mx.array([float(exponent >> bit & 1) for bit in range(5)], dtype=mx.float32)
+
+
+def power(x: mx.array, bits: mx.array) -> mx.array:
+    """x^n by repeated squaring, for a whole n from 0 to 31 given as `bits_of(n)`.
+
+    n is an array, so that a compiled function serves every n; `mx.power` costs ten products.
+    """
+    result = mx.where(bits[0] > 0, x, 1.0)
+    for bit in range(1, 5):
+        x = x * x
+        result = result * mx.where(bits[bit] > 0, x, 1.0)
     return result
 
 
@@ -72,12 +83,17 @@ def regularizer(h: mx.array, beta: int) -> mx.array:
     A large beta leaves all but the h nearest to 0 and 1 alone; annealing it to 2 drives the rest.
     `beta` is even here, which makes it a plain power of 2h - 1.
     """
-    return 1.0 - integer_power(2.0 * h - 1.0, beta)
+    return 1.0 - power(2.0 * h - 1.0, bits_of(beta))
 
 
-def regularizer_slope(h: mx.array, beta: int) -> mx.array:
-    """d regularizer / dh = -2 beta (2h - 1)^(beta - 1), for an even beta."""
-    return -2.0 * beta * integer_power(2.0 * h - 1.0, beta - 1)
+def regularizer_slope(h: mx.array, bits: mx.array) -> mx.array:
+    """d regularizer / dh = -2 beta (2h - 1)^(beta - 1) for an even beta.
+
+    Args:
+        bits: `bits_of(beta - 1)`.
+    """
+    beta = 1.0 + sum(2.0**bit * bits[bit] for bit in range(5))
+    return -2.0 * beta * power(2.0 * h - 1.0, bits)
 
 
 def is_binary(h: mx.array, tolerance: float = 0.01) -> mx.array:

@@ -198,13 +198,30 @@ def split_variant(variant: str) -> tuple[str | None, str]:
     return recipe, kind
 
 
-_LEARNING_OPTIONS = ("iterations", "batch_size", "learning_rate", "regularizer", "warmup")
+_LEARNED = frozenset({"adaround", "taqdit"})
+# Option -> roundings that read it; the others are read by all.
+_READERS = {
+    **dict.fromkeys(
+        ("iterations", "batch_size", "rows_at_once", "learning_rate", "regularizer", "warmup",
+         "step_weights", "start"),
+        _LEARNED,
+    ),
+    "clip": frozenset({"adaround"}),
+    "inputs": frozenset({"gptq", "awq"}) | _LEARNED,
+    "activation_learning_rate": frozenset({"taqdit"}),
+    "drop": frozenset({"taqdit"}),
+}  # fmt: skip
 
 
 def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a recipe's rounding reads: a changed default redoes no other recipe."""
-    unused = _LEARNING_OPTIONS if recipe["rounding"] == "rtn" else ()
-    return {key: value for key, value in recipe.items() if key not in unused}
+    rounding = recipe["rounding"]
+    read = {key for key in recipe if rounding in _READERS.get(key, {rounding})}
+    if rounding != "gptq" and not ("start" in read and recipe["start"] == "gptq"):
+        read.discard("damping")
+    if rounding != "taqdit" and recipe["balance"] in ("none", "awq"):
+        read.discard("activation_bits")
+    return {key: value for key, value in recipe.items() if key in read}
 
 
 # Read when the checkpoint is assembled; the blocks do not depend on them.

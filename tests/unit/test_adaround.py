@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from ditquant import adaround
-from ditquant.adaround import Options, annealed_beta, batch_rows, learn, load_state
+from ditquant.adaround import Options, annealed_beta, batch_rows
 from ditquant.backend import mx
 from ditquant.block_io import read_block
-from ditquant.grids import Grid
-from ditquant.recipes import rtn_codes
+from ditquant.grids import Grid, steps_of
+from ditquant.learning_state import load_state
 from ditquant.reconstruct import block_error, block_problem, quantized_weights
+from ditquant.roundings import rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit, parameters
 
@@ -28,12 +29,17 @@ def make_problem(folder, grid, dtype=mx.float32):
         for i in range(IMAGES)
     ]
     data = read_block(files, ["mm00", "mm01"], "mm00")
-    return block_problem(model, "mm00", data, grid, holdout=0.2)
+    return block_problem(model, "mm00", data, lambda name: grid, holdout=0.2)
 
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):
     return make_problem(tmp_path_factory.mktemp("block_io"), Grid("group", 4, 32))
+
+
+def learn(problem, *arguments, **options):
+    pairs = zip(problem.weights, problem.scales, strict=True)
+    return adaround.learn(problem, [steps_of(*pair) for pair in pairs], *arguments, **options)
 
 
 def errors(problem, codes, rows):

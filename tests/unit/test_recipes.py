@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from ditquant import recipes, settings
+from ditquant import roundings, settings
 from ditquant.backend import mx
 from ditquant.block_io import read_block
 from ditquant.grids import unpack_codes
-from ditquant.recipes import Proposal, quantize_block, recipe_grid, rtn_codes
+from ditquant.recipes import quantize_block, recipe_grid
 from ditquant.reconstruct import block_problem
+from ditquant.roundings import Proposal, rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit
 
-RTN = {"rounding": "rtn", "grid": "group", "bits": 4, "group_size": 32, "holdout": 0.3}
+RTN = {
+    "rounding": "rtn", "grid": "group", "bits": 4, "group_size": 32, "holdout": 0.3, "layers": {},
+    "balance": "none",
+}  # fmt: skip
 ADAROUND = {
     **RTN, "rounding": "adaround", "iterations": 60, "batch_size": 8, "learning_rate": 0.15,
-    "regularizer": 1000.0, "warmup": 0.2,
+    "regularizer": 1000.0, "warmup": 0.2, "rows_at_once": None, "step_weights": "uniform",
+    "start": "rtn", "clip": False, "inputs": "full",
 }  # fmt: skip
 
 
@@ -59,10 +64,11 @@ def test_a_better_proposal_is_kept(problem):
 
 
 def test_a_worse_proposal_is_refused_and_reported(problem, monkeypatch):
-    def worse(problem, recipe, run):
-        return Proposal([mx.clip(codes + 1, 0, 15) for codes in rtn_codes(problem)], 1.0)
+    def worse(task):
+        codes = [mx.clip(codes + 1, 0, 15) for codes in rtn_codes(task.problem)]
+        return Proposal(codes, task.problem.scales, 1.0)
 
-    monkeypatch.setitem(recipes.ROUNDINGS, "adaround", worse)
+    monkeypatch.setitem(roundings.ROUNDINGS, "adaround", worse)
     result = quantize_block(problem, ADAROUND, seed=1)
     errors = result.document["hard_error"]
     assert not result.document["accepted"]

@@ -8,7 +8,6 @@ import pytest
 from ditquant.backend import mx
 from ditquant.block_io import read_block
 from ditquant.grids import Grid
-from ditquant.recipes import rtn_codes
 from ditquant.reconstruct import (
     block_error,
     block_problem,
@@ -17,6 +16,7 @@ from ditquant.reconstruct import (
     stream_errors,
     weights_restored,
 )
+from ditquant.roundings import rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit, parameters
 
@@ -31,7 +31,7 @@ def problem(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("block_io")
     files = [write_block_io(folder / f"{i}.safetensors", model, seed=i) for i in range(3)]
     data = read_block(files, ["mm00", "mm01"], "mm00")
-    return block_problem(model, "mm00", data, Grid("group", 4, 32), holdout=0.3)
+    return block_problem(model, "mm00", data, lambda name: Grid("group", 4, 32), holdout=0.3)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,8 @@ def test_dropping_a_streams_update_costs_its_whole_energy(problem, model):
 def test_round_to_nearest_costs_more_at_fewer_bits(problem, model):
     errors = []
     for bits in (2, 3, 4, 6, 8):
-        other = block_problem(model, "mm00", problem.data, Grid("group", bits, 32), 0.3)
+        grid = Grid("group", bits, 32)
+        other = block_problem(model, "mm00", problem.data, lambda name, grid=grid: grid, 0.3)
         errors.append(block_error(other, quantized_weights(other, rtn_codes(other)), other.train))
     assert errors == sorted(errors, reverse=True)
     # Each bit is worth a factor of four in power: 8 bits are 4 bits below 4 bits.

@@ -5,20 +5,23 @@ from __future__ import annotations
 import pytest
 
 from ditquant.backend import mx, sigmoid
+from ditquant.grids import Scales, values_of
 from ditquant.rounding import (
+    bits_of,
     hard_codes,
     is_binary,
     nearest_codes,
+    power,
     rectified_sigmoid,
     rectified_sigmoid_slope,
     regularizer,
     regularizer_slope,
-    soft_codes,
-    soft_codes_slope,
+    soft_line,
     start_alpha,
 )
 
-STEPS = mx.random.uniform(-1.5, 16.5, (2000,), key=mx.random.key(0))
+STEPS = mx.random.uniform(-1.5, 16.5, (8, 256), key=mx.random.key(0))
+SCALES = Scales(mx.full((8, 8), 0.25, mx.float16), mx.full((8, 8), 7.0), 4, 32)
 
 
 def test_sigmoid_is_mlx_sigmoid():
@@ -28,9 +31,10 @@ def test_sigmoid_is_mlx_sigmoid():
 
 
 def test_learning_starts_at_the_weights_themselves():
-    soft = soft_codes(STEPS, rectified_sigmoid(start_alpha(STEPS)), 16)
+    low, rise = soft_line(STEPS, SCALES)
+    soft = low + rise * rectified_sigmoid(start_alpha(STEPS))
     # h errs by some ulps of the sigmoid and of the logarithm before it
-    assert mx.max(mx.abs(soft - mx.clip(STEPS, 0, 15))).item() < 3e-6
+    assert mx.max(mx.abs(soft - values_of(mx.clip(STEPS, 0, 15), SCALES))).item() < 1e-6
 
 
 def test_hard_codes_of_the_start_are_the_nearest():
@@ -58,9 +62,9 @@ def test_h_reaches_both_ends():
 def test_regularizer_slope(beta):
     h = mx.linspace(0.0, 1.0, 1001)
     by_power = mx.grad(lambda h: mx.sum(1.0 - mx.power(mx.abs(2.0 * h - 1.0), float(beta))))(h)
-    assert mx.allclose(regularizer_slope(h, beta), by_power, rtol=1e-4, atol=1e-5)
+    assert mx.allclose(regularizer_slope(h, bits_of(beta - 1)), by_power, rtol=1e-4, atol=1e-5)
     slope = mx.grad(lambda h: mx.sum(regularizer(h, beta)))(h)
-    assert mx.allclose(regularizer_slope(h, beta), slope, rtol=1e-4, atol=1e-5)
+    assert mx.allclose(regularizer_slope(h, bits_of(beta - 1)), slope, rtol=1e-4, atol=1e-5)
 
 
 def test_regularizer_vanishes_at_the_ends_and_peaks_between():
@@ -77,7 +81,24 @@ def test_rectified_sigmoid_slope():
     assert mx.allclose(mx.where(smooth, slope, 0), mx.where(smooth, expected, 0), atol=2e-6)
 
 
-def test_soft_codes_slope():
-    h = mx.full(STEPS.shape, 0.4)
-    expected = mx.grad(lambda h: mx.sum(soft_codes(STEPS, h, 16)))(h)
-    assert mx.array_equal(soft_codes_slope(STEPS, 16), expected)
+@pytest.mark.parametrize("h", [0.0, 0.4, 1.0])
+def test_soft_weights_are_a_line_in_h(h):
+    """AdaRound's eq. 22, clipped where only one neighbour is a code."""
+    low, rise = soft_line(STEPS, SCALES)
+    expected = values_of(mx.clip(mx.floor(STEPS) + h, 0, 15), SCALES)
+    # One multiplication and one sum of numbers up to 16 steps of 0.25.
+    assert mx.max(mx.abs(low + rise * h - expected)).item() <= 8 * 2.0**-22
+
+
+def test_a_clipped_weight_does_not_move():
+    steps = mx.array([[-1.2, -0.4, 15.0, 15.7] * 8])
+    _, rise = soft_line(steps, Scales(SCALES.scales[:1, :1], SCALES.zeros[:1, :1], 4, 32))
+    assert mx.all(rise == 0).item()
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 5, 19, 31])
+def test_power_by_bits(exponent):
+    x = mx.linspace(-1.2, 1.2, 101)
+    expected = mx.array([value**exponent for value in x.tolist()])
+    # Five squarings, each of which doubles a relative error of half an ulp.
+    assert mx.allclose(power(x, bits_of(exponent)), expected, rtol=64 * 2.0**-23, atol=1e-30)
