@@ -176,8 +176,10 @@ def set_modulation(module: nn.Module, parameters: mx.array) -> None:
     object.__setattr__(module, "_modulation_params", _AnyKey(parameters))
 
 
-# The time step that blocks are called with; its modulation is whatever `set_modulation` set.
-_NO_TIMESTEP = mx.array([0.0])
+# The time step that models and blocks are called with: its modulation is whatever `set_modulation`
+# set. DiffusionKit reads the value of its time step in every stream of every block; a constant is
+# there already, where a computed one would make the host wait for the device each time.
+ANY_TIMESTEP = mx.array([0.0])
 
 
 def call_block(
@@ -192,7 +194,7 @@ def call_block(
     Returns:
         The streams after the block; the text stream is left out where the block drops it.
     """
-    output = block.module(*streams, _NO_TIMESTEP, positional_encodings=positional_encodings)
+    output = block.module(*streams, ANY_TIMESTEP, positional_encodings=positional_encodings)
     outputs = output if isinstance(output, tuple) else (output,)
     return tuple(stream for stream in outputs if stream is not None)
 

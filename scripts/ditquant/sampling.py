@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .backend import mx, nn
-from .blocks import modulated_modules, set_modulation
+from .blocks import ANY_TIMESTEP, modulated_modules, set_modulation
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ def modulation_inputs(model: nn.Module, pooled: mx.array, timestep: mx.array) ->
 
 
 def modulate(model: nn.Module, inputs: mx.array) -> None:
-    """Computes and sets the modulation of every block and of the final layer."""
-    for module in modulated_modules(model):
-        parameters = module.adaLN_modulation(inputs)
-        mx.eval(parameters)
-        set_modulation(module, parameters)
+    """Computes and sets the modulation of every block and of the final layer, in one evaluation."""
+    modules = modulated_modules(model)
+    parameters = [module.adaLN_modulation(inputs) for module in modules]
+    mx.eval(parameters)
+    for module, values in zip(modules, parameters, strict=True):
+        set_modulation(module, values)
 
 
 def predict(
@@ -115,8 +116,7 @@ def predict(
     inputs = (mx.concatenate([latents] * 2, axis=0) if guided else latents).astype(
         conditioning.dtype
     )
-    timesteps = mx.broadcast_to(timestep, [len(inputs)])
-    output = model(inputs, mx.expand_dims(conditioning, 2), timesteps)
+    output = model(inputs, mx.expand_dims(conditioning, 2), ANY_TIMESTEP)
     denoised = inputs - output * sigma.reshape(sigma.shape[:1] + (1,) * (output.ndim - 1))
     if not guided:
         return denoised
@@ -159,10 +159,10 @@ def sample_euler(
             quantization looks its scales up by this sigma.
     """
     timesteps = (sigmas * 1000).astype(conditioning.dtype)
-    for index in range(len(sigmas) - 1):
+    for index, value in enumerate(sigmas.tolist()[:-1]):
         sigma, timestep = sigmas[index], timesteps[index]
         if before_step is not None:
-            before_step(index, sigma.item())
+            before_step(index, value)
         velocity = velocity_at(model, latents, sigma, timestep, conditioning, pooled, cfg_weight)
         if observer is not None:
             observer(Step(index, sigma, timestep, latents, velocity))

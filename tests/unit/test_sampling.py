@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from ditquant import sampling
 from ditquant.backend import import_diffusionkit, mx
-from ditquant.blocks import modulated_modules
-from ditquant.sampling import initial_latents, sample_euler, sigma_schedule
+from ditquant.blocks import ANY_TIMESTEP, modulated_modules
+from ditquant.sampling import initial_latents, modulate, predict, sample_euler, sigma_schedule
 from support.models import build_mmdit, parameters
 
 STEPS = 5
@@ -76,6 +77,28 @@ def test_sampling_leaves_the_weights_alone(model, conditioning):
     first = sample_euler(model, start, sigmas, tokens, pooled, 4.0)
     assert all(m.adaLN_modulation.layers[1].weight.size > 0 for m in modulated_modules(model))
     assert mx.array_equal(first, sample_euler(model, start, sigmas, tokens, pooled, 4.0))
+
+
+def test_the_modulation_of_all_layers_is_one_evaluation(model, monkeypatch):
+    """Each evaluation makes the host wait for the device."""
+    evaluated = []
+    counting = SimpleNamespace(eval=lambda arrays: evaluated.append(len(arrays)))
+    monkeypatch.setattr(sampling, "mx", counting)
+    modulate(model, mx.zeros((2, 1, 1, 64)))
+    assert evaluated == [len(modulated_modules(model))]
+
+
+def test_blocks_get_a_time_step_that_nothing_has_to_compute(model, conditioning, monkeypatch):
+    """DiffusionKit reads its value in every stream, and takes the first of several."""
+    seen = []
+    block = type(model.multimodal_transformer_blocks[0])
+    call = block.__call__
+    monkeypatch.setattr(block, "__call__", lambda *a, **k: (seen.append(a[3]), call(*a, **k))[1])
+    tokens, pooled = conditioning
+    latents = mx.zeros((1, 8, 8, 16))
+    predict(model, latents, mx.array(0.5), mx.array(500.0), tokens, pooled, 4.0)
+    assert len(seen) == 2
+    assert all(timestep is ANY_TIMESTEP for timestep in seen)
 
 
 def test_observer_sees_every_step_and_sigma_comes_first(model, conditioning):
