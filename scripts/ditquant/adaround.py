@@ -51,8 +51,8 @@ from .rounding import (
 _BETA_START, _BETA_END = 20, 2
 # The usual 0.9 for the first moment carries alpha past the point where it should settle between 0
 # and 1: on one block of the demo model 0.5 left 0.54 of RTN's error on unseen rows, 0.9 left 0.62.
-_ADAM_DECAY = (0.5, 0.999)
-_ADAM_EPSILON = 1e-12
+ADAM_DECAY = (0.5, 0.999)
+ADAM_EPSILON = 1e-12
 _HISTORY_POINTS = 50
 _SAVES = 20
 
@@ -141,10 +141,10 @@ def _adam(
         rate, mean_correction, square_correction: the learning rate and 1 / (1 - decay^t); scalars
             as arrays, since a number would recompile.
     """
-    keep_mean, keep_square = _ADAM_DECAY
+    keep_mean, keep_square = ADAM_DECAY
     mean = keep_mean * mean + (1 - keep_mean) * slope
     square = keep_square * square + (1 - keep_square) * slope * slope
-    root = mx.sqrt(square * square_correction) + _ADAM_EPSILON
+    root = mx.sqrt(square * square_correction) + ADAM_EPSILON
     return value - rate * mean * mean_correction / root, mean, square
 
 
@@ -173,8 +173,8 @@ def _advance(
     return _adam(alpha, mean, square, slope, *adam)
 
 
-class _Learner:
-    """What stays the same from iteration to iteration, and one iteration."""
+class Learner:
+    """What stays the same from iteration to iteration, and one iteration; see `learn`."""
 
     def __init__(
         self,
@@ -183,8 +183,8 @@ class _Learner:
         options: Options,
         rtn_error: float,
         seed: int,
-        row_weights: mx.array | None,
-        joint: Joint | None,
+        row_weights: mx.array | None = None,
+        joint: Joint | None = None,
     ):
         self._problem, self._options, self._seed = problem, options, seed
         self._starts, self._row_weights, self._joint = starts, row_weights, joint
@@ -197,7 +197,7 @@ class _Learner:
         self._soften, self._advance = _soften(dtype), compiled(_advance)
         batch = min(options.batch_size, len(problem.train))
         self._at_once = min(options.rows_at_once or batch, batch)
-        self._loss_scale = _loss_scale(problem, self._at_once)
+        self._loss_scale = loss_scale(problem, self._at_once)
         self._slopes = mx.value_and_grad(self._scaled_error, argnums=(0, 1))
         self._running: mx.array | None = None
 
@@ -278,7 +278,7 @@ class _Learner:
         error, slopes, step_slopes = self._batch_slopes(weights, state, rows)
         parts = len(rows) // self._at_once
         done = state.iteration + 1
-        corrections = [_scalar(1 / (1 - keep**done)) for keep in _ADAM_DECAY]
+        corrections = [_scalar(1 / (1 - keep**done)) for keep in ADAM_DECAY]
         scale = _scalar(1 / (self._loss_scale * parts))
         penalty = _scalar(self._penalty if progress >= 0 else 0.0)
         bits = bits_of(annealed_beta(max(progress, 0.0)) - 1)
@@ -325,7 +325,7 @@ def _scalar(value: float) -> mx.array:
     return mx.array(value, dtype=mx.float32)
 
 
-def _loss_scale(problem: BlockProblem, rows: int) -> float:
+def loss_scale(problem: BlockProblem, rows: int) -> float:
     """What keeps float16 gradients of a mean over a million outputs from underflowing."""
     if problem.data.inputs[0].dtype != mx.float16:
         return 1.0
@@ -359,7 +359,7 @@ def learn(
     Returns:
         Hard codes of each linear, (outputs, inputs) float32 integers, and the final state.
     """
-    learner = _Learner(problem, starts, options, rtn_error, seed, row_weights, joint)
+    learner = Learner(problem, starts, options, rtn_error, seed, row_weights, joint)
     state = (load_state(resume, key) if resume else None) or learner.start()
     total = options.iterations
     with (

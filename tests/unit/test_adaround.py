@@ -92,14 +92,14 @@ class Stop(Exception):
 
 def stop_after(monkeypatch, iterations):
     """The learning dies at the end of an iteration, after what it does there."""
-    iterate = adaround._Learner.iterate
+    iterate = adaround.Learner.iterate
 
     def dying(self, state):
         if state.iteration == iterations:
             raise Stop
         iterate(self, state)
 
-    monkeypatch.setattr(adaround._Learner, "iterate", dying)
+    monkeypatch.setattr(adaround.Learner, "iterate", dying)
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(problem, rtn, tmp_path, monkeypatch):
