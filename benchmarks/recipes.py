@@ -9,7 +9,8 @@ every recipe, and draws the held-out captions with each recipe's weights and ful
 activations: |z - z_full|^2 / |z_full|^2 of the final latents and PSNR of the pictures, 28 steps,
 guidance 4, the noise of caption i from seed 42 + i. `encode` needs the text encoder, `run` does
 not: it can go to another machine. Ratios are medians over the captions against the first `rtn`
-recipe on the same kind of grid, with paired 95 % bootstrap intervals; the first 32 captions and all.
+recipe on the same kind of grid, with paired 95 % bootstrap intervals; the first 32 captions, and
+all of them.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from ditquant.sampling import (  # noqa: E402
     sample_euler,
     sigma_schedule,
 )
+from ditquant.settings import block_options  # noqa: E402
 
 STEPS, CFG_WEIGHT, SEED = 28, 4.0, 42
 _FIRST = 32  # captions that are reported on their own
@@ -256,6 +258,7 @@ def run(
         files = cache_blocks(Path(scratch), model, spec, tensors, plan, batch)
         print(f"{document['device']}: {len(files)} images, {time.perf_counter() - started:.0f} s")
         baselines: dict[str, np.ndarray] = {}
+        quantized: dict[str, Any] = {}
         for name, recipe in plan["recipes"].items():
             if only and name not in only:
                 continue
@@ -263,7 +266,10 @@ def run(
                 print(f"{name}: no time left")
                 continue
             begun = time.perf_counter()
-            packed, parameters, blocks = quantize(Path(scratch), spec, files, recipe, plan["seed"])
+            own = json.dumps(block_options(recipe), sort_keys=True)
+            if own not in quantized:
+                quantized[own] = quantize(Path(scratch), spec, files, recipe, plan["seed"])
+            packed, parameters, blocks = quantized[own]
             took = time.perf_counter() - begun
             network, sizes = quantized_model(spec, recipe, packed, parameters)
             final, drawn = draw(network)
