@@ -10,6 +10,7 @@ rule draw_reference:
         conditioning=list(dict.fromkeys(CAPTION_SHARDS)),
     output:
         reference=f"{RESULTS}/evaluation/reference.safetensors",
+        blocks=f"{RESULTS}/evaluation/reference_blocks.safetensors",
         timing=f"{RESULTS}/benchmarks/evaluation/reference.json",
     log:
         f"{RESULTS}/logs/draw_reference.log",
@@ -38,6 +39,7 @@ rule evaluate_variant:
         unpack(evaluation_inputs),
         conditioning=rules.draw_reference.input.conditioning,
         reference=rules.draw_reference.output.reference,
+        reference_blocks=rules.draw_reference.output.blocks,
         reference_timing=rules.draw_reference.output.timing,
     output:
         evaluation=f"{RESULTS}/evaluation/{{variant}}.json",
@@ -81,14 +83,14 @@ rule summarize_evaluation:
             caption="captions/summary.rst",
             category="Evaluation",
         ),
-        errors_plot=report(
-            f"{RESULTS}/evaluation/plots/errors.svg",
-            caption="captions/errors.rst",
+        plots=report(
+            expand(f"{RESULTS}/evaluation/plots/{{plot}}.svg", plot=EVALUATION_PLOTS),
+            caption="captions/evaluation_plots.rst",
             category="Evaluation",
         ),
-        psnr_plot=f"{RESULTS}/evaluation/plots/psnr.svg",
-        velocity_plot=f"{RESULTS}/evaluation/plots/velocity.svg",
-        divergence_plot=f"{RESULTS}/evaluation/plots/divergence.svg",
+        pictures=expand(
+            f"{RESULTS}/evaluation/plots/{{plot}}.png", plot=EVALUATION_PLOTS
+        ),
     log:
         f"{RESULTS}/logs/summarize_evaluation.log",
     benchmark:
@@ -99,6 +101,7 @@ rule summarize_evaluation:
     resources:
         mem_mb=2000,
     params:
+        baselines=baseline_variants(config["recipes"], EVALUATED_VARIANTS),
         code=code("summarize_evaluation.py"),
     message:
         "Summarizing the evaluation"

@@ -1,6 +1,7 @@
 """Rule draw_reference: the full-precision run that every variant is compared with."""
 
-from ditquant.artifacts import write_json
+from ditquant.artifacts import save_tensors, write_json
+from ditquant.block_errors import output_streams, stacked
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
 from ditquant.models.spec import read_spec
@@ -17,8 +18,12 @@ def _leave_alone(index: int, sigma: float) -> None:
     """Full precision: nothing is done to activations before a step."""
 
 
-def main(shards: list[str], reference: str, timing: str, model: dict, plan: dict) -> None:
+def main(
+    shards: list[str], reference: str, blocks: str, timing: str, model: dict, plan: dict
+) -> None:
     """Writes final latents, latents and velocities at the measured steps, pictures and sigmas.
+
+    What the blocks give at these steps, of a few captions and tokens, goes to `blocks`.
 
     Args:
         shards: file of each caption's conditioning.
@@ -38,6 +43,8 @@ def main(shards: list[str], reference: str, timing: str, model: dict, plan: dict
     }  # fmt: skip
     save_run(reference, run, metadata)
     write_json(timing, "ditquant.timing", {"variant": "full", **took})
+    outputs = output_streams(network, _leave_alone, setting, run.latents, run.sigmas, dtype)
+    save_tensors(blocks, stacked(outputs, setting), {"kind": "ditquant.reference_blocks"})
 
 
 if "snakemake" in globals():
@@ -46,6 +53,7 @@ if "snakemake" in globals():
         main(
             params.shards,
             snakemake.output.reference,
+            snakemake.output.blocks,
             snakemake.output.timing,
             params.model,
             params.plan,

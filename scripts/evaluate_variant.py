@@ -4,13 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from ditquant.artifacts import load_metadata, read_json, write_json
+from ditquant.artifacts import load_metadata, load_tensors, read_json, write_json
+from ditquant.block_errors import block_sqnr, output_streams
 from ditquant.evaluation import FORMAT, caption_scores, float16_bytes, stored_bytes
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_vae_decoder
 from ditquant.models.spec import read_spec
-from ditquant.trajectories import Run, load_run, measured_steps, read_setting, run_captions
-from ditquant.variants import open_variant
+from ditquant.progress import ticking
+from ditquant.trajectories import (
+    Run,
+    Setting,
+    load_run,
+    measured_steps,
+    read_setting,
+    run_captions,
+)
+from ditquant.variants import Variant, open_variant
 
 
 def verdict(judging: bool, image: np.ndarray, caption: str) -> dict[str, Any] | None:
@@ -23,8 +32,27 @@ def verdict(judging: bool, image: np.ndarray, caption: str) -> dict[str, Any] | 
     return {"ok": bool(result.ok), "problems": [str(problem) for problem in result.problems]}
 
 
+def measure_blocks(
+    opened: Variant, reference: Run, reference_blocks: str, setting: Setting
+) -> dict[str, Any]:
+    """Every block's error at full precision's latents; see `block_errors.block_sqnr`."""
+    streams = load_tensors(reference_blocks)
+    captions, steps = next(iter(streams.values())).shape[:2]
+    outputs = output_streams(
+        opened.network,
+        opened.before_step,
+        setting,
+        reference.latents,
+        reference.sigmas,
+        opened.dtype,
+    )
+    with ticking("forward passes for block errors", captions * steps) as tick:
+        return block_sqnr(outputs, streams, tick)
+
+
 def main(
     reference_file: str,
+    reference_blocks: str,
     reference_timing: str,
     shards: list[str],
     output: str,
@@ -43,6 +71,7 @@ def main(
     dtype = DTYPES[model["dtype"]]
     setting = read_setting(plan, shards)
     reference: Run = load_run(reference_file)
+    blocks = None
     if variant == "full":
         run = reference
         took = read_json(reference_timing, "ditquant.timing")
@@ -58,6 +87,7 @@ def main(
                 opened.dtype,
                 forced_at=reference.latents,
             )
+            blocks = measure_blocks(opened, reference, reference_blocks, setting)
     judging = model["name"] == "demo"
     captions = [
         {
@@ -82,6 +112,7 @@ def main(
         "measured_steps": steps,
         "measured_sigmas": [float(reference.sigmas[step]) for step in steps],
         "captions": captions,
+        "block_sqnr": blocks,
     }
     write_json(output, FORMAT, document)
     times = {key: took[key] for key in ("step_seconds", "peak_bytes")}
@@ -93,6 +124,7 @@ if "snakemake" in globals():
         params = snakemake.params
         main(
             snakemake.input.reference,
+            snakemake.input.reference_blocks,
             snakemake.input.reference_timing,
             params.shards,
             snakemake.output.evaluation,

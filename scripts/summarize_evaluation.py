@@ -1,39 +1,51 @@
 """Rule summarize_evaluation: the table of all variants, and its plots."""
 
-from ditquant.artifacts import read_json, write_text
+from pathlib import Path
+
+from ditquant.artifacts import read_json, write_bytes, write_text
+from ditquant.charts import as_png, as_svg
 from ditquant.evaluation import FORMAT, summary_csv, summary_row
-from ditquant.evaluation_plots import plot_scores, plot_sigma_curves
+from ditquant.evaluation_plots import CHARTS
 from ditquant.job import LOG, job
+from ditquant.readable import fmt
 
 
 def main(
     evaluations: list[str],
     timings: list[str],
     summary: str,
-    errors_plot: str,
-    psnr_plot: str,
-    velocity_plot: str,
-    divergence_plot: str,
+    plots: list[str],
+    baselines: dict[str, str],
 ) -> None:
-    """Writes summary.csv, one row a variant in the order given, and four SVG plots."""
+    """Writes summary.csv, one row a variant in the order given, and every plot as SVG and PNG.
+
+    Args:
+        plots: the SVG files, named like the entries of `evaluation_plots.CHARTS`; the PNG files
+            stand beside them.
+        baselines: variant -> the variant that its error is divided by.
+    """
     documents = [read_json(path, FORMAT) for path in evaluations]
-    rows = [
-        summary_row(document, read_json(path, "ditquant.timing"))
-        for document, path in zip(documents, timings, strict=True)
-    ]
+    by_name = {document["variant"]: document for document in documents}
+    rows = []
+    for document, path in zip(documents, timings, strict=True):
+        baseline = by_name.get(baselines.get(document["variant"], ""))
+        rows.append(summary_row(document, read_json(path, "ditquant.timing"), baseline))
     write_text(summary, summary_csv(rows))
     for row in rows:
         LOG.info(
-            "%-24s latent error %.3g, PSNR %.1f dB, SSIM %.3f",
+            "%-24s latent error %.3g, PSNR %.1f dB, SSIM %.3f%s",
             row["variant"],
             row["latent_relative_error_median"],
             row["psnr_median"],
             row["ssim_median"],
+            f", {fmt(row['latent_error_ratio'], 'times')} {row['baseline']}"
+            if row["baseline"]
+            else "",
         )
-    write_text(errors_plot, plot_scores(documents, "latent_relative_error"))
-    write_text(psnr_plot, plot_scores(documents, "psnr"))
-    write_text(velocity_plot, plot_sigma_curves(documents, "velocity_errors"))
-    write_text(divergence_plot, plot_sigma_curves(documents, "divergence"))
+    for path in map(Path, plots):
+        chart = CHARTS[path.stem].draw(documents)
+        write_text(path, as_svg(chart))
+        write_bytes(path.with_suffix(".png"), as_png(chart))
 
 
 if "snakemake" in globals():
@@ -42,8 +54,6 @@ if "snakemake" in globals():
             snakemake.input.evaluations,
             snakemake.input.timings,
             snakemake.output.summary,
-            snakemake.output.errors_plot,
-            snakemake.output.psnr_plot,
-            snakemake.output.velocity_plot,
-            snakemake.output.divergence_plot,
+            snakemake.output.plots,
+            snakemake.params.baselines,
         )

@@ -2,16 +2,26 @@
 
 import hashlib
 
+from ditquant.baselines import baseline_variants
+
 CAPTIONS = range(config["evaluation"]["captions"])
-EVALUATED_VARIANTS = list(
-    dict.fromkeys(["full", "noise-floor", *config["evaluation"]["variants"]])
-)
+EVALUATED_VARIANTS = settings.evaluated_variants(config)
+# The charts of `evaluation_plots.CHARTS`, which is not imported here: planning needs no matplotlib.
+EVALUATION_PLOTS = [
+    "errors",
+    "psnr",
+    "velocity",
+    "divergence",
+    "blocks",
+    "block-sigma",
+    "size",
+]
 # Every recipe that something is shown of, in the order of the table.
 REPORTED_RECIPES = list(
     dict.fromkeys(
         settings.split_variant(variant)[0]
-        for variant in [*config["evaluation"]["variants"], *SHOWN_VARIANTS]
-        if variant != "full"
+        for variant in [*EVALUATED_VARIANTS, *SHOWN_VARIANTS]
+        if variant not in ("full", "noise-floor")
     )
 )
 CAPTION_SHARDS = [conditioning_of("evaluation", index) for index in CAPTIONS]

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from .artifacts import read_json
-from .charts import as_svg, figure, styled, variant_colors
+from .charts import as_svg, figure, for_page, legend_below, legend_height, line_styles, styled
 
 BLOCK_FORMAT = "ditquant.block_result"
 
@@ -79,18 +79,18 @@ def weight_sqnr(blocks: Path) -> dict[str, float]:
 
 @styled()
 def block_chart(recipes: Sequence[Mapping[str, Any]]) -> str:
-    """Every block's error by recipe, as SVG; a logarithmic scale."""
+    """Every block's error by recipe, as SVG for a page; a logarithmic scale."""
     names = [block["name"] for block in recipes[0]["blocks"]]
-    colors = variant_colors([recipe["name"] for recipe in recipes])
-    chart, axes = figure(4.9 if len(names) <= 8 else 9.6, 3.3)
-    for marker, recipe in zip("os^Dv<>" * len(recipes), recipes, strict=False):
+    styles = line_styles([recipe["name"] for recipe in recipes])
+    width, columns = (4.9, 2) if len(names) <= 8 else (9.6, 4)
+    chart, axes = figure(width, 3.1 + legend_height(len(recipes), columns))
+    for recipe in recipes:
         errors = [block["error"] for block in recipe["blocks"]]
         name = recipe["name"]
-        places = range(len(errors))
-        axes.plot(places, errors, marker=marker, ms=5.5, lw=1.2, color=colors[name], label=name)
+        axes.plot(range(len(errors)), errors, ms=5, lw=1.2, label=name, **styles[name])
     axes.set_yscale("log")
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 16 else 0)
     axes.set_ylabel("error / update energy")
     axes.grid(axis="y")
-    axes.legend(fontsize=8.5, labelspacing=0.35)
-    return as_svg(chart)
+    legend_below(chart, axes, columns)
+    return for_page(as_svg(chart))

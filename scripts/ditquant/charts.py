@@ -1,7 +1,7 @@
-"""One style for the charts that go into the report's page, as SVG text.
+"""One style for the charts of the evaluation and of the weights, as SVG for a page and as PNG.
 
-Ink is `currentColor` (the page's own, light or dark) and the colours are Okabe and Ito's, which the
-colour-blind tell apart. The same data give the same bytes: no date, and ids from a fixed salt.
+Variants are told apart by colour, marker and line at once. The colours are Okabe and Ito's, which
+the colour-blind tell apart. The same data give the same bytes: no date, and ids from a fixed salt.
 """
 
 from __future__ import annotations
@@ -9,30 +9,31 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import ContextDecorator
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-
-from matplotlib import pyplot as plt
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# A colour that no plot uses; `as_svg` exchanges it.
+# A colour that no plot uses; a page exchanges it for its own ink, light or dark.
 _INK = "#0a0b0c"
+_FONT = "DejaVu Sans"
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 NOISE_FLOOR = "#7f7f7f"
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "h", "p")
+_LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)))
 
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ditquant",
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": [_FONT],
     "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
+    "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
@@ -42,33 +43,85 @@ _STYLE = {
     "grid.color": "#8888884d",
     "grid.linewidth": 0.7,
     "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.labelspacing": 0.35,
 }
 
 
 def styled() -> ContextDecorator:
     """The common style, as a decorator of a function that draws."""
-    return plt.rc_context(_STYLE)
+    return mpl.rc_context(_STYLE)
 
 
 @styled()
 def figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of one plot in the common style; sizes in inches."""
-    return plt.subplots(figsize=(width, height), layout="constrained")
+    chart = Figure(figsize=(width, height), layout="constrained")
+    return chart, chart.subplots()
+
+
+@styled()
+def panels(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
+    """A figure of plots beside each other that share the vertical axis; sizes in inches."""
+    chart = Figure(figsize=(width, height), layout="constrained")
+    return chart, list(chart.subplots(1, count, sharey=True, squeeze=False)[0])
+
+
+def legend_height(count: int, columns: int) -> float:
+    """Inches that `legend_below` takes."""
+    return 0.12 + 0.185 * -(-count // columns)
+
+
+@styled()
+def legend_below(chart: Figure, axes: Axes, columns: int) -> None:
+    """A legend of the lines of `axes` under the whole figure: it hides no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        chart.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 @styled()
 def as_svg(chart: Figure) -> str:
-    """The figure as an <svg> element for a page, which scales and takes the page's ink and font."""
+    """The figure as an <svg> element, complete in itself."""
     text = io.StringIO()
     chart.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(chart)
     svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return svg.replace(_INK, "currentColor").replace("'DejaVu Sans'", "inherit")
+    return svg[svg.index("<svg") :]
+
+
+@styled()
+def as_png(chart: Figure) -> bytes:
+    """The figure as a PNG file on white, 200 pixels an inch."""
+    content = io.BytesIO()
+    options = {"facecolor": "white", "metadata": {"Software": None}}
+    chart.savefig(content, format="png", dpi=200, **options)
+    return content.getvalue()
+
+
+def for_page(svg: str) -> str:
+    """What `as_svg` gave, taking the ink (`currentColor`) and the font of the page around it."""
+    svg = svg.replace(_INK, "currentColor").replace(f"'{_FONT}', sans-serif", "inherit")
+    return svg.replace(f"'{_FONT}'", "inherit")
 
 
 def variant_colors(names: Sequence[str]) -> dict[str, str]:
     """One colour a variant, grey for the noise floor; the same variants always look the same."""
     others = [name for name in names if name not in ("full", "noise-floor")]
-    colors = {name: PALETTE[index % 6] for index, name in enumerate(others)}
+    colors = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(others)}
     return {**colors, "noise-floor": NOISE_FLOOR, "full": NOISE_FLOOR}
+
+
+def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options of `Axes.plot` for each of up to 24 variants, all different."""
+    colors = variant_colors(names)
+    styles = {}
+    for index, name in enumerate(name for name in names if name not in ("full", "noise-floor")):
+        styles[name] = {
+            "color": colors[name],
+            "marker": _MARKERS[index % len(_MARKERS)],
+            "linestyle": _LINES[index // len(PALETTE) % len(_LINES)],
+        }
+    return {
+        **styles,
+        "noise-floor": {"color": NOISE_FLOOR, "marker": ".", "linestyle": (0, (2, 2))},
+    }

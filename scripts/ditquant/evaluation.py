@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,11 @@ ERROR_COLUMNS: dict[str, tuple[str, metrics.Statistic]] = {
     "velocity_error_mean": ("velocity_error", np.mean),
 }
 
-Judge = Callable[[np.ndarray, str], Any]
+# The variant that the median latent error is divided by, the ratio and its paired 95 % interval.
+RATIO_COLUMNS = (
+    "baseline", "latent_error_ratio", "latent_error_ratio_low", "latent_error_ratio_high",
+)  # fmt: skip
+_TEXT_COLUMNS = ("variant", "baseline")
 
 
 def caption_scores(
@@ -89,8 +93,17 @@ def judge_accuracy(document: Mapping[str, Any]) -> float | None:
     return sum(verdict["ok"] for verdict in verdicts) / len(verdicts)
 
 
-def summary_row(document: Mapping[str, Any], timings: Mapping[str, float]) -> dict[str, Any]:
-    """One line of the table, from a variant's evaluation and its timings; unrounded."""
+def summary_row(
+    document: Mapping[str, Any],
+    timings: Mapping[str, float],
+    baseline: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One line of the table, unrounded.
+
+    Args:
+        document, timings: a variant's evaluation, and what it took.
+        baseline: evaluation of the variant that its error is divided by, if there is one.
+    """
     row: dict[str, Any] = {
         "variant": document["variant"],
         "captions": len(document["captions"]),
@@ -103,12 +116,15 @@ def summary_row(document: Mapping[str, Any], timings: Mapping[str, float]) -> di
         values = _values(document, key)
         row[column] = float(statistic(values))
         row[f"{column}_low"], row[f"{column}_high"] = metrics.bootstrap_interval(values, statistic)
-    return row
+    ratio = error_ratio(document, baseline) if baseline else (None, None, None)
+    names = (baseline["variant"] if baseline else None, *ratio)
+    return {**row, **dict(zip(RATIO_COLUMNS, names, strict=True))}
 
 
 def column_names() -> list[str]:
-    """The contract's columns, then the intervals of the error columns."""
-    return [*COLUMNS, *(f"{name}_{end}" for name in ERROR_COLUMNS for end in ("low", "high"))]
+    """The contract's columns, then the error columns' intervals, then those of the baseline."""
+    intervals = [f"{name}_{end}" for name in ERROR_COLUMNS for end in ("low", "high")]
+    return [*COLUMNS, *intervals, *RATIO_COLUMNS]
 
 
 def summary_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -128,11 +144,11 @@ def _field(value: Any) -> str:
 
 
 def read_summary(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of summary.csv: the variant's name as text, numbers as float, None where empty."""
+    """Rows of summary.csv: names as text, numbers as float, None where empty."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         return [
             {
-                name: text if name == "variant" else (float(text) if text else None)
+                name: None if not text else text if name in _TEXT_COLUMNS else float(text)
                 for name, text in row.items()
             }
             for row in csv.DictReader(file)

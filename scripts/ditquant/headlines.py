@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .baselines import baseline_recipe
 from .evaluation import error_ratio
 from .readable import fmt
 
 Data = dict[str, Any]
-
-
-def baseline_recipe(recipes: Mapping[str, Data], name: str) -> str | None:
-    """The recipe that rounds to nearest on the same grid as `name`, if there is another one."""
-    grid = ("grid", "group_size", "bits")
-    for other, options in recipes.items():
-        same = all(options.get(key) == recipes[name].get(key) for key in grid)
-        if other != name and same and options["rounding"] == "rtn":
-            return other
-    return None
 
 
 def _card(label: str, value: str, detail: str) -> Data:
@@ -78,10 +69,14 @@ def lede(config: Mapping[str, Any], sizes: Sequence[Data]) -> str:
     )
     if any(kind in ("a8", "multitier") for kind in config["inference"]["variants"]):
         text += f", and their inputs are rounded to {config['activations']['bits']} bits"
+    others = options.get("quantize", "blocks")
+    if others != "blocks":
+        which = "adaLN" if others == "blocks+adaln" else "all other linears"
+        text += f"; {which} hold {options['other_bits']}-bit weights"
     text += "; everything else is full precision."
     own = [size for size in sizes if size["name"] == config["recipe"]]
     if own and own[0]["rest"] > own[0]["quantized"]:
-        text += " Most of the bytes that are left are layers that no recipe touches."
+        text += " Most of the bytes that are left are layers that it does not touch."
     return text
 
 

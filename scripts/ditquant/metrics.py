@@ -102,6 +102,11 @@ def sqnr(quantized: np.ndarray, reference: np.ndarray) -> float:
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
+def decibels(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise) of two energies; None where there is no noise."""
+    return float(10 * np.log10(signal / noise)) if noise > 0 else None
+
+
 def finite(value: float) -> float | None:
     """None for infinity (the PSNR of equal pictures), which JSON cannot hold."""
     return value if np.isfinite(value) else None

@@ -18,7 +18,9 @@ from markupsafe import Markup
 from . import __version__, report_data
 from .artifacts import read_json
 from .block_report import block_chart, recipe_results, weight_sqnr
+from .charts import for_page
 from .evaluation import FORMAT, read_summary
+from .evaluation_plots import CHARTS
 from .headlines import headline_cards, lede
 from .readable import fmt
 from .report_data import Data
@@ -69,9 +71,10 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
 def _sizes(results: Path, recipes: Sequence[str], full_bytes: float | None) -> list[Data]:
     sizes: list[Data] = []
     if full_bytes:
-        sizes.append({"name": "float16", "quantized": None, "rest": None, "total": full_bytes})
+        parts = dict.fromkeys(("quantized", "quantized_ratio", "rest"))
+        sizes.append({"name": "float16", **parts, "total": full_bytes})
     for recipe in recipes:
-        file = results / "weights" / recipe / "model" / "model.safetensors"
+        file = results / "weights" / recipe / "model" / "config.json"
         sizes.append({"name": recipe, **report_data.checkpoint_sizes(file)})
     largest = max((size["total"] for size in sizes), default=1)
     for size in sizes:
@@ -138,18 +141,15 @@ def collect(
     }
 
 
-_CHARTS = {
-    "errors": ("Distance of the final latents.", "One dot a caption, the bar is the median."),
-    "psnr": ("Distance of the pictures.", "One dot a caption, the bar is the median."),
-    "velocity": ("What one step adds.", "Error of single steps at full precision's latents."),
-    "divergence": ("How errors add up.", "Distance of the free-running latents, relative."),
-}
-
-
 def _evaluation_charts(folder: Path) -> list[Data]:
     return [
-        {"title": title, "note": note, "svg": Markup((folder / f"{name}.svg").read_text("utf-8"))}
-        for name, (title, note) in _CHARTS.items()
+        {
+            "title": chart.title,
+            "note": chart.note,
+            "wide": chart.wide,
+            "svg": Markup(for_page((folder / f"{name}.svg").read_text("utf-8"))),
+        }
+        for name, chart in CHARTS.items()
         if (folder / f"{name}.svg").is_file()
     ]
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .artifacts import check_safetensors, read_json
+from .artifacts import read_json
 from .comparison import difference
 
 Data = dict[str, Any]
@@ -27,7 +27,8 @@ EXPLANATIONS = {
     "weights": "quantized weights, full-precision activations",
     "a8": "quantized weights, simulated activation quantization",
     "multitier": "quantized weights, simulated A4, A6 or A8 by layer and sigma",
-    "native": "quantized weights that stay packed in MLX's kernels",
+    "native": "quantized weights that stay packed, unpacked or multiplied by MLX's kernels, "
+    "whichever is faster",
 }
 
 
@@ -99,22 +100,21 @@ def pictures(results: Path, prompts: Mapping[str, str], variants: Sequence[str])
 # ---------------------------------------------------------------------------------- sizes
 
 
-def checkpoint_sizes(checkpoint: Path) -> Data:
-    """Bytes of a native checkpoint: `quantized` (codes, scales, biases), `rest`, and `total`."""
-    header = check_safetensors(checkpoint)
-    sizes = {
-        name: entry["data_offsets"][1] - entry["data_offsets"][0]
-        for name, entry in header.items()
-        if name != "__metadata__"
+def checkpoint_sizes(config: Path) -> Data:
+    """What a native checkpoint takes, from its config.json.
+
+    Returns:
+        Bytes as `quantized` (codes, scales, biases), `rest` and `total`, and `quantized_ratio`: the
+        quantized bytes over those of the same weights in float16.
+    """
+    sizes = read_json(config, "ditquant.checkpoint")
+    quantized, total = sizes["quantized_bytes"], sizes["total_bytes"]
+    return {
+        "quantized": quantized,
+        "rest": total - quantized,
+        "total": total,
+        "quantized_ratio": sizes["quantized_ratio"],
     }
-    packed = {name.removesuffix(".scales") for name in sizes if name.endswith(".scales")}
-    quantized = sum(
-        size
-        for name, size in sizes.items()
-        if name.rpartition(".")[0] in packed and name.rpartition(".")[2] != "bias"
-    )
-    total = sum(sizes.values())
-    return {"quantized": quantized, "rest": total - quantized, "total": total}
 
 
 # ---------------------------------------------------------------------------------- times

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,45 @@ def split_variant(variant: str) -> tuple[str | None, str]:
     return recipe, kind
 
 
+def _variants_named(entry: str, recipes: Sequence[str]) -> list[str]:
+    """The variants that one entry of `evaluation.variants` stands for."""
+    key = "evaluation.variants"
+    recipe, kind = split_variant(entry)
+    if recipe is None:
+        return [entry]
+    if not any(character in recipe for character in "*?["):
+        if recipe not in recipes:
+            raise UserError(
+                f"{key}: {entry}: unknown recipe {recipe!r}; the configuration has "
+                f"{', '.join(recipes)}."
+            )
+        return [entry]
+    found = [f"{name}-{kind}" for name in recipes if fnmatchcase(name, recipe)]
+    if not found:
+        raise UserError(
+            f"{key}: {entry}: no recipe is named like {recipe!r}; the configuration has "
+            f"{', '.join(recipes)}."
+        )
+    return found
+
+
+def evaluated_variants(config: Mapping[str, Any]) -> list[str]:
+    """The rows of the evaluation's table: `full`, the noise floor, then those of the configuration.
+
+    An entry of `evaluation.variants` may be a pattern: "*-weights" is every recipe of the
+    configuration in its order, "adaround*-a8" those whose names begin so. A variant that several
+    entries name is there once.
+
+    Raises:
+        UserError: an unknown recipe or kind, or a pattern that no recipe matches.
+    """
+    recipes = list(config["recipes"])
+    named = [_variants_named(entry, recipes) for entry in config["evaluation"]["variants"]]
+    return list(
+        dict.fromkeys(["full", "noise-floor", *(name for names in named for name in names)])
+    )
+
+
 _LEARNED = frozenset({"adaround", "taqdit"})
 # Option -> roundings that read it; the others are read by all.
 _READERS = {
@@ -239,14 +279,10 @@ def check_recipes(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: unknown recipe or variant.
     """
-    names: Sequence[str] = list(config["recipes"])
-    named = {"recipe": config["recipe"]}
-    for variant in config["evaluation"]["variants"]:
-        recipe, kind = split_variant(variant)
-        if kind != "full" and recipe is not None:
-            named[f"evaluation.variants: {variant}"] = recipe
-    for key, recipe in named.items():
-        if recipe not in names:
-            raise UserError(
-                f"{key}: unknown recipe {recipe!r}; the configuration has {', '.join(names)}."
-            )
+    names = list(config["recipes"])
+    if config["recipe"] not in names:
+        raise UserError(
+            f"recipe: unknown recipe {config['recipe']!r}; the configuration has "
+            f"{', '.join(names)}."
+        )
+    evaluated_variants(config)

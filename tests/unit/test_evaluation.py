@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from ditquant import evaluation
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
-from ditquant.evaluation_plots import plot_scores, plot_sigma_curves
+from ditquant.charts import as_png, as_svg, for_page, line_styles
+from ditquant.evaluation_plots import CHARTS
 from ditquant.trajectories import Run
+
+ROOT = Path(__file__).parents[2]
 
 CONTRACT = (
     "variant,captions,latent_relative_error_median,latent_relative_error_mean,psnr_median,"
@@ -30,6 +34,15 @@ def run(scale: float = 1.0, velocity_scale: float = 1.0, level: int = 100) -> Ru
         images=np.full((3, 16, 16, 3), level, dtype=np.uint8),
         sigmas=np.array([1, 0.5, 0], dtype=np.float32),
     )
+
+
+def sqnr_of(variant: str, error: float) -> dict | None:
+    """Of two blocks: the second is 10 dB worse, and the text stream of the first lost nothing."""
+    if variant == "full":
+        return None
+    level = 200.0 if error == 0 else float(-10 * np.log10(error))
+    streams = {"mm00.img": [level, level - 2], "mm00.txt": [None, None]}
+    return {"captions": 2, "tokens": 64, "streams": {**streams, "mm01.img": [level - 10] * 2}}
 
 
 def document(variant: str, errors: list[float], ok: list[bool] | None = None) -> dict:
@@ -51,6 +64,7 @@ def document(variant: str, errors: list[float], ok: list[bool] | None = None) ->
         "model_bytes": 1000,
         "measured_sigmas": [1.0, 0.5],
         "captions": captions,
+        "block_sqnr": sqnr_of(variant, errors[0]),
     }
 
 
@@ -84,8 +98,8 @@ def test_summary_has_the_contracts_columns_first_then_intervals():
     header, full, a8, weights = text.splitlines()
     assert header.startswith(CONTRACT + ",")
     extra = header[len(CONTRACT) + 1 :].split(",")
-    assert len(extra) == 10
-    assert all(re.fullmatch(r".+_(median|mean)_(low|high)", name) for name in extra)
+    assert all(re.fullmatch(r".+_(median|mean)_(low|high)", name) for name in extra[:10])
+    assert extra[10:] == list(evaluation.RATIO_COLUMNS)
     assert full.startswith("full,3,0,0,inf,1,0,1,1000,0.25,4096,")
     assert a8.startswith("rtn-a8,3,0.2,0.3,26.9897,0.8,0.6,0.666667,1000,0.25,4096,")
     assert weights.split(",")[7] == ""
@@ -103,6 +117,22 @@ def test_summary_reads_back(tmp_path):
     assert read["latent_relative_error_median_high"] == pytest.approx(0.6)
 
 
+def test_rows_name_their_baseline(tmp_path):
+    baseline = document("rtn-weights", [0.1, 0.2, 0.6])
+    rows = [
+        evaluation.summary_row(baseline, TIMINGS),
+        evaluation.summary_row(document("b-weights", [0.05, 0.1, 0.3]), TIMINGS, baseline),
+    ]
+    path = tmp_path / "summary.csv"
+    path.write_text(evaluation.summary_csv(rows))
+    assert path.read_text().splitlines()[1].endswith(",,,,")
+    first, second = evaluation.read_summary(path)
+    assert first["baseline"] is first["latent_error_ratio"] is None
+    assert second["baseline"] == "rtn-weights"
+    # Every caption's error is half the baseline's, so every resample's median is, too.
+    assert [second[name] for name in evaluation.RATIO_COLUMNS[1:]] == [0.5, 0.5, 0.5]
+
+
 def test_error_ratio_is_paired():
     ratio = evaluation.error_ratio(document("a", [0.2, 0.4, 1.2]), document("b", [0.1, 0.2, 0.6]))
     assert ratio == pytest.approx((2, 2, 2))
@@ -115,24 +145,93 @@ def test_stored_bytes_counts_tensors_and_not_the_header(tmp_path):
     assert evaluation.float16_bytes(21) == 42
 
 
-@pytest.mark.parametrize("key", ["latent_relative_error", "psnr"])
-def test_score_plots_name_every_variant_but_full(key):
-    documents = [
-        document("full", [0, 0, 0]),
-        document("noise-floor", [0, 0, 1e-7]),  # equal pictures have no PSNR
-        document("rtn-a8", [0.1, 0.2, 0.6]),
-    ]
-    svg = plot_scores(documents, key)
+DOCUMENTS = [
+    document("full", [0, 0, 0]),
+    document("noise-floor", [0, 0, 1e-7]),  # equal pictures have no PSNR
+    document("rtn-a8", [0.1, 0.2, 0.6]),
+]
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_charts_name_every_variant_but_full(name):
+    svg = as_svg(CHARTS[name].draw(DOCUMENTS))
     assert svg.startswith("<svg")
     assert ">rtn-a8<" in svg
-    assert ">noise-floor<" in svg
+    # Size and quality are those of quantized models.
+    assert (">noise-floor<" in svg) == (name != "size")
     assert ">full<" not in svg
-    assert "currentColor" in svg
-    assert svg == plot_scores(documents, key)
+    assert svg == as_svg(CHARTS[name].draw(DOCUMENTS))
 
 
-@pytest.mark.parametrize("key", ["velocity_errors", "divergence"])
-def test_curves_survive_a_first_step_without_error(key):
-    svg = plot_sigma_curves([document("full", [0, 0, 0]), document("rtn-a8", [0.1, 0.2, 0.6])], key)
-    assert ">rtn-a8<" in svg
-    assert "sigma" in svg
+@pytest.mark.parametrize("name", CHARTS)
+def test_charts_as_pictures_and_on_a_page(name):
+    chart = CHARTS[name].draw(DOCUMENTS)
+    png = as_png(chart)
+    assert png.startswith(b"\x89PNG")
+    assert png == as_png(CHARTS[name].draw(DOCUMENTS))
+    page = for_page(as_svg(chart))
+    assert "currentColor" in page
+    assert "DejaVu" not in page
+
+
+def lines(chart) -> dict[str, list[list[float]]]:
+    """Label -> the heights of its line in every panel."""
+    found: dict[str, list[list[float]]] = {}
+    for axes in chart.axes:
+        for line in axes.lines:
+            found.setdefault(line.get_label(), []).append(list(line.get_ydata()))
+    return found
+
+
+def test_block_charts_show_medians_over_steps_and_the_last_image_stream():
+    level = 10.0  # of an error of 0.1
+    (image, text) = lines(CHARTS["blocks"].draw(DOCUMENTS))["rtn-a8"]
+    assert image == pytest.approx([level - 1, level - 10])
+    assert np.isnan(text).all()
+    assert lines(CHARTS["block-sigma"].draw(DOCUMENTS))["rtn-a8"] == [[level - 10] * 2]
+
+
+def test_equal_sizes_stand_beside_each_other():
+    shown = [document(f"r{index}-weights", [0.1, 0.2, 0.6]) for index in range(3)]
+    (axes,) = CHARTS["size"].draw(shown).axes
+    points = {
+        line.get_label(): (line.get_xdata()[0], line.get_ydata()[0])
+        for line in axes.lines
+        if not line.get_label().startswith("_")
+    }
+    places = [place for place, _ in points.values()]
+    assert len(set(places)) == 3
+    assert sum(places) / 3 == pytest.approx(1000 / 1e6)
+    assert {error for _, error in points.values()} == {0.2}
+
+
+@pytest.mark.parametrize("name", ["blocks", "block-sigma"])
+def test_block_charts_of_evaluations_without_blocks_are_empty(name):
+    shown = [{**document("rtn-a8", [0.1]), "block_sqnr": None}]
+    assert as_svg(CHARTS[name].draw(shown)).startswith("<svg")
+
+
+def test_unified_blocks_have_a_panel_of_their_own():
+    shown = document("rtn-a8", [0.1])
+    shown["block_sqnr"]["streams"]["uni00.uni"] = [3.0, 4.0]
+    assert len(CHARTS["blocks"].draw([shown]).axes) == 3
+    assert lines(CHARTS["block-sigma"].draw([shown]))["rtn-a8"] == [[3.0, 4.0]]
+
+
+def test_twelve_variants_look_different():
+    styles = line_styles([f"recipe{index}-weights" for index in range(12)])
+    assert len({str(style) for style in styles.values()}) == 13  # and the noise floor
+    colored = [(style["color"], str(style["linestyle"])) for style in styles.values()]
+    assert len(set(colored)) == 13
+
+
+@pytest.mark.parametrize("name", ["velocity", "divergence"])
+def test_curves_survive_a_first_step_without_error(name):
+    found = lines(CHARTS[name].draw(DOCUMENTS))["rtn-a8"]
+    assert len(found[0]) == 2
+
+
+def test_the_workflow_makes_every_chart():
+    text = (ROOT / "rules" / "inputs" / "evaluate.smk").read_text()
+    listed = re.search(r"EVALUATION_PLOTS = \[(.*?)\]", text, re.DOTALL)[1]
+    assert re.findall(r'"([\w-]+)"', listed) == list(CHARTS)

@@ -17,6 +17,7 @@ import summarize_evaluation
 from ditquant.artifacts import load_metadata, load_tensors, read_json, save_tensors
 from ditquant.backend import mx, to_numpy
 from ditquant.evaluation import read_summary
+from ditquant.evaluation_plots import CHARTS
 from ditquant.metrics import psnr, relative_error
 from support.models import write_folder
 
@@ -102,10 +103,11 @@ def evaluate(folder, model, shard, variants):
         "batch_size": 2,
     }
     reference, timing = str(folder / "reference.safetensors"), str(folder / "reference.json")
-    draw_reference.main([shard] * 3, reference, timing, model, plan)
+    blocks = str(folder / "reference_blocks.safetensors")
+    draw_reference.main([shard] * 3, reference, blocks, timing, model, plan)
     for variant in variants:
         evaluate_variant.main(
-            reference, timing, [shard] * 3, str(folder / f"{variant}.json"),
+            reference, blocks, timing, [shard] * 3, str(folder / f"{variant}.json"),
             str(folder / f"{variant}.timing.json"), variant, None, None, model, plan,
         )  # fmt: skip
 
@@ -113,12 +115,12 @@ def evaluate(folder, model, shard, variants):
 def test_evaluation_from_reference_to_table(tmp_path, model, shard):
     variants = ["full", "noise-floor"]
     evaluate(tmp_path, model, shard, variants)
-    plots = [tmp_path / f"{name}.svg" for name in ("errors", "psnr", "velocity", "divergence")]
+    plots = [tmp_path / "plots" / f"{name}.svg" for name in CHARTS]
     summary = tmp_path / "summary.csv"
     summarize_evaluation.main(
         [str(tmp_path / f"{variant}.json") for variant in variants],
         [str(tmp_path / f"{variant}.timing.json") for variant in variants],
-        str(summary), *map(str, plots),
+        str(summary), list(map(str, plots)), {},
     )  # fmt: skip
     full, floor = read_summary(summary)
     assert full["variant"] == "full"
@@ -131,6 +133,24 @@ def test_evaluation_from_reference_to_table(tmp_path, model, shard):
     assert full["model_bytes"] == floor["model_bytes"]
     assert full["step_seconds"] > 0
     assert all(plot.read_text().startswith("<svg") for plot in plots)
+    assert all(plot.with_suffix(".png").read_bytes().startswith(b"\x89PNG") for plot in plots)
+
+
+def test_errors_of_blocks_are_measured_at_the_references_latents(tmp_path, model, shard):
+    evaluate(tmp_path, model, shard, ["full", "noise-floor"])
+    documents = [
+        read_json(tmp_path / f"{variant}.json", "ditquant.evaluation")
+        for variant in ("full", "noise-floor")
+    ]
+    assert documents[0]["block_sqnr"] is None
+    blocks = documents[1]["block_sqnr"]
+    assert blocks["captions"] == 3
+    assert list(blocks["streams"]) == ["mm00.img", "mm00.txt", "mm01.img"]
+    # Inputs and weights keep 11 bits: one rounding is 10 log10(12 x 2^22) = 77 dB at the least, and
+    # the squares of some tens of them add up.
+    values = [value for decibels in blocks["streams"].values() for value in decibels]
+    assert len(values) == 3 * len(documents[1]["measured_steps"])
+    assert all(55 < value < 110 for value in values)
 
 
 def test_evaluations_are_the_same_every_time_and_hold_no_times(tmp_path, model, shard):
@@ -138,7 +158,7 @@ def test_evaluations_are_the_same_every_time_and_hold_no_times(tmp_path, model, 
     (tmp_path / "b").mkdir()
     for name in ("a", "b"):
         evaluate(tmp_path / name, model, shard, ["noise-floor"])
-    files = ("noise-floor.json", "reference.safetensors")
+    files = ("noise-floor.json", "reference.safetensors", "reference_blocks.safetensors")
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert "seconds" not in json.dumps(json.loads((tmp_path / "a" / files[0]).read_text()))

@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 
 from ditquant import evaluation, report, report_data
-from ditquant.artifacts import save_tensors, write_json, write_text
-from ditquant.backend import mx
-from ditquant.evaluation_plots import plot_scores, plot_sigma_curves
+from ditquant.artifacts import write_json, write_text
+from ditquant.charts import as_svg
+from ditquant.evaluation_plots import CHARTS
 from ditquant.readable import fmt
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,14 @@ def caption_entry(row: int, error: float) -> dict:
     }
 
 
+def block_sqnr(error: float) -> dict | None:
+    if error == 0:
+        return None
+    level = float(-10 * np.log10(error))
+    streams = {"mm00.img": [level, level - 2], "mm00.txt": [level, None], "mm01.img": [level] * 2}
+    return {"captions": 4, "tokens": 64, "streams": streams}
+
+
 def write_evaluation(folder: Path, config: dict) -> None:
     documents = []
     for variant in EVALUATED:
@@ -65,16 +73,21 @@ def write_evaluation(folder: Path, config: dict) -> None:
             "model_bytes": 8_000_000 if variant.startswith(("rtn", "ada")) else 28_000_000,
             "measured_sigmas": [1.0, 0.5],
             "captions": [caption_entry(row, ERRORS[variant]) for row in range(4)],
+            "block_sqnr": block_sqnr(ERRORS[variant]),
         }
         write_json(folder / f"{variant}.json", evaluation.FORMAT, document)
         documents.append(document)
     timings = {"step_seconds": 0.031, "peak_bytes": 250_000_000}
-    rows = [evaluation.summary_row(document, timings) for document in documents]
+    baseline = documents[EVALUATED.index("rtn-weights")]
+    rows = [
+        evaluation.summary_row(
+            document, timings, baseline if document["variant"] in SHOWN else None
+        )
+        for document in documents
+    ]
     write_text(folder / "summary.csv", evaluation.summary_csv(rows))
-    for key, name in [("latent_relative_error", "errors"), ("psnr", "psnr")]:
-        write_text(folder / "plots" / f"{name}.svg", plot_scores(documents, key))
-    for key, name in [("velocity_errors", "velocity"), ("divergence", "divergence")]:
-        write_text(folder / "plots" / f"{name}.svg", plot_sigma_curves(documents, key))
+    for name, chart in CHARTS.items():
+        write_text(folder / "plots" / f"{name}.svg", as_svg(chart.draw(documents)))
 
 
 def write_weights(folder: Path, recipe: str, options: dict) -> None:
@@ -100,14 +113,11 @@ def write_weights(folder: Path, recipe: str, options: dict) -> None:
             "linears": layers,
         }
         write_json(folder / "blocks" / f"{block}.json", "ditquant.block_result", document)
-    tensors = {
-        "a.weight": mx.zeros((64, 8), dtype=mx.uint32),
-        "a.scales": mx.zeros((64, 1), dtype=mx.float16),
-        "a.biases": mx.zeros((64, 1), dtype=mx.float16),
-        "a.bias": mx.zeros((64,), dtype=mx.float16),
-        "b.weight": mx.zeros((10, 10), dtype=mx.float16),
-    }
-    save_tensors(folder / "model" / "model.safetensors", tensors)
+    sizes = {
+        "quantized_bytes": 4500, "float16_bytes_of_quantized": 16000,
+        "quantized_ratio": 4500 / 16000, "total_bytes": 6000,
+    }  # fmt: skip
+    write_json(folder / "model" / "config.json", "ditquant.checkpoint", sizes)
 
 
 def write_activations(folder: Path) -> None:
@@ -252,12 +262,27 @@ def test_blocks_layers_and_activations(data, page):
     assert "simulated" in page
 
 
-def test_sizes_split_what_is_quantized_from_the_rest(results):
-    sizes = report_data.checkpoint_sizes(
-        results / "weights" / "rtn" / "model" / "model.safetensors"
-    )
-    packed = 64 * 8 * 4 + 2 * 64 * 2
-    assert sizes == {"quantized": packed, "rest": 64 * 2 + 200, "total": packed + 64 * 2 + 200}
+def test_sizes_are_those_that_the_checkpoint_states(results, data, page):
+    sizes = report_data.checkpoint_sizes(results / "weights" / "rtn" / "model" / "config.json")
+    assert sizes == {"quantized": 4500, "rest": 1500, "total": 6000, "quantized_ratio": 0.28125}
+    float16, rtn, _ = data["sizes"]
+    assert (float16["quantized"], float16["total"]) == (None, 28_000_000)
+    assert rtn["ratio"] == pytest.approx(28_000_000 / 6000)
+    assert "<td>28.1 %</td>" in page
+
+
+def test_errors_stand_beside_those_of_the_baseline(data, page):
+    rows = {row["variant"]: row for row in data["summary"]}
+    assert rows["adaround-a8"]["latent_error_ratio"] == pytest.approx(1.1e-3 / 4e-3)
+    assert rows["rtn-weights"]["baseline"] is None
+    # Errors of all captions are proportional, so the interval has no width.
+    assert '0.25 ×<span class="interval">0.25 – 0.25</span>' in page
+    assert "of rtn-weights" in page
+
+
+def test_every_chart_of_the_evaluation_is_shown(page):
+    for chart in CHARTS.values():
+        assert chart.title in page
 
 
 def test_stage_times_add_up(data):

@@ -100,13 +100,46 @@ def test_impossible_counts(config, change, message):
     ("change", "message"),
     [
         ({"recipe": "rnt"}, "unknown recipe 'rnt'; the configuration has rtn, adaround"),
-        ({"evaluation": {"variants": ["gptq-weights"]}}, "unknown recipe 'gptq'"),
+        ({"evaluation": {"variants": ["svdquant-weights"]}}, "unknown recipe 'svdquant'"),
         ({"evaluation": {"variants": ["adaround-a7"]}}, "Unknown variant 'adaround-a7'"),
     ],
 )
 def test_unknown_recipes_and_variants(config, change, message):
     with pytest.raises(UserError, match=message):
         settings.check_recipes({**config, **change})
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (["*-weights"], ["rtn-weights", "adaround-weights", "adaround-channel-weights"]),
+        (["adaround*-a8"], ["adaround-a8", "adaround-channel-a8"]),
+        (["adaround-a8", "*-a8"], ["adaround-a8", "rtn-a8", "adaround-channel-a8"]),
+        (["full", "rtn-native"], ["rtn-native"]),
+        (["rt[no]-weights", "rtn-weights"], ["rtn-weights"]),
+    ],
+)
+def test_patterns_stand_for_every_recipe_that_fits(entries, expected):
+    recipes = {name: {"rounding": "rtn"} for name in ("rtn", "adaround", "adaround-channel")}
+    config = {"recipes": recipes, "recipe": "rtn", "evaluation": {"variants": entries}}
+    assert settings.evaluated_variants(config) == ["full", "noise-floor", *expected]
+    settings.check_recipes(config)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            "svd*-a8",
+            r"evaluation\.variants: svd\*-a8: no recipe is named like 'svd\*'; .* rtn, ada",
+        ),
+        ("*", r"Unknown variant '\*'"),
+        ("*-w4", r"Unknown variant '\*-w4'"),
+    ],
+)
+def test_patterns_that_stand_for_nothing(config, entry, message):
+    with pytest.raises(UserError, match=message):
+        settings.check_recipes({**config, "evaluation": {"variants": [entry]}})
 
 
 def test_recipe_names_may_hold_dashes():

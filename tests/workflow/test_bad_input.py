@@ -54,9 +54,9 @@ def test_empty_prompt_file(workspace):
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("weights/gptq/blocks/mm00.json", "Unknown recipe 'gptq'"),
+        ("weights/svdquant/blocks/mm00.json", "Unknown recipe 'svdquant'"),
         ("weights/rtn/blocks/mm77.json", "Unknown block 'mm77'"),
-        ("images/gptq-a8/p00.png", "Unknown recipe 'gptq'"),
+        ("images/svdquant-a8/p00.png", "Unknown recipe 'svdquant'"),
         ("images/full/p77.png", "Unknown prompt 'p77'"),
         ("calibration/0099.safetensors", "has 3 calibration images"),
     ],
