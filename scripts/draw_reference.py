@@ -44,7 +44,7 @@ def main(
     save_run(reference, run, metadata)
     write_json(timing, "ditquant.timing", {"variant": "full", **took})
     outputs = output_streams(network, _leave_alone, setting, run.latents, run.sigmas, dtype)
-    save_tensors(blocks, stacked(outputs, setting), {"kind": "ditquant.reference_blocks"})
+    save_tensors(blocks, stacked(outputs), {"kind": "ditquant.reference_blocks"})
 
 
 if "snakemake" in globals():

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ditquant.artifacts import load_metadata, load_tensors, read_json, write_json
-from ditquant.block_errors import block_sqnr, output_streams
+from ditquant.block_errors import block_sqnr, num_passes, output_streams
 from ditquant.evaluation import FORMAT, caption_scores, float16_bytes, stored_bytes
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_vae_decoder
@@ -36,8 +36,6 @@ def measure_blocks(
     opened: Variant, reference: Run, reference_blocks: str, setting: Setting
 ) -> dict[str, Any]:
     """Every block's error at full precision's latents; see `block_errors.block_sqnr`."""
-    streams = load_tensors(reference_blocks)
-    captions, steps = next(iter(streams.values())).shape[:2]
     outputs = output_streams(
         opened.network,
         opened.before_step,
@@ -46,8 +44,8 @@ def measure_blocks(
         reference.sigmas,
         opened.dtype,
     )
-    with ticking("forward passes for block errors", captions * steps) as tick:
-        return block_sqnr(outputs, streams, tick)
+    with ticking("forward passes for block errors", num_passes(setting)) as tick:
+        return block_sqnr(outputs, load_tensors(reference_blocks), tick)
 
 
 def main(

@@ -12,8 +12,9 @@ time of a step nor in the peak memory that an evaluation states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,28 @@ def _watched(network: nn.Module, streams: dict[str, mx.array]) -> Iterator[None]
         yield
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What all blocks gave in one forward pass.
+
+    Attributes:
+        captions: which of the setting's captions were in the batch.
+        column: which of the measured steps it was.
+        streams: "mm00.img", "mm00.txt", ... -> (captions, tokens, hidden), evaluated.
+    """
+
+    captions: slice
+    column: int
+    streams: dict[str, mx.array]
+
+
+def _batches(setting: Setting) -> list[slice]:
+    """The first `BLOCK_CAPTIONS` captions, as many at once as are drawn at once."""
+    count = min(BLOCK_CAPTIONS, len(setting.captions))
+    size = setting.batch_size
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def output_streams(
     network: nn.Module,
     before_step: BeforeStep,
@@ -65,7 +88,7 @@ def output_streams(
     latents: np.ndarray,
     sigmas: np.ndarray,
     dtype: mx.Dtype,
-) -> Iterator[dict[str, mx.array]]:
+) -> Iterator[Outputs]:
     """The sampled outputs of all blocks, one forward pass after the other.
 
     Args:
@@ -74,21 +97,19 @@ def output_streams(
         dtype: of the network's activations.
 
     Yields:
-        For each of the first `BLOCK_CAPTIONS` captions and each measured step, step by step and
-        then the next caption: "mm00.img", "mm00.txt", ... -> (tokens, hidden), evaluated.
+        For each batch of the first captions, the measured steps in order.
     """
     schedule = mx.array(sigmas)
     timesteps = (schedule * 1000).astype(dtype)
     streams: dict[str, mx.array] = {}
     with _watched(network, streams):
-        for caption in range(min(BLOCK_CAPTIONS, len(setting.captions))):
-            one = slice(caption, caption + 1)
-            conditioning = load_conditioning(setting.shards[one], setting.rows[one], False, dtype)
+        for rows in _batches(setting):
+            conditioning = load_conditioning(setting.shards[rows], setting.rows[rows], False, dtype)
             for column, step in enumerate(measured_steps(setting.num_steps)):
                 before_step(step, float(sigmas[step]))
                 predict(
                     network,
-                    mx.array(latents[one, column]),
+                    mx.array(latents[rows, column]),
                     schedule[step],
                     timesteps[step],
                     conditioning.tokens,
@@ -96,20 +117,31 @@ def output_streams(
                     cfg_weight=0.0,
                 )
                 mx.eval(streams)
-                yield {name: array[0] for name, array in streams.items()}
+                yield Outputs(rows, column, dict(streams))
                 streams.clear()
 
 
-def stacked(outputs: Iterator[dict[str, mx.array]], setting: Setting) -> dict[str, mx.array]:
+def stacked(outputs: Iterable[Outputs]) -> dict[str, mx.array]:
     """What `output_streams` yields, as one (captions, steps, tokens, hidden) array a stream."""
-    rows = list(outputs)
-    steps = len(measured_steps(setting.num_steps))
-    arrays = {name: mx.stack([row[name] for row in rows]) for name in rows[0]}
-    return {name: array.reshape(-1, steps, *array.shape[1:]) for name, array in arrays.items()}
+    batches: dict[int, list[dict[str, mx.array]]] = {}
+    for output in outputs:
+        batches.setdefault(output.captions.start, []).append(output.streams)
+    names = next(iter(batches.values()))[0]
+    return {
+        name: mx.concatenate(
+            [mx.stack([streams[name] for streams in steps], axis=1) for steps in batches.values()]
+        )
+        for name in names
+    }
+
+
+def num_passes(setting: Setting) -> int:
+    """How many forward passes `output_streams` makes."""
+    return len(_batches(setting)) * len(measured_steps(setting.num_steps))
 
 
 def block_sqnr(
-    outputs: Iterator[Mapping[str, mx.array]],
+    outputs: Iterable[Outputs],
     reference: Mapping[str, mx.array],
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -131,12 +163,12 @@ def block_sqnr(
     captions, steps = next(iter(reference.values())).shape[:2]
     signal = {name: np.zeros(steps) for name in reference}
     noise = {name: np.zeros(steps) for name in reference}
-    for index, streams in enumerate(outputs):
-        caption, step = divmod(index, steps)
-        for name, array in streams.items():
-            full = to_numpy(reference[name][caption, step]).astype(np.float64)
-            signal[name][step] += np.sum(full**2)
-            noise[name][step] += np.sum((to_numpy(array).astype(np.float64) - full) ** 2)
+    for output in outputs:
+        for name, array in output.streams.items():
+            full = to_numpy(reference[name][output.captions, output.column]).astype(np.float64)
+            error = to_numpy(array).astype(np.float64) - full
+            signal[name][output.column] += np.sum(full**2)
+            noise[name][output.column] += np.sum(error**2)
         tick()
     return {
         "captions": captions,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,9 @@ from ditquant.backend import mx, to_numpy
 from ditquant.block_errors import (
     BLOCK_CAPTIONS,
     BLOCK_TOKENS,
+    Outputs,
     block_sqnr,
+    num_passes,
     output_streams,
     sampled_tokens,
     stacked,
@@ -54,7 +58,7 @@ def outputs(network, setting, latents, before_step=lambda index, sigma: None):
 
 def test_the_streams_are_those_of_a_forward_pass(setting, latents):
     network = build_mmdit(seed=2)
-    streams = stacked(outputs(network, setting, latents), setting)
+    streams = stacked(outputs(network, setting, latents))
     steps = measured_steps(STEPS)
     assert {name: array.shape for name, array in streams.items()} == {
         "mm00.img": (BLOCK_CAPTIONS, len(steps), 16, 64),
@@ -63,23 +67,35 @@ def test_the_streams_are_those_of_a_forward_pass(setting, latents):
     }
     seen = {}
     sigma = mx.array(SIGMAS[steps[1]])
-    tokens, pooled = (mx.load(setting.shards[0])[name][2:3] for name in ("conditioning", "pooled"))
+    tokens, pooled = (mx.load(setting.shards[0])[name][2:4] for name in ("conditioning", "pooled"))
     with boundaries(network, lambda name, arrays: seen.update({name: arrays})):
-        predict(network, mx.array(latents[2:3, 1]), sigma, sigma * 1000, tokens, pooled, 0.0)
+        predict(network, mx.array(latents[2:4, 1]), sigma, sigma * 1000, tokens, pooled, 0.0)
     for name, place in (("mm00.img", 0), ("mm00.txt", 1), ("mm01.img", 0)):
-        expected = seen[f"{name[:4]}.out"][place][0, :, 0]
-        assert mx.array_equal(streams[name][2, 1], expected)
+        # The same batch, so the same bits.
+        expected = seen[f"{name[:4]}.out"][place][:, :, 0]
+        assert mx.array_equal(streams[name][2:4, 1], expected)
 
 
 def test_scales_are_looked_up_before_every_forward_pass(setting, latents):
     seen = []
     for _ in outputs(build_mmdit(), setting, latents, lambda *step: seen.append(step)):
         pass
-    assert seen == [(step, float(SIGMAS[step])) for step in measured_steps(STEPS)] * BLOCK_CAPTIONS
+    batches = BLOCK_CAPTIONS // setting.batch_size
+    assert seen == [(step, float(SIGMAS[step])) for step in measured_steps(STEPS)] * batches
+    assert num_passes(setting) == len(seen)
+
+
+def test_batches_change_no_more_than_rounding(setting, latents):
+    network = build_mmdit(seed=2)
+    pairs = stacked(outputs(network, setting, latents))
+    threes = stacked(outputs(network, replace(setting, batch_size=3), latents))
+    # Sums of 64 to 256 products in another order: 6e-8 each, through two blocks.
+    for name, array in pairs.items():
+        assert mx.allclose(array, threes[name], rtol=1e-4, atol=1e-4)
 
 
 def test_an_error_shows_from_its_block_on(setting, latents):
-    reference = stacked(outputs(build_mmdit(seed=2), setting, latents), setting)
+    reference = stacked(outputs(build_mmdit(seed=2), setting, latents))
     changed = build_mmdit(seed=2)
     linear = walk_linears(walk_blocks(changed)[1])[0].module
     linear.weight = linear.weight * 1.5
@@ -94,11 +110,13 @@ def test_decibels_are_of_energies_summed_over_captions():
     # Two captions, one step, two streams; the second caption has nine times the energy.
     y = np.stack([np.ones((1, 3, 4)), 3 * np.ones((1, 3, 4))]).astype(np.float32)
     reference = {"mm00.img": mx.array(y), "mm00.txt": mx.array(y)}
+    rows = [slice(0, 1), slice(1, 2)]
+    changed = y[:, 0] + np.float32(0.5)
     drawn = [
-        {"mm00.img": mx.array(y[caption, 0] + np.float32(0.5)), "mm00.txt": mx.array(y[caption, 0])}
-        for caption in range(2)
+        Outputs(row, 0, {"mm00.img": mx.array(changed[row]), "mm00.txt": mx.array(y[row, 0])})
+        for row in rows
     ]
-    found = block_sqnr(iter(drawn), reference)["streams"]
+    found = block_sqnr(drawn, reference)["streams"]
     assert found["mm00.img"] == [pytest.approx(10 * np.log10((1 + 9) / (2 * 0.25)))]
     assert found["mm00.txt"] == [None]
 
@@ -106,7 +124,9 @@ def test_decibels_are_of_energies_summed_over_captions():
 def test_half_precision_is_summed_in_float64():
     """300^2 overflows float16, and 2^-11 of it is lost beside it."""
     y = mx.full((1, 1, 2, 2), 300.0, dtype=mx.float16)
-    found = block_sqnr(iter([{"mm00.img": y[0, 0] + 0.25}]), {"mm00.img": y})["streams"]
+    found = block_sqnr([Outputs(slice(0, 1), 0, {"mm00.img": y[:, 0] + 0.25})], {"mm00.img": y})[
+        "streams"
+    ]
     assert found["mm00.img"] == [pytest.approx(20 * np.log10(300 / 0.25))]
 
 
@@ -131,11 +151,11 @@ def test_sampled_tokens_are_few_and_cover_the_picture():
 def test_long_streams_are_sampled(setting, latents, monkeypatch):
     monkeypatch.setattr(block_errors, "BLOCK_TOKENS", 4)
     network = build_mmdit(seed=2)
-    (first, *_) = outputs(network, setting, latents)
-    assert first["mm00.img"].shape == (4, 64)
+    first = next(outputs(network, setting, latents)).streams
+    assert first["mm00.img"].shape == (2, 4, 64)
     monkeypatch.undo()
-    (whole, *_) = outputs(network, setting, latents)
+    whole = next(outputs(network, setting, latents)).streams
     monkeypatch.setattr(block_errors, "BLOCK_TOKENS", 4)
     assert np.array_equal(
-        to_numpy(first["mm00.img"]), to_numpy(whole["mm00.img"])[sampled_tokens(16)]
+        to_numpy(first["mm00.img"]), to_numpy(whole["mm00.img"])[:, sampled_tokens(16)]
     )
