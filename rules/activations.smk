@@ -23,7 +23,7 @@ rule collect_activations:
     params:
         model=model_params(),
         stride=config["activations"]["stride"],
-        code=code("collect_activations.py"),
+        code=code("collect_activations.py", ["checkpoint"]),
     message:
         "Measuring activations of image {wildcards.image}"
     script:
@@ -107,6 +107,72 @@ rule analyze_activations_multitier:
         "Choosing activation tiers"
     script:
         "../scripts/analyze_activations_multitier.py"
+
+
+# The linears of a recipe that balances channels read x / b instead of x: the same rules once more, on
+# the recipe's own model.
+use rule collect_activations as collect_balanced_activations with:
+    """Measures the linears' inputs in a balanced recipe's model along one image's trajectory."""
+    input:
+        unpack(balanced_checkpoint),
+        trajectory=rules.collect_activations.input.trajectory,
+    output:
+        statistics=f"{RESULTS}/weights/{{recipe}}/activations/stats/{{image}}.safetensors",
+    log:
+        f"{RESULTS}/logs/collect_balanced_activations/{{recipe}}-{{image}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/collect_balanced_activations/{{recipe}}-{{image}}.tsv"
+    params:
+        code=code("collect_activations.py"),
+    message:
+        "Measuring activations of recipe {wildcards.recipe}, image {wildcards.image}"
+
+
+use rule merge_statistics as merge_balanced_statistics with:
+    """Adds up a balanced recipe's activation statistics of all measured images, exactly."""
+    input:
+        parts=expand(
+            f"{RESULTS}/weights/{{{{recipe}}}}/activations/stats/{{image}}.safetensors",
+            image=MEASURED_IMAGES,
+        ),
+    output:
+        statistics=f"{RESULTS}/weights/{{recipe}}/activations/layer_statistics.safetensors",
+        summary=f"{RESULTS}/weights/{{recipe}}/activations/layer_statistics.json",
+        temporal=f"{RESULTS}/weights/{{recipe}}/activations/layer_temporal_analysis.json",
+    log:
+        f"{RESULTS}/logs/merge_balanced_statistics/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/merge_balanced_statistics/{{recipe}}.tsv"
+    message:
+        "Merging activation statistics of recipe {wildcards.recipe}"
+
+
+use rule analyze_activations as analyze_balanced_activations with:
+    """Chooses the scales of a balanced recipe's single-tier activation quantization."""
+    input:
+        statistics=rules.merge_balanced_statistics.output.statistics,
+    output:
+        config=f"{RESULTS}/weights/{{recipe}}/activations/quant_config.json",
+    log:
+        f"{RESULTS}/logs/analyze_balanced_activations/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/analyze_balanced_activations/{{recipe}}.tsv"
+    message:
+        "Choosing activation scales of recipe {wildcards.recipe}"
+
+
+use rule analyze_activations_multitier as analyze_balanced_activations_multitier with:
+    """Gives every layer of a balanced recipe at every sigma a tier, and its scales."""
+    input:
+        statistics=rules.merge_balanced_statistics.output.statistics,
+    output:
+        config=f"{RESULTS}/weights/{{recipe}}/activations/quant_config_multitier.json",
+    log:
+        f"{RESULTS}/logs/analyze_balanced_activations_multitier/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/analyze_balanced_activations_multitier/{{recipe}}.tsv"
+    message:
+        "Choosing activation tiers of recipe {wildcards.recipe}"
 
 
 rule visualize_activations:

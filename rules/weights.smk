@@ -177,5 +177,7 @@ rule quantize:
     """Target: both tracks of the configuration's recipe, as a checkpoint and its activation ranges."""
     input:
         rules.weights.input,
-        f"{RESULTS}/activations/quant_config.json",
-        f"{RESULTS}/activations/quant_config_multitier.json",
+        expand(
+            f"{activation_folder(config['recipe'])}/{{name}}.json",
+            name=["quant_config", "quant_config_multitier"],
+        ),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ditquant.activation_statistics import save_statistics
 from ditquant.calibration import load_trajectory
+from ditquant.checkpoint import load_quantized
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
@@ -11,15 +12,34 @@ from ditquant.observe import measure_image, measured_steps
 from ditquant.progress import ticking
 
 
-def main(trajectory: str, statistics: str, model: dict, stride: int) -> None:
-    """Measures every stride-th step of the stored trajectory with the full-precision model."""
+def main(
+    trajectory: str,
+    statistics: str,
+    model: dict,
+    stride: int,
+    checkpoint: str | None = None,
+    recipe: str | None = None,
+) -> None:
+    """Measures every stride-th step of the stored trajectory.
+
+    Args:
+        checkpoint: model.safetensors of a recipe's checkpoint, whose dequantized model is measured;
+            None: the full-precision model is.
+        recipe: the checkpoint's; recorded with the statistics.
+    """
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]])
+    dtype = DTYPES[model["dtype"]]
+    if checkpoint is None:
+        network, measured_model = load_mmdit(spec, dtype), spec.name
+    else:
+        network = load_quantized(spec, Path(checkpoint).parent, dtype)
+        measured_model = f"{spec.name} by recipe {recipe}"
     stored = load_trajectory(trajectory)
     image = Path(trajectory).stem
     steps = measured_steps(stored.num_steps, stride)
-    with ticking(f"activations of image {image}", len(steps)) as tick:
-        measured = measure_image(network, stored, steps, spec.name, image, tick)
+    label = f"activations of image {image}" + (f" by {recipe}" if recipe else "")
+    with ticking(label, len(steps)) as tick:
+        measured = measure_image(network, stored, steps, measured_model, image, tick)
     save_statistics(statistics, measured)
 
 
@@ -30,4 +50,6 @@ if "snakemake" in globals():
             snakemake.output.statistics,
             snakemake.params.model,
             snakemake.params.stride,
+            snakemake.input.get("checkpoint"),
+            snakemake.wildcards.get("recipe"),
         )

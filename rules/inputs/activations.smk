@@ -1,6 +1,21 @@
-"""Measured images and plots of the activation track."""
+"""Measured images, balanced models and plots of the activation track."""
 
 MEASURED_IMAGES = IMAGES[: config["activations"]["num_images"]]
+
+
+def balanced_checkpoint(wildcards):
+    """The checkpoint of a recipe that has activations of its own to measure."""
+    recipe = wildcards.recipe
+    files = checkpoint_files(recipe)
+    if not settings.balances_channels(config["recipes"][recipe]):
+        raise WorkflowError(
+            f"Recipe {recipe!r} balances no channels, so its activations are those of the "
+            f"full-precision model: ask for {RESULTS}/activations/quant_config.json, or set "
+            f"recipes.{recipe}.balance."
+        )
+    return files
+
+
 # What each plot needs beside the statistics.
 PLOT_CONFIGS = {
     "absmax": [],

@@ -16,14 +16,12 @@ def variant_files(variant):
     if variant in ("full", "noise-floor"):
         return {}
     recipe, kind = settings.split_variant(variant)
-    folder = f"{RESULTS}/weights/{known('recipe', recipe, RECIPES)}/model"
-    files = {
-        "checkpoint_config": f"{folder}/config.json",
-        "checkpoint": f"{folder}/model.safetensors",
-    }
+    files = checkpoint_files(recipe)
     quant_configs = {"a8": "quant_config", "multitier": "quant_config_multitier"}
     if kind in quant_configs:
-        files["quant_config"] = f"{RESULTS}/activations/{quant_configs[kind]}.json"
+        files["quant_config"] = (
+            f"{activation_folder(recipe)}/{quant_configs[kind]}.json"
+        )
     return files
 
 

@@ -22,6 +22,26 @@ def recipe_folder(wildcards):
     return f"{RESULTS}/weights/{wildcards.recipe}"
 
 
+def checkpoint_files(recipe):
+    """A recipe's checkpoint: name of the input -> path."""
+    folder = f"{RESULTS}/weights/{known('recipe', recipe, RECIPES)}/model"
+    return {
+        "checkpoint_config": f"{folder}/config.json",
+        "checkpoint": f"{folder}/model.safetensors",
+    }
+
+
+def activation_folder(recipe):
+    """Where the scales of a recipe's activations lie.
+
+    A recipe that balances channels has its own, since its linears read x / b; all others share those
+    of the full-precision model.
+    """
+    if settings.balances_channels(config["recipes"][known("recipe", recipe, RECIPES)]):
+        return f"{RESULTS}/weights/{recipe}/activations"
+    return f"{RESULTS}/activations"
+
+
 def prefix_of(wildcards, block):
     """The streams that enter `block` behind quantized blocks; none enter the first one."""
     if BLOCKS.index(block) == 0:
@@ -43,7 +63,9 @@ def prefix_inputs(wildcards):
     """The block before, and what entered that one."""
     block = block_name(wildcards)
     if BLOCKS.index(block) == 0:
-        raise WorkflowError(f"{block} is the first block: no quantized block is before it.")
+        raise WorkflowError(
+            f"{block} is the first block: no quantized block is before it."
+        )
     before = BLOCKS[BLOCKS.index(block) - 1]
     weights = f"{recipe_folder(wildcards)}/blocks/{before}.safetensors"
     return {"weights": weights, **prefix_of(wildcards, before)}

@@ -264,6 +264,11 @@ def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in recipe.items() if key in read}
 
 
+def balances_channels(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe's linears may read x / b; AWQ balances by definition (`recipes`)."""
+    return bool(recipe["balance"] != "none" or recipe["rounding"] == "awq")
+
+
 # Read when the checkpoint is assembled; the blocks do not depend on them.
 _ASSEMBLY_OPTIONS = ("quantize", "other_bits")
 

@@ -1,0 +1,131 @@
+"""Recipes that balance channels get activation configurations of their own, others do not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import generate_image
+from ditquant.artifacts import load_metadata, read_json
+
+OWN = ("collect_balanced_activations", "merge_balanced_statistics", "analyze_balanced_activations",
+       "analyze_balanced_activations_multitier")  # fmt: skip
+SHARED = ("collect_activations", "merge_statistics", "analyze_activations",
+          "analyze_activations_multitier")  # fmt: skip
+RECIPES = {
+    "rtn": {"rounding": "rtn"},
+    "awq": {"rounding": "awq"},
+    "smooth": {"rounding": "rtn", "balance": "smoothquant"},
+}
+
+
+@pytest.fixture
+def balanced(workspace):
+    """Three recipes, one prompt, and the variants that simulate activations."""
+    workspace.config |= {
+        "recipe": "awq",
+        "recipes": RECIPES,
+        "inference": {"prompts": ["a small red star"], "num_steps": 3,
+                      "variants": ["a8", "multitier"]},
+        "evaluation": {"captions": 2, "batch_size": 2, "variants": ["rtn-a8", "smooth-a8"]},
+    }  # fmt: skip
+    return workspace
+
+
+def counted(plan, rules):
+    return [plan[rule] for rule in rules]
+
+
+def test_a_balanced_recipe_asks_for_its_own_configurations(balanced):
+    for target in ("compare", "inference", "quantize"):
+        plan = balanced.plan(target)
+        assert counted(plan, OWN) == [2, 1, 1, 1], target
+        # AWQ needs no statistics of the full-precision model.
+        assert counted(plan, SHARED) == [0, 0, 0, 0], target
+    balanced.config["recipe"] = "smooth"
+    plan = balanced.plan("quantize")
+    assert counted(plan, OWN) == [2, 1, 1, 1]
+    assert counted(plan, SHARED) == [2, 1, 0, 0], "SmoothQuant's factors come from them"
+    plan = balanced.plan("evaluate")
+    assert counted(plan, OWN) == [2, 1, 1, 0], "for smooth-a8"
+    assert counted(plan, SHARED) == [2, 1, 1, 0], "for rtn-a8"
+    balanced.config["recipes"] = {
+        **RECIPES, "smooth": {"rounding": "adaround", "iterations": 20, "balance": "csb"},
+    }  # fmt: skip
+    assert counted(balanced.plan("quantize"), OWN) == [2, 1, 1, 1]
+
+
+def test_recipes_that_balance_nothing_cause_no_new_jobs(balanced):
+    balanced.config["recipe"] = "rtn"
+    for target in ("compare", "quantize", "activations"):
+        plan = balanced.plan(target)
+        assert counted(plan, OWN) == [0, 0, 0, 0], target
+        assert counted(plan, SHARED) == [2, 1, 1, 1], target
+    with_others = balanced.plan("compare")
+    balanced.config["recipes"] = {"rtn": RECIPES["rtn"]}
+    balanced.config["evaluation"]["variants"] = ["rtn-a8"]
+    assert balanced.plan("compare") == with_others
+
+
+def test_configurations_of_a_recipe_that_balances_nothing_are_refused(balanced):
+    message = balanced.error("-n", "results/tiny/weights/rtn/activations/quant_config.json")
+    assert "Recipe 'rtn' balances no channels" in message
+    assert "results/tiny/activations/quant_config.json" in message
+    assert "Traceback (most recent call last)" not in message
+    message = balanced.error("-n", "results/tiny/weights/rtm/activations/quant_config.json")
+    assert "Unknown recipe 'rtm'" in message
+
+
+def test_variants_are_drawn_by_the_configurations_of_their_recipe(balanced):
+    balanced.snakemake("compare")
+    results = balanced.results
+    folder = results / "weights" / "awq" / "activations"
+    names = ("stats/0000.safetensors", "stats/0001.safetensors", "layer_statistics.json",
+             "layer_statistics.safetensors", "quant_config.json",
+             "quant_config_multitier.json")  # fmt: skip
+    for name in names:
+        assert (folder / name).stat().st_size > 0, name
+    assert not (results / "activations").exists(), "nothing else was measured"
+    statistics = load_metadata(folder / "layer_statistics.safetensors")
+    assert statistics["model"] == "tiny by recipe awq"
+    assert json.loads(statistics["images"]) == ["0000", "0001"]
+    assert read_json(folder / "quant_config.json", "ditquant.quant_config")["model"] == (
+        "tiny by recipe awq"
+    )
+    assert balanced.plan("compare") == {}
+
+    draw_again(balanced, folder / "quant_config.json")
+    drawn = results / "images" / "awq-a8" / "p00.safetensors"
+    assert (balanced.folder / "again.safetensors").read_bytes() == drawn.read_bytes()
+
+    # What is behind the picture: the configuration, its statistics, the checkpoint.
+    before, picture = drawn.read_bytes(), "results/tiny/images/awq-a8/p00.png"
+    balanced.config["activations"]["bits"] = 4
+    assert balanced.plan(picture) == {"analyze_balanced_activations": 1, "generate_image": 1}
+    balanced.snakemake(picture)
+    assert drawn.read_bytes() != before
+    balanced.config["recipes"] = {**RECIPES, "awq": {"rounding": "awq", "bits": 3}}
+    plan = balanced.plan(picture)
+    assert (plan["optimize_block"], plan["assemble_weights"], plan["generate_image"]) == (2, 1, 1)
+    assert counted(plan, OWN) == [2, 1, 1, 0]
+
+
+def draw_again(workspace, quant_config):
+    """The same picture by the script alone, with this configuration."""
+    results, config = workspace.results, workspace.config
+    (shard,) = (results / "conditioning").glob("inference-000-*.safetensors")
+    generate_image.main(
+        str(shard),
+        str(workspace.folder / "again.png"),
+        str(workspace.folder / "again.safetensors"),
+        "awq-a8",
+        str(results / "weights" / "awq" / "model" / "model.safetensors"),
+        str(quant_config),
+        {**config["model"], "dtype": "float32"},
+        {"text": "a small red star", "row": 0, "negative": ""},
+        3,
+        4.0,
+        [64, 64],
+        42,
+    )
