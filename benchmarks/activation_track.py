@@ -21,13 +21,13 @@ from typing import Any
 from weight_track import CFG_WEIGHT, ROOT, STEPS, final_latents, latent_errors
 
 from ditquant.activation_statistics import Statistics, load_statistics
-from ditquant.artifacts import write_json
+from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx
-from ditquant.checkpoint import load_quantized
+from ditquant.checkpoint import CONFIG_FILE, FORMAT, load_quantized
 from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.ranges import CONFIG_FORMAT, multi_tier, single_tier
-from ditquant.settings import read_prompts
+from ditquant.settings import balances_channels, read_prompts
 from ditquant.simulate import QuantConfig, load_quant_config, simulated_activations
 
 # Name -> bits, granularity, range.
@@ -60,6 +60,16 @@ def as_config(document: dict[str, Any]) -> QuantConfig:
         return load_quant_config(Path(folder) / "quant_config.json")
 
 
+def statistics_file(run: Path, recipe: str) -> Path:
+    """The recipe's own statistics if it balances channels, else those of full precision."""
+    track = run / "activations"
+    if recipe != "none":
+        checkpoint = read_json(run / "weights" / recipe / "model" / CONFIG_FILE, FORMAT)
+        if balances_channels({"balance": "none", **checkpoint["recipe"]}):
+            track = run / "weights" / recipe / "activations"
+    return track / "layer_statistics.safetensors"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="demo")
@@ -85,7 +95,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     weights_only = final_latents(model, spec, prompts)
     rows["no activation quantization"] = latent_errors(weights_only, reference)
-    statistics = load_statistics(run / "activations" / "layer_statistics.safetensors")
+    statistics = load_statistics(statistics_file(run, arguments.recipe))
     for label, document in documents(statistics, arguments.single, arguments.tiers).items():
         with simulated_activations(model, as_config(document)) as before_step:
             latents = final_latents(model, spec, prompts, before_step)
