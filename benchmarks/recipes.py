@@ -80,6 +80,7 @@ def encode(path: Path, configfile: Path) -> None:
         tensors |= {f"{name}.tokens": tokens, f"{name}.pooled": pooled}
     plan = {
         "recipes": {name: recipe_options(config["recipes"][name]) for name in recipes},
+        "order": sorted(recipes, key=lambda name: config["recipes"][name]["rounding"] != "rtn"),
         "seed": config["seed"],
         "num_steps": config["num_steps"],
         "stride": config["weights"]["stride"],
@@ -259,7 +260,8 @@ def run(
         print(f"{document['device']}: {len(files)} images, {time.perf_counter() - started:.0f} s")
         baselines: dict[str, np.ndarray] = {}
         quantized: dict[str, Any] = {}
-        for name, recipe in plan["recipes"].items():
+        for name in plan["order"]:
+            recipe = plan["recipes"][name]
             if only and name not in only:
                 continue
             if time.perf_counter() - started > budget:
