@@ -8,7 +8,16 @@ from statistics import fmean
 from typing import Any
 
 from .artifacts import read_json
-from .charts import as_svg, figure, for_page, legend_below, legend_height, line_styles, styled
+from .charts import (
+    as_svg,
+    figure,
+    for_page,
+    legend_below,
+    legend_height,
+    line_styles,
+    log_axis,
+    styled,
+)
 
 BLOCK_FORMAT = "ditquant.block_result"
 
@@ -88,7 +97,7 @@ def block_chart(recipes: Sequence[Mapping[str, Any]]) -> str:
         errors = [block["error"] for block in recipe["blocks"]]
         name = recipe["name"]
         axes.plot(range(len(errors)), errors, ms=5, lw=1.2, label=name, **styles[name])
-    axes.set_yscale("log")
+    log_axis(axes, "y")
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 16 else 0)
     axes.set_ylabel("error / update energy")
     axes.grid(axis="y")

@@ -9,11 +9,16 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import ContextDecorator
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from .readable import fmt
 
 # A colour that no plot uses; a page exchanges it for its own ink, light or dark.
 _INK = "#0a0b0c"
@@ -63,8 +68,30 @@ def figure(width: float, height: float) -> tuple[Figure, Axes]:
 @styled()
 def panels(width: float, height: float, count: int) -> tuple[Figure, list[Axes]]:
     """A figure of plots beside each other that share the vertical axis; sizes in inches."""
-    chart = Figure(figsize=(width, height), layout="constrained")
+    chart = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=0.04))
     return chart, list(chart.subplots(1, count, sharey=True, squeeze=False)[0])
+
+
+def _tick(value: float, position: int) -> str:
+    """0.02, 5 × 10⁻⁷."""
+    if value >= 1e-4:
+        return f"{value:g}"
+    mantissa, exponent = fmt(value, "sig").split(" × ")
+    mantissa = mantissa.removesuffix(".0")
+    return exponent if mantissa == "1" else f"{mantissa} × {exponent}"
+
+
+def log_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Makes an axis logarithmic, with labels that fit; to be called after the data are drawn."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    # Within two decades powers of ten alone would leave an axis with one label or none.
+    labelled = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=labelled, numticks=12))
+    axis.set_major_formatter(FuncFormatter(_tick))
+    axis.set_minor_locator(LogLocator(subs=np.arange(1.0, 10.0), numticks=12))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_height(count: int, columns: int) -> float:

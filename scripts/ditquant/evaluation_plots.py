@@ -6,7 +6,7 @@ order of the table, and gives a figure. `full` is never shown: its errors are ze
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,15 +20,18 @@ from .charts import (
     legend_below,
     legend_height,
     line_styles,
+    log_axis,
     panels,
     styled,
     variant_colors,
 )
 from .metrics import bootstrap_interval
+from .readable import fmt
 
 Document = Mapping[str, Any]
 
 _SIGMA = "sigma (1: noise, 0: picture)"
+_FLOOR = "noise-floor"
 
 
 def _compared(documents: Sequence[Document]) -> list[Document]:
@@ -38,6 +41,40 @@ def _compared(documents: Sequence[Document]) -> list[Document]:
 
 def _names(documents: Sequence[Document]) -> list[str]:
     return [document["variant"] for document in documents]
+
+
+# --------------------------------------------------------------------------- the noise floor
+
+
+def _finite(values: Iterable[np.ndarray]) -> np.ndarray:
+    """All numbers of some arrays, without nan."""
+    joined = np.concatenate([np.zeros(0), *(np.ravel(array) for array in values)])
+    return joined[~np.isnan(joined)]
+
+
+def _far_floor(curves: Mapping[str, np.ndarray], log: bool) -> np.ndarray | None:
+    """The noise floor's numbers, if they would take more than half of an axis shared with the rest.
+
+    Then it is stated and not drawn: float16 is often some decades from what quantization does, and
+    the variants would be indistinguishable.
+    """
+    floor = _finite([curves[_FLOOR]] if _FLOOR in curves else [])
+    others = _finite(values for name, values in curves.items() if name != _FLOOR)
+    if floor.size == 0 or others.size == 0:
+        return None
+
+    def extent(values: np.ndarray) -> float:
+        # Zero is beyond every logarithmic axis.
+        return float(np.ptp(np.log10(np.maximum(values, 1e-30)) if log else values))
+
+    # One decade or 10 dB is what the others take at the least.
+    usual = max(extent(others), 1.0 if log else 10.0)
+    return floor if extent(np.concatenate([floor, others])) > 2 * usual else None
+
+
+def _range(values: np.ndarray, how: str) -> str:
+    low, high = (fmt(float(end), how) for end in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 # ----------------------------------------------------------------------------- every caption
@@ -57,9 +94,22 @@ def _strip(axes: Axes, rows: Sequence[np.ndarray], colors: Sequence[str]) -> Non
     axes.set_ylim(len(rows) - 0.45, -0.55)
 
 
+@dataclass(frozen=True)
+class _Score:
+    """A number that every caption has: how it is labelled, scaled and written."""
+
+    label: str
+    log: bool
+    how: str
+    arrow: str
+    side: str
+
+
 _SCORES = {
-    "latent_relative_error": "latent relative error (left is better)",
-    "psnr": "PSNR in dB (right is better)",
+    "latent_relative_error": _Score(
+        "latent relative error (left is better)", True, "sig", "← {}", "left"
+    ),
+    "psnr": _Score("PSNR in dB (right is better)", False, "db", "{} →", "right"),
 }
 
 
@@ -70,18 +120,28 @@ def plot_scores(documents: Sequence[Document], key: str) -> Figure:
     Args:
         key: "latent_relative_error" or "psnr"; equal pictures have no finite PSNR and no dot.
     """
-    shown = _compared(documents)
+    shown, score = _compared(documents), _SCORES[key]
     names = _names(shown)
     colors = variant_colors(names)
     chart, axes = figure(4.9, 0.9 + 0.42 * len(names))
-    rows = [
-        np.array([caption[key] for caption in document["captions"] if caption[key] is not None])
+    rows = {
+        document["variant"]: np.array(
+            [caption[key] for caption in document["captions"] if caption[key] is not None]
+        )
         for document in shown
-    ]
-    _strip(axes, rows, [colors[name] for name in names])
-    if key == "latent_relative_error":
-        axes.set_xscale("log")
-    axes.set_xlabel(_SCORES[key])
+    }
+    floor = _far_floor(rows, score.log)
+    if floor is not None:
+        rows[_FLOOR] = np.zeros(0)
+        axes.text(
+            0.01 if score.side == "left" else 0.99, names.index(_FLOOR),
+            score.arrow.format(_range(floor, score.how)), transform=axes.get_yaxis_transform(),
+            ha=score.side, va="center", color=colors[_FLOOR], fontsize=8.5,
+        )  # fmt: skip
+    _strip(axes, list(rows.values()), [colors[name] for name in names])
+    if score.log:
+        log_axis(axes, "x")
+    axes.set_xlabel(score.label)
     axes.set_yticks(range(len(names)), names)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
@@ -92,16 +152,44 @@ def plot_scores(documents: Sequence[Document], key: str) -> Figure:
 # ------------------------------------------------------------------------- along the schedule
 
 
+def _draw_curves(
+    axes: Axes,
+    places: Sequence[float],
+    curves: Mapping[str, np.ndarray],
+    styles: Mapping[str, dict[str, Any]],
+    log: bool = False,
+    title: str = "",
+) -> None:
+    """One line a variant; a noise floor that is far from the others is stated in the title."""
+    floor = _far_floor(curves, log)
+    for name, values in curves.items():
+        if name != _FLOOR or floor is None:
+            axes.plot(places, values, ms=4.5, lw=1.3, label=name, **styles[name])
+    if log:
+        log_axis(axes, "y")
+    if floor is not None:
+        stated = f"noise floor: {_range(floor, 'sig' if log else 'db')}"
+        title = f"{title} ({stated})" if title else stated
+    axes.set_title(title, fontsize=9)
+    axes.grid(axis="y")
+
+
 def _sigma_axis(axes: Axes) -> None:
     axes.set_xlim(1.03, -0.03)
     axes.set_xlabel(_SIGMA)
-    axes.grid(axis="y")
 
 
 _CURVES = {
     "velocity_errors": "relative velocity error",
     "divergence": "relative distance of latents",
 }
+
+
+def _middle(document: Document, key: str) -> np.ndarray:
+    """Medians over captions by measured step; nan where a logarithmic axis has no place."""
+    curves = np.array([caption[key] for caption in document["captions"]], dtype=np.float64)
+    middle = np.median(curves, axis=0)
+    return np.where(middle > 0, middle, np.nan)
 
 
 @styled()
@@ -113,15 +201,10 @@ def plot_sigma_curves(documents: Sequence[Document], key: str) -> Figure:
             the free-running latents; the first step starts from the same noise).
     """
     shown = _compared(documents)
-    styles = line_styles(_names(shown))
     chart, axes = figure(4.7, 3.1 + legend_height(len(shown), 2))
-    for document in shown:
-        name = document["variant"]
-        curves = np.array([caption[key] for caption in document["captions"]], dtype=np.float64)
-        middle = np.median(curves, axis=0)
-        middle[middle <= 0] = np.nan
-        axes.plot(document["measured_sigmas"], middle, ms=4, lw=1.4, label=name, **styles[name])
-    axes.set_yscale("log")
+    curves = {document["variant"]: _middle(document, key) for document in shown}
+    sigmas = documents[0]["measured_sigmas"]
+    _draw_curves(axes, sigmas, curves, line_styles(_names(shown)), log=True)
     axes.set_ylabel(_CURVES[key])
     _sigma_axis(axes)
     legend_below(chart, axes, 2)
@@ -147,7 +230,7 @@ def _measured(documents: Sequence[Document]) -> list[Document]:
 
 def _median(values: np.ndarray) -> float:
     """Over the steps at which something was lost; nan if there is none."""
-    finite = values[~np.isnan(values)]
+    finite = _finite([values])
     return float(np.median(finite)) if finite.size else float("nan")
 
 
@@ -161,19 +244,18 @@ def plot_block_sqnr(documents: Sequence[Document]) -> Figure:
     shown = _measured(documents)
     styles = line_styles(_names(_compared(documents)))
     streams = {document["variant"]: _streams(document) for document in shown}
-    kinds = list(next(iter(streams.values()), {"img": {}}))
-    chart, axes = panels(9.6, 3.1 + legend_height(len(shown), 4), len(kinds))
-    for panel, kind in zip(axes, kinds, strict=True):
-        blocks: list[str] = []
-        for name, found in streams.items():
-            blocks = list(found[kind])
-            values = [_median(decibels) for decibels in found[kind].values()]
-            panel.plot(range(len(blocks)), values, ms=4.5, lw=1.3, label=name, **styles[name])
+    kinds = next(iter(streams.values()), {})
+    chart, axes = panels(9.6, 3.1 + legend_height(len(shown), 4), max(1, len(kinds)))
+    for panel, (kind, found) in zip(axes, kinds.items(), strict=False):
+        blocks = list(found)
+        curves = {
+            name: np.array([_median(own[kind][block]) for block in blocks])
+            for name, own in streams.items()
+        }
+        _draw_curves(panel, range(len(blocks)), curves, styles, title=_STREAM_TITLES[kind])
         every = 1 if len(blocks) <= 12 else 2
         panel.set_xticks(range(0, len(blocks), every), blocks[::every])
         panel.tick_params(axis="x", rotation=90 if len(blocks) > 8 else 0)
-        panel.set_title(_STREAM_TITLES[kind])
-        panel.grid(axis="y")
     axes[0].set_ylabel(_DECIBELS)
     legend_below(chart, axes[0], 4)
     return chart
@@ -183,12 +265,13 @@ def plot_block_sqnr(documents: Sequence[Document]) -> Figure:
 def plot_sqnr_by_sigma(documents: Sequence[Document]) -> Figure:
     """SQNR of the image stream behind the last block, against sigma."""
     shown = _measured(documents)
-    styles = line_styles(_names(_compared(documents)))
     chart, axes = figure(4.7, 3.1 + legend_height(len(shown), 2))
+    curves = {}
     for document in shown:
-        name, streams = document["variant"], _streams(document)
-        last = list(streams.get("uni", streams["img"]).values())[-1]
-        axes.plot(document["measured_sigmas"], last, ms=4, lw=1.4, label=name, **styles[name])
+        streams = _streams(document)
+        curves[document["variant"]] = list(streams.get("uni", streams["img"]).values())[-1]
+    sigmas = documents[0]["measured_sigmas"]
+    _draw_curves(axes, sigmas, curves, line_styles(_names(_compared(documents))))
     axes.set_ylabel(_DECIBELS)
     _sigma_axis(axes)
     legend_below(chart, axes, 2)
@@ -210,7 +293,7 @@ def _dodged(sizes: Sequence[float], step: float) -> list[float]:
 @styled()
 def plot_size(documents: Sequence[Document]) -> Figure:
     """Median latent error with its interval against the bytes of the model, of quantized models."""
-    shown = [document for document in _compared(documents) if document["variant"] != "noise-floor"]
+    shown = [document for document in _compared(documents) if document["variant"] != _FLOOR]
     styles = line_styles(_names(_compared(documents)))
     sizes = [document["model_bytes"] / 1e6 for document in shown]
     smallest, largest = min(sizes, default=0.0), max(sizes, default=1.0)
@@ -224,7 +307,9 @@ def plot_size(documents: Sequence[Document]) -> Figure:
         axes.plot([place, place], [low, high], color=color, lw=1.1, alpha=0.7)
         axes.plot(place, np.median(errors), marker, color=color, ms=6.5, label=name)
     axes.set_xlim(smallest - 0.25 * span, largest + 0.25 * span)
-    axes.set_yscale("log")
+    if smallest == largest:
+        axes.set_xticks([smallest], [f"{smallest:.1f}"])
+    log_axis(axes, "y")
     axes.set_xlabel("size of the MM-DiT in MB (left is better)")
     axes.set_ylabel("median latent error")
     axes.grid(axis="both")

@@ -11,7 +11,7 @@ import pytest
 from ditquant import evaluation
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
-from ditquant.charts import as_png, as_svg, for_page, line_styles
+from ditquant.charts import as_png, as_svg, figure, for_page, line_styles, log_axis
 from ditquant.evaluation_plots import CHARTS
 from ditquant.trajectories import Run
 
@@ -158,7 +158,7 @@ def test_charts_name_every_variant_but_full(name):
     assert svg.startswith("<svg")
     assert ">rtn-a8<" in svg
     # Size and quality are those of quantized models.
-    assert (">noise-floor<" in svg) == (name != "size")
+    assert bool(re.search(">noise.floor[<:]|noise floor:", svg)) == (name != "size")
     assert ">full<" not in svg
     assert svg == as_svg(CHARTS[name].draw(DOCUMENTS))
 
@@ -189,6 +189,41 @@ def test_block_charts_show_medians_over_steps_and_the_last_image_stream():
     assert image == pytest.approx([level - 1, level - 10])
     assert np.isnan(text).all()
     assert lines(CHARTS["block-sigma"].draw(DOCUMENTS))["rtn-a8"] == [[level - 10] * 2]
+
+
+@pytest.mark.parametrize("name", ["errors", "psnr", "velocity", "divergence", "block-sigma"])
+def test_a_far_noise_floor_is_stated_and_a_near_one_drawn(name):
+    far, near = document("noise-floor", [1e-9] * 3), document("noise-floor", [0.05] * 3)
+    if name == "psnr":  # 10 dB are as far as a decade
+        far = document("noise-floor", [1e-15] * 3)
+    drawn = [
+        sum(len(axes.lines) for axes in CHARTS[name].draw([floor, DOCUMENTS[2]]).axes)
+        for floor in (far, near)
+    ]
+    assert drawn[0] < drawn[1]
+    svg = as_svg(CHARTS[name].draw([far, DOCUMENTS[2]]))
+    stated = {"errors": "← 1.0 × 10⁻⁹", "psnr": "170.0 dB →", "block-sigma": "80.0 dB"}
+    assert stated.get(name, "noise floor: ") in svg
+
+
+def test_a_noise_floor_without_any_error_is_stated(recwarn):
+    assert "← 0" in as_svg(CHARTS["errors"].draw([document("noise-floor", [0] * 3), DOCUMENTS[2]]))
+    assert not recwarn.list
+
+
+def test_logarithmic_axes_have_a_few_short_labels():
+    def labels(low: float, high: float) -> list[str]:
+        chart, axes = figure(4, 3)
+        axes.plot([0, 1], [low, high])
+        log_axis(axes, "y")
+        axes.set_ylim(low, high)
+        chart.draw_without_rendering()
+        ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+        return [label.get_text() for value, label in ticks if low <= value <= high]
+
+    assert labels(0.004, 0.06) == ["0.005", "0.01", "0.02", "0.05"]
+    assert labels(3e-8, 0.2)[:4] == ["10⁻⁷", "10⁻⁶", "10⁻⁵", "0.0001"]
+    assert labels(4e-7, 3e-6) == ["5 × 10⁻⁷", "10⁻⁶", "2 × 10⁻⁶"]
 
 
 def test_equal_sizes_stand_beside_each_other():
