@@ -11,10 +11,9 @@ pixels: 2 rows of 1,024 image and 154 text tokens. Attention and MLP have 4 bits
     stock        `nn.quantize(model)`: every linear in 4 bits, MLX's own layer
     dequantize   our layers, always unpacked into a temporary
     kernel       our layers, always `mx.quantized_matmul`, on joined rows
-    table        our layers, the faster way by `KERNEL_ROWS`
-    joined       the same with query, key and value as one product: what the workflow loads
-    compiled     joined, unpacked by shifts that `mx.compile` fuses, instead of `mx.dequantize`
-    cuda-kernel  joined, unpacked by a kernel that writes a whole word's values at once (CUDA only)
+    table        our layers, the faster way by `KERNEL_ROWS`: what the workflow loads
+    compiled     unpacked by shifts that `mx.compile` fuses, instead of `mx.dequantize`
+    cuda-kernel  unpacked by a kernel that writes a whole word's values at once (CUDA only)
 
 `forward` is the network alone, `step` also computes the modulation from the time step, as each step
 of the sampler does. `difference` is the mean squared difference of the output from that of
@@ -155,14 +154,13 @@ def for_many_rows(product: quantized.Product) -> quantized.Product:
     return choose
 
 
-# Variant -> how its packed layers multiply, and whether query, key and value are joined.
-PACKED: dict[str, tuple[quantized.Product, bool]] = {
-    "dequantize": (quantized.dequantized_product, False),
-    "kernel": (quantized.kernel_product, False),
-    "table": (quantized.packed_product, False),
-    "joined": (quantized.packed_product, True),
-    "compiled": (for_many_rows(compiled_product), True),
-    "cuda-kernel": (for_many_rows(cuda_product), True),
+# Variant -> how its packed layers multiply.
+PACKED: dict[str, quantized.Product] = {
+    "dequantize": quantized.dequantized_product,
+    "kernel": quantized.kernel_product,
+    "table": quantized.packed_product,
+    "compiled": for_many_rows(compiled_product),
+    "cuda-kernel": for_many_rows(cuda_product),
 }
 VARIANTS = ("full", "stock", *PACKED)
 
@@ -209,10 +207,7 @@ def build(variant: str, size: dict[str, int], dtype: mx.Dtype) -> nn.Module:
     if variant == "stock":
         nn.quantize(model, class_predicate=lambda _, module: isinstance(module, nn.Linear))
     elif variant != "full":
-        product, joined = PACKED[variant]
-        pack_linears(model, product)
-        if joined:
-            quantized.join_projections(model, product)
+        pack_linears(model, PACKED[variant])
     # One by one: a parameter's float32 random numbers are gone before the next are drawn.
     for _, parameter in tree_flatten(model.parameters()):
         mx.eval(parameter)

@@ -28,7 +28,7 @@ from .errors import UserError
 from .grids import Packed, dequantize
 from .models.load import mmdit_config
 from .models.spec import ModelSpec
-from .quantized import PackedLinear, join_projections
+from .quantized import PackedLinear
 
 FORMAT = "ditquant.checkpoint"
 CONFIG_FILE, MODEL_FILE = "config.json", "model.safetensors"
@@ -194,7 +194,7 @@ def load_quantized(
         raise UserError(
             f"{Path(folder) / MODEL_FILE} does not fit {spec.name}: {reason}. Make it again."
         ) from error
-    return join_projections(model) if packed else model
+    return model
 
 
 def _parameters(

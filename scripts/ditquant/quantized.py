@@ -12,18 +12,15 @@ Which one is faster depends on the backend, so `KERNEL_ROWS` says up to how many
 used. It is a table and not a measurement at run time: the two ways differ in their last bits, and a
 run must give the same bits again. `benchmarks/kernel_rows.py` measures the table anew.
 
-Query, key and value of a stream read the same input. `join_projections` stacks them, so that one
-weight is unpacked and one product computed where there were three.
+(Stacking query, key and value of a stream into one packed weight, unpacking by fused shifts and by
+an own CUDA kernel were slower on an H200: benchmarks/results/forward_time.md.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 from .backend import backend_name, mx, nn
-from .blocks import walk_blocks
 from .grids import Packed
 
 Product = Callable[[mx.array, Packed, mx.array | None], mx.array]
@@ -33,6 +30,7 @@ Product = Callable[[mx.array, Packed, mx.array | None], mx.array]
 KERNEL_ROWS = {
     ("cpu", "float32"): 16,
     ("cpu", "half"): 0,
+    # CUDA: assumed, not measured; see benchmarks/results/forward_time.md.
     ("cuda", "float32"): 8,
     ("cuda", "half"): 8,
     # MLX's Metal kernels unpack inside the product at every size; there is nothing to gain.
@@ -114,7 +112,6 @@ class PackedLinear(nn.QuantizedLinear):
         if bias is not None:
             self.bias = bias
         self._product = product
-        self._joined: Callable[[mx.array], mx.array] | None = None
         self.freeze()
 
     @property
@@ -122,87 +119,5 @@ class PackedLinear(nn.QuantizedLinear):
         return Packed(self.weight, self.scales, self.biases, self.bits, self.group_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if self._joined is not None:
-            return self._joined(x)
         bias = self.bias if "bias" in self else None
         return _on_rows(x, lambda rows: self._product(rows, self.packed, bias))
-
-
-def _joined_bias(layers: Sequence[PackedLinear]) -> mx.array | None:
-    """All biases in a row, zeros where a layer has none (key); None if no layer has one."""
-    biases = [layer.bias if "bias" in layer else None for layer in layers]
-    given = next((bias for bias in biases if bias is not None), None)
-    if given is None:
-        return None
-    return mx.concatenate(
-        [
-            mx.zeros(layer.weight.shape[0], given.dtype) if bias is None else bias
-            for layer, bias in zip(layers, biases, strict=True)
-        ]
-    )
-
-
-class _JoinedProduct:
-    """Computes layers that read the same array at once, and hands each its part.
-
-    The first layer that is called with an array computes all; the others find their parts, as long
-    as they are called with the very same array. A part is handed out once and nothing is kept after
-    the last. A layer that is called with another array than its neighbours gets its right output
-    too, at the price of theirs.
-    """
-
-    def __init__(self, layers: Sequence[PackedLinear], product: Product):
-        first = layers[0]
-        self.packed = Packed(
-            mx.concatenate([layer.weight for layer in layers]),
-            mx.concatenate([layer.scales for layer in layers]),
-            mx.concatenate([layer.biases for layer in layers]),
-            first.bits,
-            first.group_size,
-        )
-        self.bias = _joined_bias(layers)
-        sizes = [layer.weight.shape[0] for layer in layers]
-        self.ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
-        self._product = product
-        self._input: mx.array | None = None
-        self._parts: dict[int, mx.array] = {}
-
-    def part(self, index: int, x: mx.array) -> mx.array:
-        """The output of layer `index` for x, (..., its outputs)."""
-        if x is not self._input or index not in self._parts:
-            y = _on_rows(x, lambda rows: self._product(rows, self.packed, self.bias))
-            self._parts = dict(enumerate(mx.split(y, self.ends[:-1], axis=-1)))
-            self._input = x
-        part = self._parts.pop(index)
-        if not self._parts:
-            self._input = None
-        return part
-
-
-def _can_join(layers: Sequence[Any]) -> bool:
-    return all(isinstance(layer, PackedLinear) for layer in layers) and (
-        len({(layer.bits, layer.group_size, layer.weight.shape[1]) for layer in layers}) == 1
-    )
-
-
-def join_projections(model: nn.Module, product: Product = packed_product) -> nn.Module:
-    """Makes one product of the query, key and value projections of every stream of an MMDiT.
-
-    Call it after the weights are loaded. Streams whose projections are not all packed in the same
-    size stay as they are. The layers keep their names and parameters, which become views of the
-    stacked ones: the weights are held once.
-    """
-    for block in walk_blocks(model):
-        for stream in block.streams.values():
-            layers = [getattr(stream.attn, f"{part}_proj") for part in "qkv"]
-            if not _can_join(layers):
-                continue
-            joined = _JoinedProduct(layers, product)
-            start = 0
-            for index, (layer, end) in enumerate(zip(layers, joined.ends, strict=True)):
-                layer.weight = joined.packed.weight[start:end]
-                layer.scales = joined.packed.scales[start:end]
-                layer.biases = joined.packed.biases[start:end]
-                layer._joined = partial(joined.part, index)
-                start = end
-    return model
