@@ -211,6 +211,7 @@ rule activations:
 
 
 rule plots:
-    """Target: all plots of the activations."""
+    """Target: all plots of the activations, and of the learning of the configuration's recipe."""
     input:
         expand(f"{RESULTS}/activations/plots/{{plot}}.png", plot=PLOTS),
+        HISTORY_PLOTS,

@@ -123,8 +123,32 @@ rule assemble_weights:
         "../scripts/assemble_weights.py"
 
 
+rule plot_history:
+    """Draws how the learning of a recipe went in every block."""
+    input:
+        results=learned_results,
+    output:
+        png=f"{RESULTS}/weights/{{recipe}}/plots/history.png",
+        svg=f"{RESULTS}/weights/{{recipe}}/plots/history.svg",
+    log:
+        f"{RESULTS}/logs/plot_history/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plot_history/{{recipe}}.tsv"
+    conda:
+        "../envs/plots.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        code=code("plot_history.py"),
+    message:
+        "Plotting the learning of recipe {wildcards.recipe}"
+    script:
+        "../scripts/plot_history.py"
+
+
 rule weights:
-    """Target: the checkpoint of the configuration's recipe, and every block's result."""
+    """Target: the checkpoint of the configuration's recipe, every block's result, and its learning."""
     input:
         expand(
             f"{RESULTS}/weights/{{recipe}}/{{file}}",
@@ -135,6 +159,7 @@ rule weights:
                 *(f"blocks/{block}.json" for block in BLOCKS),
             ],
         ),
+        HISTORY_PLOTS,
 
 
 rule export_weights:

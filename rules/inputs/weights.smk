@@ -71,6 +71,28 @@ def prefix_inputs(wildcards):
     return {"weights": weights, **prefix_of(wildcards, before)}
 
 
+LEARNED_RECIPES = [
+    name
+    for name, recipe in config["recipes"].items()
+    if recipe["rounding"] in settings.LEARNED
+]
+
+
+# Of the configuration's recipe, if it learns.
+HISTORY_PLOTS = [
+    f"{RESULTS}/weights/{name}/plots/history.{suffix}"
+    for name in LEARNED_RECIPES
+    if name == config["recipe"]
+    for suffix in ("png", "svg")
+]
+
+
+def learned_results(wildcards):
+    """Every block's result of a recipe that learns."""
+    recipe = known("recipe that learns", wildcards.recipe, LEARNED_RECIPES)
+    return expand(f"{RESULTS}/weights/{recipe}/blocks/{{block}}.json", block=BLOCKS)
+
+
 # The files for stock DiffusionKit that a checkpoint is exported to.
 EXPORTS = ["diffusionkit-4bit", "diffusionkit-fp16"]
 

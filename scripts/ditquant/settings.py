@@ -238,16 +238,16 @@ def evaluated_variants(config: Mapping[str, Any]) -> list[str]:
     )
 
 
-_LEARNED = frozenset({"adaround", "taqdit"})
+LEARNED = frozenset({"adaround", "taqdit"})
 # Option -> roundings that read it; the others are read by all.
 _READERS = {
     **dict.fromkeys(
         ("iterations", "batch_size", "rows_at_once", "learning_rate", "regularizer", "warmup",
          "step_weights", "start"),
-        _LEARNED,
+        LEARNED,
     ),
     "clip": frozenset({"adaround"}),
-    "inputs": frozenset({"gptq", "awq"}) | _LEARNED,
+    "inputs": frozenset({"gptq", "awq"}) | LEARNED,
     "activation_learning_rate": frozenset({"taqdit"}),
     "drop": frozenset({"taqdit"}),
 }  # fmt: skip

@@ -1,0 +1,27 @@
+"""Rule plot_history: the learning of every block of a recipe, as a picture."""
+
+from pathlib import Path
+
+from ditquant.artifacts import atomic_path, read_json
+from ditquant.block_report import BLOCK_FORMAT
+from ditquant.charts import as_png, as_svg
+from ditquant.history_plots import draw_histories
+from ditquant.job import job
+
+
+def main(results: list[str], png: str, svg: str, recipe: str) -> None:
+    """Writes the same chart as PNG and as SVG."""
+    chart = draw_histories(recipe, [read_json(path, BLOCK_FORMAT) for path in results])
+    for path, content in ((png, as_png(chart)), (svg, as_svg(chart).encode())):
+        with atomic_path(path) as temporary:
+            Path(temporary).write_bytes(content)
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(
+            snakemake.input.results,
+            snakemake.output.png,
+            snakemake.output.svg,
+            snakemake.wildcards.recipe,
+        )

@@ -1,0 +1,43 @@
+"""The picture of a learning: one panel a block, with what the JSON says."""
+
+from __future__ import annotations
+
+import pytest
+
+from ditquant.charts import as_png, as_svg
+from ditquant.history_plots import draw_histories
+
+
+def document(index: int, accepted: bool = True) -> dict:
+    history = [
+        {"iteration": step, "error": 0.01 / step, "binary_share": step / 100}
+        for step in range(10, 101, 10)
+    ]
+    held = {"train": 1e-3, "held_out": 2e-3}
+    return {
+        "block": f"mm{index:02d}",
+        "hard_error": {"rtn": held, "result": {"train": 5e-4, "held_out": 1e-3}},
+        "accepted": accepted,
+        "kept": "adaround" if accepted else "gptq",
+        "history": history,
+    }
+
+
+@pytest.mark.parametrize("blocks", [1, 6, 24])
+def test_every_block_has_a_panel(blocks):
+    chart = draw_histories("best", [document(index) for index in range(blocks)])
+    titles = [axes.get_title() for axes in chart.axes if axes.get_title()]
+    assert titles == [f"mm{index:02d}: 0.50 × rtn held out" for index in range(blocks)]
+    first = chart.axes[0].lines[0]
+    assert first.get_ydata()[-1] == pytest.approx(0.01 / 100)
+
+
+def test_a_refused_learning_says_what_was_kept():
+    chart = draw_histories("best", [document(0, accepted=False)])
+    assert chart.axes[0].get_title().endswith("kept gptq")
+
+
+def test_the_same_documents_give_the_same_bytes():
+    pictures = [draw_histories("best", [document(0), document(1)]) for _ in range(2)]
+    assert as_png(pictures[0]) == as_png(pictures[1])
+    assert as_svg(pictures[0]) == as_svg(pictures[1])
