@@ -10,7 +10,7 @@ PATH=$(cd ../.. && pwd)/.venv/bin:$PATH
 snakemake --snakefile ../../Snakefile --directory ../.. --rulegraph >rulegraph.partial
 mv rulegraph.partial rulegraph.dot
 
-weights='cache_block_io|optimize_block|assemble_weights'
+weights='cache_block_io|optimize_block|assemble_weights|plot_history'
 activations='collect_activations|merge_statistics|analyze_activations(_multitier)?|visualize_activations'
 sed -E -e 's/, color = "[^"]*", style="rounded"//' \
     -e "s/(label = \"($weights)\")/\1, fillcolor=\"#dfe9f7\", color=\"#4a6fa5\"/" \
