@@ -34,7 +34,8 @@ def block_lines(run: Path, recipe: str) -> list[str]:
     ]
     for path in sorted((run / "weights" / recipe / "blocks").glob("*.json")):
         document = read_json(path, "ditquant.block_result")
-        rtn, result = (document["hard_error"][key]["held_out"] for key in ("rtn", "result"))
+        rtn = document["hard_error"]["rtn"]["held_out"]
+        result = document["kept_error"]["held_out"]
         share = document["binary_share"]
         lines.append(
             f"| {document['block']} | {rtn:.5f} | {result:.5f} | {result / rtn:.2f} "

@@ -48,7 +48,7 @@ def block_rows(run: Path, recipe: str, blocks: list[str]) -> list[dict[str, Any]
         document = read_json(
             run / "weights" / recipe / "blocks" / f"{block}.json", "ditquant.block_result"
         )
-        rtn, result = (document["hard_error"][key] for key in ("rtn", "result"))
+        rtn, result = document["hard_error"]["rtn"], document["kept_error"]
         benchmark = run / "benchmarks" / "optimize_block" / f"{recipe}-{block}.tsv"
         with benchmark.open(newline="") as file:
             seconds = float(next(csv.DictReader(file, delimiter="\t"))["s"])

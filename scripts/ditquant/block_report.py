@@ -28,7 +28,7 @@ def _block(document: Mapping[str, Any]) -> Data:
     """One block's held-out errors; `error` is that of the codes that were kept."""
     learned = document["recipe"]["rounding"] != "rtn"
     rtn, proposed = (document["hard_error"][key]["held_out"] for key in ("rtn", "result"))
-    error = proposed if document["accepted"] else rtn
+    error = document["kept_error"]["held_out"]
     return {
         "name": document["block"],
         "rtn_error": rtn,

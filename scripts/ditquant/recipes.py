@@ -151,7 +151,8 @@ def quantize_block(
                 start = ROUNDINGS["gptq"](task)
                 candidates.append(_judged("gptq", prepared, start, parameters))
             proposal = ROUNDINGS[recipe["rounding"]](task)
-            candidates.append(_judged(recipe["rounding"], prepared, proposal, parameters))
+            name = recipe["rounding"] if recipe["rounding"] != "rtn" else "balanced-rtn"
+            candidates.append(_judged(name, prepared, proposal, parameters))
         last = candidates[-1]
         # Of equal ones the first: nothing is changed that does not gain from it.
         kept = min(candidates, key=lambda one: one.errors.held_out)

@@ -110,6 +110,7 @@ def write_weights(folder: Path, recipe: str, options: dict) -> None:
             "binary_share": 0.987 - 0.01 * index if learned else None,
             "accepted": accepted,
             "kept": recipe if accepted else "rtn",
+            "kept_error": {"held_out": 0.4 * rtn if learned and accepted else rtn},
             "linears": layers,
         }
         write_json(folder / "blocks" / f"{block}.json", "ditquant.block_result", document)
