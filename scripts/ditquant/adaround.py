@@ -15,10 +15,11 @@ With `Joint` the steps of simulated activation quantizers are learned together w
 (TaQ-DiT, arXiv 2411.14172; `lsq`).
 
 State is float32 whatever the model's dtype. The gradient is taken by automatic differentiation
-down to the weights, and from there to alpha by the closed forms in `rounding`. What an iteration
-does to each weight are two compiled kernels; the block's own passes between them stay uncompiled,
-because compiling them as one graph takes minutes on CUDA. The host only runs one iteration ahead
-of the device and reads nothing back but for the history.
+down to the weights (`block_gradients`), and from there to alpha by the closed forms in `rounding`.
+What an iteration does to each weight are two compiled kernels; the block's own passes between them
+stay uncompiled, because compiling them as one graph takes minutes on CUDA. The host runs one
+backward pass ahead of the device, since what it has ordered occupies memory, and reads nothing back
+but for the history.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .backend import compiled, mx
+from .backend import compiled, is_accelerated, mx
+from .block_gradients import cheap_gradients
 from .blocks import Linear
+from .grids import SCALE_DTYPE, Scales
 from .learning_state import State, load_state, new_state, save_state
 from .lsq import ActivationQuantizer, dropped, quantize
 from .progress import ticking
@@ -148,29 +152,54 @@ def _adam(
     return value - rate * mean * mean_correction / root, mean, square
 
 
-def _advance(
+def _alpha_slope(
     alpha: mx.array,
-    mean: mx.array,
-    square: mx.array,
     weight_slope: mx.array,
     rise: mx.array,
     error_scale: mx.array,
     penalty: mx.array,
     beta_bits: mx.array,
-    *adam: mx.array,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """One step of alpha: the slopes of error and regulariser, and Adam, in one pass.
+) -> mx.array:
+    """d (error + regulariser) / d alpha.
 
     Args:
         weight_slope, rise: d error / d soft weight times 1 / `error_scale`, and d soft weight / dh.
         penalty: lambda / number of weights; 0 during the warm-up.
         beta_bits: see `rounding.bits_of`.
-        adam: see `_adam`.
     """
     h = rectified_sigmoid(alpha)
     error = weight_slope.astype(mx.float32) * error_scale * rise
-    slope = (error + penalty * regularizer_slope(h, beta_bits)) * rectified_sigmoid_slope(h)
-    return _adam(alpha, mean, square, slope, *adam)
+    return (error + penalty * regularizer_slope(h, beta_bits)) * rectified_sigmoid_slope(h)
+
+
+def _advancing() -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
+    """(alpha and its moments, arguments of `_alpha_slope`, of `_adam`) -> alpha, moments.
+
+    One kernel on an accelerator. On the CPU a root keeps the compiler from vectorising the loop
+    that it stands in, so Adam's loop is one of its own.
+    """
+    slope_of, adam = _alpha_slope, _adam
+    if not is_accelerated():
+        slope_of, adam = compiled(slope_of), compiled(adam)
+
+    def advance(
+        alpha: mx.array,
+        mean: mx.array,
+        square: mx.array,
+        slopes: Sequence[mx.array],
+        rates: Sequence[mx.array],
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        return adam(alpha, mean, square, slope_of(alpha, *slopes), *rates)
+
+    return compiled(advance) if is_accelerated() else advance
+
+
+def _line(steps: mx.array, scales: Scales) -> tuple[mx.array, mx.array]:
+    """`soft_line`, on an accelerator in 16 bits, which hold it exactly for up to 6 (`grids`)."""
+    low, rise = soft_line(steps, scales)
+    if is_accelerated() and scales.bits <= 6:
+        return low.astype(SCALE_DTYPE), rise.astype(SCALE_DTYPE)
+    return low, rise
 
 
 class Learner:
@@ -190,16 +219,16 @@ class Learner:
         self._starts, self._row_weights, self._joint = starts, row_weights, joint
         self._count = sum(weight.size for weight in problem.weights)
         self._penalty = options.regularizer * rtn_error / self._count
-        lines = [soft_line(one, scales) for one, scales in zip(starts, problem.scales, strict=True)]
+        lines = [_line(one, scales) for one, scales in zip(starts, problem.scales, strict=True)]
         self._low, self._rise = [low for low, _ in lines], [rise for _, rise in lines]
         mx.eval(self._low, self._rise)
         dtype = problem.data.inputs[0].dtype
-        self._soften, self._advance = _soften(dtype), compiled(_advance)
+        self._soften, self._advance = _soften(dtype), _advancing()
         batch = min(options.batch_size, len(problem.train))
         self._at_once = min(options.rows_at_once or batch, batch)
         self._loss_scale = loss_scale(problem, self._at_once)
         self._slopes = mx.value_and_grad(self._scaled_error, argnums=(0, 1))
-        self._running: mx.array | None = None
+        self._ordered: mx.array | None = None
 
     def start(self) -> State:
         alphas = [start_alpha(steps) for steps in self._starts]
@@ -262,9 +291,20 @@ class Learner:
                     [one + other for one, other in zip(total[2], steps, strict=True)],
                 )
             if len(rows) > self._at_once:
-                mx.async_eval(total)
+                self._order(total, total[1][-1])
         assert total is not None
         return total
+
+    def _order(self, arrays: Any, last: mx.array) -> None:
+        """Has the device compute `arrays`, of which `last` comes last.
+
+        Waits for what was ordered before: the device has work, but never more than two orders.
+        """
+        end = last.reshape(-1)[:1] + 0
+        mx.async_eval(arrays, end)
+        if self._ordered is not None:
+            mx.eval(self._ordered)
+        self._ordered = end
 
     def iterate(self, state: State) -> None:
         """One step: advances `state` and, now and then, its history."""
@@ -284,23 +324,21 @@ class Learner:
         bits = bits_of(annealed_beta(max(progress, 0.0)) - 1)
         rate = _scalar(options.learning_rate)
         updated = [
-            self._advance(*one, scale, penalty, bits, rate, *corrections)
-            for one in zip(
+            self._advance(*one, (slope, rise, scale, penalty, bits), (rate, *corrections))
+            for *one, slope, rise in zip(
                 state.alphas, state.means, state.squares, slopes, self._rise, strict=True
             )
         ]
         state.alphas, state.means, state.squares = map(list, zip(*updated, strict=True))
         self._move_steps(state, step_slopes, scale, corrections)
         state.iteration = done
-        mx.async_eval(error, state.arrays())
-        # The host waits for the iteration before this one: the device always has work.
-        if self._running is not None:
-            mx.eval(self._running)
-        self._running = error
+        self._order((error, state.arrays()), state.alphas[-1])
         if done % max(1, options.iterations // _HISTORY_POINTS) == 0 or done == options.iterations:
-            binary = sum(mx.sum(is_binary(rectified_sigmoid(a))).item() for a in state.alphas)
+            binary = [mx.sum(is_binary(alpha)) for alpha in state.alphas]
+            mx.eval(binary)
             point = {"iteration": done, "error": error.item() / (self._loss_scale * parts)}
-            state.history.append({**point, "binary_share": binary / self._count})
+            share = sum(count.item() for count in binary) / self._count
+            state.history.append({**point, "binary_share": share})
 
     def _move_steps(
         self, state: State, slopes: list[mx.array], scale: mx.array, corrections: list[mx.array]
@@ -364,6 +402,7 @@ def learn(
     total = options.iterations
     with (
         weights_restored(problem),
+        cheap_gradients(problem.block),
         ticking(f"rounding of {problem.block.name}", total, state.iteration) as tick,
     ):
         while state.iteration < total:

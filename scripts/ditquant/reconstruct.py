@@ -180,7 +180,8 @@ def stream_errors(
         outputs = call_block(problem.block, inputs, problem.positions)
     errors = []
     for output, target, energy in zip(outputs, problem.data.targets, problem.energies, strict=True):
-        squares = (output.astype(mx.float32) - target[rows].astype(mx.float32)) ** 2
+        difference = output.astype(mx.float32) - target[rows].astype(mx.float32)
+        squares = difference * difference
         if row_weights is not None:
             squares = squares * row_weights.reshape(-1, *[1] * (squares.ndim - 1))
         errors.append(mx.mean(squares) / energy)

@@ -9,6 +9,8 @@ Throughout, `steps` = W / scale + zero (`grids.steps_of`) and codes lie in 0 .. 
 
 from __future__ import annotations
 
+import math
+
 from .backend import mx, sigmoid
 from .grids import Scales, values_of
 
@@ -96,6 +98,6 @@ def regularizer_slope(h: mx.array, bits: mx.array) -> mx.array:
     return -2.0 * beta * power(2.0 * h - 1.0, bits)
 
 
-def is_binary(h: mx.array, tolerance: float = 0.01) -> mx.array:
-    """True where hard rounding moves h by no more than `tolerance`."""
-    return mx.minimum(h, 1.0 - h) <= tolerance
+def is_binary(alpha: mx.array, tolerance: float = 0.01) -> mx.array:
+    """True where hard rounding moves h(alpha) by no more than `tolerance`."""
+    return mx.abs(alpha) >= math.log((ZETA - GAMMA) / (tolerance - GAMMA) - 1.0)

@@ -53,9 +53,11 @@ def test_hard_codes_round_up_from_alpha_zero():
 def test_h_reaches_both_ends():
     h = rectified_sigmoid(mx.array([-2.5, 0.0, 2.5]))
     assert h.tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-6)
-    assert is_binary(mx.array([0.0, 0.009, 0.02, 0.5, 0.991, 1.0])).tolist() == [
-        True, True, False, False, True, True,
-    ]  # fmt: skip
+    # The two alphas at which h is 0.01 and 0.99 are +- log(98 / 11 + 1).
+    alpha = mx.array([-9.0, -2.3, -2.28, 0.0, 2.28, 2.3, 9.0])
+    h = rectified_sigmoid(alpha)
+    assert is_binary(alpha).tolist() == [True, True, False, False, False, True, True]
+    assert is_binary(alpha).tolist() == (mx.minimum(h, 1.0 - h) <= 0.01).tolist()
 
 
 @pytest.mark.parametrize("beta", [2, 6, 20])
