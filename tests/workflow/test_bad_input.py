@@ -27,6 +27,7 @@ def plain(message: str) -> str:
         ({"weights": {"stride": 0}}, "weights.stride: 0 is less than the minimum of 1."),
         ({"activations": {"stride": 0}}, "activations.stride: 0 is less than the minimum of 1."),
         ({"recipe": "adaruond"}, "unknown recipe 'adaruond'"),
+        ({"evaluation": {"variants": ["svd*-a8"]}}, "no recipe is named like 'svd*'"),
         ({"model": {"name": "sd4"}}, "Unknown model 'sd4'"),
         ({"num_images": 4000}, "num_images is 4000"),
         ({"inference": {"prompts": [" "]}}, "inference.prompts: a prompt is empty."),

@@ -6,6 +6,7 @@ import csv
 import json
 
 import pytest
+import yaml
 
 from ditquant.artifacts import load_metadata, load_tensors
 
@@ -19,6 +20,15 @@ def test_a_fresh_clone_shows_the_plan(workspace):
     assert plan["assemble_weights"] == 2
     assert plan["render_report"] == 1
     assert not (workspace.folder / "results").exists()
+
+
+def test_a_pattern_evaluates_every_recipe(workspace):
+    workspace.config["evaluation"] = {"captions": 2, "variants": ["*-weights"]}
+    defaults = yaml.safe_load((workspace.root / "config" / "config.yaml").read_text())
+    recipes = {*defaults["recipes"], *workspace.config["recipes"]}
+    plan = workspace.plan("evaluate")
+    assert plan["assemble_weights"] == len(recipes)
+    assert plan["evaluate_variant"] == 2 + len(recipes)  # full, and the noise floor
 
 
 @pytest.mark.parametrize(
@@ -85,6 +95,8 @@ def test_everything_of_the_contract_is_there(finished):
         "compare/adaround-weights/diff_stats.json",
         "evaluation/adaround-a8.json",
         "evaluation/summary.csv",
+        "evaluation/plots/errors.svg",
+        "evaluation/plots/blocks.png",
         "report/index.html",
         "logs/generate_calibration/0000.log",
         "benchmarks/generate_calibration/0000.tsv",
