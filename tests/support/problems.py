@@ -1,0 +1,64 @@
+"""Blocks of small random models with their data, ready to be quantized, and complete recipes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ditquant import settings
+from ditquant.backend import mx, nn
+from ditquant.block_io import BlockData, read_block
+from ditquant.recipes import recipe_grid
+from ditquant.reconstruct import BlockProblem, block_problem
+
+from .block_data import write_block_io
+from .models import build_mmdit
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = ("mm00", "mm01")
+
+
+@cache
+def _recipe_defaults() -> dict[str, Any]:
+    schema = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text("utf-8"))
+    properties = schema["$defs"]["recipe"]["properties"]
+    return {name: one["default"] for name, one in properties.items() if "default" in one}
+
+
+def full_recipe(rounding: str, **options: Any) -> dict[str, Any]:
+    """A recipe as a block's job gets it, short and for blocks of 64 channels."""
+    short = {"group_size": 32, "iterations": 60, "batch_size": 8, "learning_rate": 0.15}
+    whole = {**_recipe_defaults(), **short, "regularizer": 1000.0, "warmup": 0.2, **options}
+    return settings.block_options(settings.recipe_options({**whole, "rounding": rounding}))
+
+
+def write_images(folder: Path, model: nn.Module, images: int = 5) -> list[Path]:
+    """Block inputs and outputs of some random trajectories, 8 rows each."""
+    return [
+        write_block_io(folder / f"{image}.safetensors", model, seed=image)
+        for image in range(images)
+    ]
+
+
+def make_problem(
+    folder: Path, recipe: dict[str, Any], block: str = "mm00", **model: Any
+) -> BlockProblem:
+    """A block of a random MMDiT of two blocks; the last of 5 images is held out."""
+    network = build_mmdit(seed=4, **model)
+    data = read_block(write_images(folder, network), BLOCKS, block)
+    return block_problem(network, block, data, recipe_grid(recipe), holdout=0.2)
+
+
+def behind_noise(data: BlockData, size: float = 0.05) -> BlockData:
+    """The data with a prefix: its inputs, as errors of the blocks before would change them."""
+    keys = mx.random.split(mx.random.key(9), len(data.inputs))
+    prefix = tuple(
+        stream + size * mx.std(stream) * mx.random.normal(stream.shape, key=key)
+        for stream, key in zip(data.inputs, keys, strict=True)
+    )
+    mx.eval(prefix)
+    return replace(data, prefix=prefix)
