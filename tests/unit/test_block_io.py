@@ -46,7 +46,7 @@ def cached(request, tmp_path_factory):
 
 def test_every_boundary_is_stored_once(cached):
     _, names, files = cached
-    expected = {"modulation"}
+    expected = {"modulation", "sigmas"}
     for name in names:
         expected |= {f"{name}.uni"} if name.startswith("uni") else {f"{name}.img", f"{name}.txt"}
     expected |= {"out.uni"} if names[-1].startswith("uni") else {"out.img"}
