@@ -26,9 +26,11 @@ from ditquant.backend import mx
 from ditquant.checkpoint import CONFIG_FILE, FORMAT, load_quantized
 from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.ranges import CONFIG_FORMAT, multi_tier, single_tier
+from ditquant.quant_config import QuantConfig, load_quant_config
+from ditquant.ranges import CONFIG_FORMAT, single_tier
 from ditquant.settings import balances_channels, read_prompts
-from ditquant.simulate import QuantConfig, load_quant_config, simulated_activations
+from ditquant.simulate import simulated_activations
+from ditquant.tiers import multi_tier
 
 # Name -> bits, granularity, range.
 SINGLE = {

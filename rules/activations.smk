@@ -76,6 +76,7 @@ rule analyze_activations:
         bits=config["activations"]["bits"],
         granularity=config["activations"]["granularity"],
         range=config["activations"]["range"],
+        options=SCALE_OPTIONS,
         code=code("analyze_activations.py"),
     message:
         "Choosing activation scales"
@@ -101,6 +102,7 @@ rule analyze_activations_multitier:
     params:
         granularity=config["activations"]["granularity"],
         range=config["activations"]["range"],
+        options=SCALE_OPTIONS,
         tiers=config["activations"]["tiers"],
         code=code("analyze_activations_multitier.py"),
     message:

@@ -3,12 +3,16 @@
 from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import write_json
 from ditquant.job import job
-from ditquant.ranges import CONFIG_FORMAT, single_tier
+from ditquant.ranges import CONFIG_FORMAT, ScaleOptions, single_tier
 
 
-def main(statistics: str, config: str, bits: int, granularity: str, rule: str) -> None:
+def main(
+    statistics: str, config: str, bits: int, granularity: str, rule: str, options: dict
+) -> None:
     """Writes the configuration that the a8 variants simulate."""
-    document = single_tier(load_statistics(statistics), bits, granularity, rule)
+    document = single_tier(
+        load_statistics(statistics), bits, granularity, rule, ScaleOptions(**options)
+    )
     write_json(config, CONFIG_FORMAT, document)
 
 
@@ -21,4 +25,5 @@ if "snakemake" in globals():
             params.bits,
             params.granularity,
             params.range,
+            params.options,
         )

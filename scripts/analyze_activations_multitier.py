@@ -3,12 +3,17 @@
 from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import write_json
 from ditquant.job import job
-from ditquant.ranges import CONFIG_FORMAT, multi_tier
+from ditquant.ranges import CONFIG_FORMAT, ScaleOptions
+from ditquant.tiers import multi_tier
 
 
-def main(statistics: str, config: str, granularity: str, rule: str, tiers: dict) -> None:
+def main(
+    statistics: str, config: str, granularity: str, rule: str, tiers: dict, options: dict
+) -> None:
     """Writes the configuration that the multitier variants simulate."""
-    document = multi_tier(load_statistics(statistics), granularity, rule, tiers)
+    document = multi_tier(
+        load_statistics(statistics), granularity, rule, tiers, ScaleOptions(**options)
+    )
     write_json(config, CONFIG_FORMAT, document)
 
 
@@ -21,4 +26,5 @@ if "snakemake" in globals():
             params.granularity,
             params.range,
             params.tiers,
+            params.options,
         )

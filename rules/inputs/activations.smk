@@ -1,6 +1,11 @@
 """Measured images, balanced models and plots of the activation track."""
 
 MEASURED_IMAGES = IMAGES[: config["activations"]["num_images"]]
+# `ranges.ScaleOptions`: what single granularities ask for.
+SCALE_OPTIONS = {
+    "groups": config["activations"]["groups"],
+    **config["activations"]["polynomial"],
+}
 
 
 def balanced_checkpoint(wildcards):

@@ -27,9 +27,9 @@ def variant_files(variant):
 
 # What a kind of variant does not run, so that a change there redoes no variant of the kind.
 UNUSED_MODULES = {
-    "full": ["checkpoint", "simulate"],
-    "weights": ["simulate"],
-    "native": ["simulate"],
+    "full": ["checkpoint", "simulate", "quant_config"],
+    "weights": ["simulate", "quant_config"],
+    "native": ["simulate", "quant_config"],
 }
 
 

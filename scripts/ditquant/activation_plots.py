@@ -29,7 +29,9 @@ from .activation_panels import (
 )
 from .activation_statistics import Statistics
 from .histogram import NUM_BINS, bin_edges
-from .ranges import TIER_BITS, largest_code
+from .quant_config import QuantConfig, parse_quant_config
+from .ranges import DYNAMIC, largest_code
+from .tiers import TIER_BITS
 
 _TIER_COLOURS = {4: "#56B4E9", 6: "#E69F00", 8: "#0B3C5D"}
 _MOST_VARIABLE = 6
@@ -115,8 +117,13 @@ def _plot_heatmap(
 
 def _bits(document: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
     """(inputs, sigmas) bits of a configuration."""
-    count = len(document["sigmas"])
-    return np.array([np.broadcast_to(document["layers"][name]["bits"], count) for name in names])
+    config = parse_quant_config(document, "quant_config")
+    return np.array(
+        [
+            [config.numbers(config.layers[name], sigma).bits for sigma in config.sigmas]
+            for name in names
+        ]
+    )
 
 
 def _plot_tiers(
@@ -153,11 +160,12 @@ def _plot_tiers(
     return figure
 
 
-def _upper_limits(entry: Mapping[str, Any]) -> np.ndarray:
-    """(sigmas or 1,) the largest |x| that a layer's codes stand for."""
-    scales, bits = np.array(entry["scales"]), np.array(entry["bits"])
-    codes = np.array([largest_code(int(b)) for b in bits])
-    return scales * codes + np.array(entry.get("shifts", 0.0))
+def _upper_limits(config: QuantConfig, name: str, statistics: Statistics) -> np.ndarray:
+    """(sigmas,) the largest |x| that codes stand for; with dynamic ranges what was measured."""
+    if config.granularity in DYNAMIC:
+        return np.asarray(statistics.inputs[name].absmax)
+    numbers = [config.numbers(config.layers[name], sigma) for sigma in config.sigmas]
+    return np.array([(one.scale or 0.0) * largest_code(one.bits) + one.shift for one in numbers])
 
 
 def _plot_distributions(
@@ -165,6 +173,7 @@ def _plot_distributions(
 ) -> Figure:
     (document,) = documents
     rule = document["configuration"]["range"]
+    config = parse_quant_config(document, "quant_config")
     figure = new_figure(
         13, 0.8 + 2.7 * rows_of_panels(statistics),
         f"Distribution of |input| by kind of layer, and the configured range ({rule})",
@@ -180,7 +189,7 @@ def _plot_distributions(
             counts = statistics.inputs[name].histogram.sum(axis=0)
             density = (counts[pairs] + counts[pairs + 1]) / counts.sum() / octaves
             panel.plot(centers, np.where(density > 0, density, np.nan), color=shade, linewidth=1)
-        limits = np.concatenate([_upper_limits(document["layers"][name]) for name in names])
+        limits = np.concatenate([_upper_limits(config, name, statistics) for name in names])
         panel.axvspan(limits.min(), limits.max(), color=COLOURS[3], alpha=0.25, linewidth=0)
         panel.axvline(float(np.median(limits)), color=COLOURS[3], linewidth=1.2, linestyle="--")
         panel.set_xscale("log", base=2)

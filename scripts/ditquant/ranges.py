@@ -1,33 +1,53 @@
-"""From activation statistics to scales: one tier for all (W4A8), or A4, A6 and A8 by range.
+"""From activation statistics to scales, with one number of bits for all layers (W4A8).
 
 A symmetric b-bit quantizer has codes -2^(b-1) .. 2^(b-1) - 1 and the value s q + z of code q. Its
 scale is s = range / qmax with qmax = 2^(b-1) - 1; the range itself as the step, a classic bug,
 would leave three codes. Inputs that have passed GELU are never below -0.17: they are quantized
 around the middle z = (min + max) / 2, so that the codes below zero are used too.
 
-Ranges drift over the schedule, so scales are kept for each measured sigma (TaQ-DiT's "time-aware",
-arXiv 2411.14172); inference looks them up by sigma, since it may use other steps.
+Ranges drift over the schedule, so scales follow sigma (TaQ-DiT's "time-aware", arXiv 2411.14172):
+one for each measured sigma, one for each group of adjacent ones, or a polynomial; or they are made
+at run time from the values. Inference looks up by sigma, since it may use other steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .activation_statistics import InputStatistics, Statistics
-from .activation_summary import measurement_of, rounded
+from .activation_summary import measurement_of
 from .histogram import bin_centers, bin_edges, quantile
+from .polynomials import evaluate, least_squares, upper_fit, variable_of
+from .segments import grouped, segment
 
 CONFIG_FORMAT = "ditquant.quant_config"
 RANGES = ("absmax", "p999", "mse")
-GRANULARITIES = ("static", "step")
-# The tiers of a multi-tier configuration, by rising range.
-TIER_BITS = (4, 6, 8)
+# The range is computed at run time, of a picture's whole tensor or of each token.
+DYNAMIC = ("dynamic-tensor", "dynamic-token")
+GRANULARITIES = ("static", "step", "group", "polynomial", *DYNAMIC)
 
 # An input that is always zero would have scale 0.
-_SMALLEST_RANGE = 1e-6
+SMALLEST_RANGE = 1e-6
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """What some granularities ask for: keys below `activations`.
+
+    Attributes:
+        groups: sigma groups of granularity `group`; fewer where fewer steps were measured.
+        degree, variable: of granularity `polynomial`, see `polynomials`.
+    """
+
+    groups: int = 5
+    degree: int = 3
+    variable: str = "sigma"
+
+
+DEFAULT_OPTIONS = ScaleOptions()
 
 
 def largest_code(bits: int) -> int:
@@ -73,14 +93,14 @@ def clip_limits(measured: InputStatistics, shifted: bool, rule: str, bits: int) 
         rule: "absmax": the largest value seen; "p999": the 99.9 % point of |x|; "mse": the clip
             with the smallest expected squared error at this number of bits.
     """
-    absmax = np.maximum(measured.absmax.astype(np.float64), _SMALLEST_RANGE)
+    absmax = np.maximum(measured.absmax.astype(np.float64), SMALLEST_RANGE)
     if rule == "absmax":
         return absmax
     if rule == "p999":
-        return np.clip(quantile(measured.histogram, 0.999), _SMALLEST_RANGE, absmax)
+        return np.clip(quantile(measured.histogram, 0.999), SMALLEST_RANGE, absmax)
     limits = []
     for step, largest in enumerate(absmax):
-        candidates = np.maximum(_clip_candidates(measured, step), _SMALLEST_RANGE)
+        candidates = np.maximum(_clip_candidates(measured, step), SMALLEST_RANGE)
         low = -candidates if not shifted else np.float64(measured.minimum[step])
         scale = (candidates - low) / 2 / largest_code(bits)
         error = expected_error(measured.histogram[step], candidates, scale)
@@ -101,7 +121,7 @@ def range_and_shift(
     if not post_gelu:
         return limit, np.zeros_like(limit)
     low = np.minimum(measured.minimum.astype(np.float64), limit)
-    return np.maximum((limit - low) / 2, _SMALLEST_RANGE), (low + limit) / 2
+    return np.maximum((limit - low) / 2, SMALLEST_RANGE), (low + limit) / 2
 
 
 def float32_list(values: np.ndarray) -> list[float]:
@@ -109,105 +129,102 @@ def float32_list(values: np.ndarray) -> list[float]:
     return [float(f"{value:.9g}") for value in np.asarray(values, dtype=np.float32)]
 
 
-def _entry(
-    statistics: Statistics, name: str, bits: np.ndarray, half: np.ndarray, shift: np.ndarray
+def rows_of_steps(
+    statistics: Statistics, granularity: str, rule: str, bits: int, options: ScaleOptions
+) -> list[int]:
+    """The row of each measured step: all 0 for `static`, the group for `group`, else its own."""
+    steps = len(statistics.sigmas)
+    if granularity == "static":
+        return [0] * steps
+    if granularity != "group":
+        return list(range(steps))
+    halves = [
+        range_and_shift(measured, name in statistics.post_gelu, rule, bits)[0]
+        for name, measured in statistics.inputs.items()
+    ]
+    return segment(np.log2(halves), options.groups)
+
+
+def layer_entry(
+    statistics: Statistics,
+    name: str,
+    granularity: str,
+    options: ScaleOptions,
+    bits: np.ndarray,
+    half: np.ndarray,
+    shift: np.ndarray,
 ) -> dict[str, Any]:
-    """One layer of a configuration; arrays have one entry a sigma, or one in all."""
+    """One layer of a configuration, as `quant_config` describes it.
+
+    Args:
+        bits: (R,) of each row, or (1,) for all; R where scales are listed.
+        half, shift: (R,) half ranges and shifts, see `range_and_shift`.
+    """
     measured = statistics.of(name)
-    codes = np.array([largest_code(int(b)) for b in bits])
-    entry = {
+    entry: dict[str, Any] = {
         "input": statistics.input_of[name],
         "channels": int(measured.channel_max.shape[1]),
         "bits": [int(b) for b in bits],
-        "scales": float32_list(half / codes),
-        "input_amax": float32_list(measured.absmax.max(keepdims=True))[0],
     }
-    if name in statistics.post_gelu:
+    is_shifted = name in statistics.post_gelu
+    if granularity == "polynomial":
+        x = variable_of(statistics.sigmas, options.variable)
+        if is_shifted:
+            fitted = least_squares(x, shift, options.degree)
+            entry["shift_polynomial"] = fitted
+            # Around a shift that is a little off, the same interval needs a wider range.
+            half = half + np.abs(evaluate(fitted, x) - shift)
+        entry["log_range"] = upper_fit(x, np.log(half), options.degree)
+    elif granularity not in DYNAMIC:
+        codes = np.array([largest_code(int(b)) for b in bits])
+        entry["scales"] = float32_list(half / codes)
+    entry["input_amax"] = float32_list(measured.absmax.max(keepdims=True))[0]
+    if is_shifted and granularity != "polynomial":
         entry["shifts"] = float32_list(shift)
     return entry
 
 
-def _measured(statistics: Statistics, name: str, granularity: str) -> InputStatistics:
-    measured = statistics.of(name)
-    return measured.pooled() if granularity == "static" else measured
+def header(statistics: Statistics, granularity: str, row_of: list[int]) -> dict[str, Any]:
+    """The start of a configuration: what was measured, and the group of each measured sigma."""
+    groups = {"groups": row_of} if granularity == "group" else {}
+    return {**measurement_of(statistics), **groups}
+
+
+def scale_record(granularity: str, rule: str, options: ScaleOptions) -> dict[str, Any]:
+    """What the configuration says of how its scales were made; only options that were used."""
+    used: dict[str, Any] = {"granularity": granularity, "range": rule}
+    if granularity == "group":
+        used["groups"] = options.groups
+    if granularity == "polynomial":
+        used |= {"degree": options.degree, "variable": options.variable}
+    return used
 
 
 def single_tier(
-    statistics: Statistics, bits: int, granularity: str, rule: str
-) -> dict[str, Any]:  # fmt: skip
+    statistics: Statistics,
+    bits: int,
+    granularity: str,
+    rule: str,
+    options: ScaleOptions = DEFAULT_OPTIONS,
+) -> dict[str, Any]:
     """The document `ditquant.quant_config` with one number of bits for every layer.
 
     Args:
-        granularity: "step" (a scale for each measured sigma) or "static" (one a layer).
-        rule: where ranges end, see `clip_limits`.
+        granularity: one of GRANULARITIES.
+        rule: where ranges end, see `clip_limits`; dynamic ranges take the largest |x - z|.
     """
+    row_of = rows_of_steps(statistics, granularity, rule, bits, options)
+    is_listed = granularity not in ("polynomial", *DYNAMIC)
     layers = {}
     for name in statistics.input_of:
-        measured = _measured(statistics, name, granularity)
+        measured = grouped(statistics.of(name), row_of)
         half, shift = range_and_shift(measured, name in statistics.post_gelu, rule, bits)
-        layers[name] = _entry(statistics, name, np.full(len(half), bits), half, shift)
+        all_bits = np.full(len(half) if is_listed else 1, bits)
+        layers[name] = layer_entry(
+            statistics, name, granularity, options, all_bits, half, shift
+        )  # fmt: skip
     return {
-        **measurement_of(statistics),
-        "configuration": {"bits": bits, "granularity": granularity, "range": rule},
+        **header(statistics, granularity, row_of),
+        "configuration": {"bits": bits, **scale_record(granularity, rule, options)},
         "layers": layers,
-    }
-
-
-def tier_of(half: np.ndarray, limits: Sequence[float]) -> np.ndarray:
-    """(S,) bits: 4 up to limits[0], 6 up to limits[1], 8 above; `half` is (S,) half ranges."""
-    return np.array(TIER_BITS)[np.searchsorted(np.asarray(limits), half)]
-
-
-def multi_tier(
-    statistics: Statistics, granularity: str, rule: str, tiers: Mapping[str, Sequence[float]]
-) -> dict[str, Any]:
-    """The document `ditquant.quant_config` with a tier for each layer and sigma.
-
-    Args:
-        granularity, rule: see `single_tier`; the range that chooses a tier is the one at 8 bits.
-        tiers: "linear" and "post_gelu" -> (upper limit of A4, upper limit of A6).
-    """
-    layers = {}
-    for name in statistics.input_of:
-        measured = _measured(statistics, name, granularity)
-        post_gelu = name in statistics.post_gelu
-        by_bits = {b: range_and_shift(measured, post_gelu, rule, b) for b in TIER_BITS}
-        limits = tiers["post_gelu" if post_gelu else "linear"]
-        bits = tier_of(by_bits[TIER_BITS[-1]][0], limits)
-        half, shift = (
-            np.array([by_bits[int(b)][part][step] for step, b in enumerate(bits)])
-            for part in (0, 1)
-        )
-        layers[name] = _entry(statistics, name, bits, half, shift)
-    return {
-        **measurement_of(statistics),
-        "configuration": {
-            "tiers": {kind: list(limits) for kind, limits in tiers.items()},
-            "granularity": granularity,
-            "range": rule,
-        },
-        "summary": tier_summary(statistics, layers),
-        "layers": layers,
-    }
-
-
-def tier_summary(statistics: Statistics, layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Share of each tier over (layer, sigma), average bits, and which layers do what.
-
-    `average_bits` weighs a layer by the values in its input, so that it is proportional to memory.
-    """
-    bits = np.array(
-        [np.broadcast_to(entry["bits"], len(statistics.sigmas)) for entry in layers.values()]
-    )
-    values = np.array([statistics.of(name).count for name in layers])
-    names = np.array(list(layers))
-    tiers = {f"A{b}": bits == b for b in TIER_BITS}
-    return {
-        "shares": {tier: rounded(chosen.mean())[0] for tier, chosen in tiers.items()},
-        "average_bits": rounded(np.average(bits, weights=values))[0],
-        "layers_per_sigma": {
-            tier: [int(count) for count in chosen.sum(axis=0)] for tier, chosen in tiers.items()
-        },
-        "switching_layers": names[bits.min(axis=1) < bits.max(axis=1)].tolist(),
-        "always_a8_layers": names[bits.min(axis=1) == TIER_BITS[-1]].tolist(),
     }

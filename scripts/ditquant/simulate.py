@@ -6,19 +6,14 @@ MLX has no W4A8 product, so activations are quantized and dequantized in front o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from .artifacts import read_json
 from .backend import compiled, mx, nn
 from .blocks import Linear, all_linears, tapped
 from .errors import UserError
-from .ranges import CONFIG_FORMAT
+from .quant_config import Numbers, QuantConfig
+from .ranges import SMALLEST_RANGE
 
 
 def _fake_quantize(
@@ -28,8 +23,30 @@ def _fake_quantize(
     return (codes * scale + shift).astype(x.dtype)
 
 
+def _dynamic(
+    x: mx.array, shift: mx.array, low: mx.array, high: mx.array, axes: tuple[int, ...]
+) -> mx.array:
+    centered = x.astype(mx.float32) - shift
+    largest = mx.abs(centered).max(axis=axes, keepdims=True)
+    scale = mx.maximum(largest, SMALLEST_RANGE) / high
+    return (mx.clip(mx.round(centered / scale), low, high) * scale + shift).astype(x.dtype)
+
+
+def _dynamic_tensor(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
+    # Not the first axis: a picture must not depend on which others are drawn with it.
+    return _dynamic(x, shift, low, high, tuple(range(1, x.ndim)))
+
+
+def _dynamic_token(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
+    return _dynamic(x, shift, low, high, (-1,))
+
+
 # Scales and limits are arrays, so that one compiled kernel serves every layer, sigma and tier.
 _compiled_fake_quantize = compiled(_fake_quantize)
+_DYNAMIC_KERNELS = {
+    "dynamic-tensor": compiled(_dynamic_tensor),
+    "dynamic-token": compiled(_dynamic_token),
+}
 
 
 def fake_quantize(x: mx.array, scale: float, bits: int, shift: float = 0.0) -> mx.array:
@@ -41,79 +58,28 @@ def fake_quantize(x: mx.array, scale: float, bits: int, shift: float = 0.0) -> m
         bits: b.
         shift: z, the value of code 0.
     """
-    return _compiled_fake_quantize(x, *_arrays(scale, bits, shift))
+    return _compiled_fake_quantize(x, *_arrays(Numbers(bits, scale, shift)))
 
 
-def _arrays(scale: float, bits: int, shift: float) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    half = 2 ** (bits - 1)
-    return mx.array(scale), mx.array(shift), mx.array(float(-half)), mx.array(float(half - 1))
+def fake_quantize_dynamic(
+    x: mx.array, granularity: str, bits: int, shift: float = 0.0
+) -> mx.array:  # fmt: skip
+    """The same with s = max |x - z| / (2^(b-1) - 1), found in the values themselves.
 
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """How one linear's input is quantized at each of R sigmas (R = 1: one for all).
-
-    Attributes:
-        input: layers of the same input name read one array and have equal numbers.
-        channels: width of the input.
-        bits, scales, shifts: R numbers each.
+    Args:
+        x: (batch, ..., channels).
+        granularity: "dynamic-tensor": the maximum is over all of one entry of the batch;
+            "dynamic-token": over the channels of one token.
+        bits, shift: see `fake_quantize`.
     """
-
-    input: str
-    channels: int
-    bits: tuple[int, ...]
-    scales: tuple[float, ...]
-    shifts: tuple[float, ...]
+    return _DYNAMIC_KERNELS[granularity](x, *_arrays(Numbers(bits, None, shift)))
 
 
-@dataclass(frozen=True)
-class QuantConfig:
-    """An activation configuration as `ranges` wrote it.
-
-    Attributes:
-        model: name of the model whose activations were measured.
-        sigmas: the measured sigmas, descending.
-        layers: linear name -> numbers.
-    """
-
-    model: str
-    sigmas: tuple[float, ...]
-    layers: dict[str, LayerConfig]
-
-    def row(self, sigma: float) -> int:
-        """Index of the measured sigma that is nearest to `sigma`."""
-        return int(np.abs(np.asarray(self.sigmas) - sigma).argmin())
-
-
-def _layer(where: str, entry: Mapping[str, Any], rows: int) -> LayerConfig:
-    bits, scales = tuple(entry["bits"]), tuple(entry["scales"])
-    shifts = tuple(entry.get("shifts", [0.0] * len(scales)))
-    if len(scales) not in (1, rows) or not len(bits) == len(scales) == len(shifts):
-        raise UserError(
-            f"{where}: bits, scales and shifts must have one entry each, or one for each of the "
-            f"{rows} sigmas; found {len(bits)}, {len(scales)} and {len(shifts)}."
-        )
-    if not all(scale > 0 for scale in scales) or not all(2 <= b <= 16 for b in bits):
-        raise UserError(f"{where}: scales must be positive and bits 2 to 16.")
-    return LayerConfig(entry["input"], entry["channels"], bits, scales, shifts)
-
-
-def load_quant_config(path: str | Path) -> QuantConfig:
-    """Reads quant_config.json or quant_config_multitier.json.
-
-    Raises:
-        UserError: another format, or entries that do not fit together.
-    """
-    document = read_json(path, CONFIG_FORMAT)
-    try:
-        sigmas = tuple(document["sigmas"])
-        layers = {
-            name: _layer(f"{path}, {name}", entry, len(sigmas))
-            for name, entry in document["layers"].items()
-        }
-        return QuantConfig(document["model"], sigmas, layers)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} lacks or garbles {error}: delete it and run again.") from error
+def _arrays(numbers: Numbers) -> tuple[mx.array, ...]:
+    """The arguments of a kernel behind x: the scale where it is known, z and the extreme codes."""
+    half = 2 ** (numbers.bits - 1)
+    limits = (mx.array(numbers.shift), mx.array(float(-half)), mx.array(float(half - 1)))
+    return limits if numbers.scale is None else (mx.array(numbers.scale), *limits)
 
 
 def _check_fit(linears: list[Linear], config: QuantConfig) -> None:
@@ -132,21 +98,20 @@ def _check_fit(linears: list[Linear], config: QuantConfig) -> None:
 
 
 class _Quantizer:
-    """Fake-quantizes inputs with the numbers of the current row."""
+    """Fake-quantizes inputs with the numbers of the current sigma."""
 
     def __init__(self, config: QuantConfig):
         self._config = config
+        self._kernel = _DYNAMIC_KERNELS.get(config.granularity, _compiled_fake_quantize)
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
         self._last: tuple[mx.array, str, mx.array] | None = None
 
-    def select(self, row: int) -> None:
+    def select(self, sigma: float) -> None:
         self._last = None
         self._numbers = {}
         for layer in self._config.layers.values():
             if layer.input not in self._numbers:
-                at = row if len(layer.scales) > 1 else 0
-                numbers = (layer.scales[at], layer.bits[at], layer.shifts[at])
-                self._numbers[layer.input] = _arrays(*numbers)
+                self._numbers[layer.input] = _arrays(self._config.numbers(layer, sigma))
 
     def see(self, linear: Linear, x: mx.array) -> mx.array:
         layer = self._config.layers[linear.name]
@@ -160,7 +125,7 @@ class _Quantizer:
                 f"{linear.name} reads {x.shape[-1]} channels, but the activation configuration of "
                 f"{self._config.model} has {layer.channels}: it was measured on another model."
             )
-        quantized = _compiled_fake_quantize(x, *self._numbers[layer.input])
+        quantized = self._kernel(x, *self._numbers[layer.input])
         self._last = (x, layer.input, quantized)
         return quantized
 
@@ -173,7 +138,7 @@ def simulated_activations(
 
     Yields:
         `before_step(index, sigma)`, to be called before each forward pass (`sample_euler` does):
-        it selects the numbers of the nearest measured sigma, whatever the number of steps.
+        it selects the numbers of that sigma, whatever the number of steps.
 
     Raises:
         UserError: the configuration names other layers than the model has, or other widths.
@@ -183,7 +148,7 @@ def simulated_activations(
     quantizer = _Quantizer(config)
 
     def before_step(index: int, sigma: float) -> None:
-        quantizer.select(config.row(sigma))
+        quantizer.select(sigma)
 
     with tapped(linears, quantizer.see):
         yield before_step

@@ -24,8 +24,9 @@ from .checkpoint import load_quantized
 from .errors import UserError
 from .models.load import load_mmdit
 from .models.spec import ModelSpec
+from .quant_config import load_quant_config
 from .settings import split_variant
-from .simulate import load_quant_config, simulated_activations
+from .simulate import simulated_activations
 
 NOISE_FLOOR = "noise-floor"
 

@@ -13,7 +13,8 @@ from PIL import Image
 from ditquant.activation_plots import PLOTS, draw, nearest_steps
 from ditquant.activation_statistics import Statistics, save_statistics
 from ditquant.artifacts import write_json
-from ditquant.ranges import CONFIG_FORMAT, multi_tier, single_tier
+from ditquant.ranges import CONFIG_FORMAT, single_tier
+from ditquant.tiers import multi_tier
 from support.activations import statistics
 
 TIERS = {"linear": [6.0, 10.0], "post_gelu": [5.0, 8.0]}

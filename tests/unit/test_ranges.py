@@ -9,12 +9,11 @@ from ditquant.backend import mx, to_numpy
 from ditquant.ranges import (
     clip_limits,
     largest_code,
-    multi_tier,
     range_and_shift,
     single_tier,
-    tier_of,
 )
 from ditquant.simulate import fake_quantize
+from ditquant.tiers import multi_tier, tier_of
 from support.activations import input_statistics, statistics
 
 
