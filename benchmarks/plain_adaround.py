@@ -23,6 +23,7 @@ from ditquant.blocks import call_block, set_modulation  # noqa: E402
 from ditquant.grids import Scales, steps_of  # noqa: E402
 from ditquant.reconstruct import BlockProblem  # noqa: E402
 from ditquant.rounding import GAMMA, ZETA, hard_codes, start_alpha  # noqa: E402
+from ditquant.rounding_kernels import ADAM_DECAY, ADAM_EPSILON  # noqa: E402
 
 
 def starts(problem: BlockProblem) -> list[mx.array]:
@@ -115,11 +116,11 @@ class PlainLoop:
         return total
 
     def _adam(self, slopes: list[mx.array], step: int) -> None:
-        keep_mean, keep_square = adaround.ADAM_DECAY
+        keep_mean, keep_square = ADAM_DECAY
         for index, slope in enumerate(slopes):
             mean = keep_mean * self.means[index] + (1 - keep_mean) * slope
             square = keep_square * self.squares[index] + (1 - keep_square) * slope**2
-            root = mx.sqrt(square / (1 - keep_square**step)) + adaround.ADAM_EPSILON
+            root = mx.sqrt(square / (1 - keep_square**step)) + ADAM_EPSILON
             moved = self.options.learning_rate * mean / (1 - keep_mean**step) / root
             self.alphas[index] = self.alphas[index] - moved
             self.means[index], self.squares[index] = mean, square

@@ -16,10 +16,10 @@ With `Joint` the steps of simulated activation quantizers are learned together w
 
 State is float32 whatever the model's dtype. The gradient is taken by automatic differentiation
 down to the weights (`block_gradients`), and from there to alpha by the closed forms in `rounding`.
-What an iteration does to each weight are two compiled kernels; the block's own passes between them
-stay uncompiled, because compiling them as one graph takes minutes on CUDA. The host runs one
-backward pass ahead of the device, since what it has ordered occupies memory, and reads nothing back
-but for the history.
+What an iteration does to each weight is compiled (`rounding_kernels`); the block's own passes stay
+uncompiled, because compiling them as one graph takes minutes on CUDA. The host runs one backward
+pass ahead of the device, since what it has ordered occupies memory, and reads nothing back but for
+the history.
 """
 
 from __future__ import annotations
@@ -33,30 +33,17 @@ from typing import Any
 
 import numpy as np
 
-from .backend import compiled, is_accelerated, mx
+from .backend import mx
 from .block_gradients import cheap_gradients
 from .blocks import Linear
-from .grids import SCALE_DTYPE, Scales
 from .learning_state import State, load_state, new_state, save_state
 from .lsq import ActivationQuantizer, dropped, quantize
 from .progress import ticking
 from .reconstruct import BlockProblem, stream_errors, weights_restored
-from .rounding import (
-    bits_of,
-    hard_codes,
-    is_binary,
-    rectified_sigmoid,
-    rectified_sigmoid_slope,
-    regularizer_slope,
-    soft_line,
-    start_alpha,
-)
+from .rounding import bits_of, hard_codes, is_binary, start_alpha
+from .rounding_kernels import ADAM_DECAY, adam_step, advancing, softening, stored_line
 
 _BETA_START, _BETA_END = 20, 2
-# The usual 0.9 for the first moment carries alpha past the point where it should settle between 0
-# and 1: on one block of the demo model 0.5 left 0.54 of RTN's error on unseen rows, 0.9 left 0.62.
-ADAM_DECAY = (0.5, 0.999)
-ADAM_EPSILON = 1e-12
 _HISTORY_POINTS = 50
 _SAVES = 20
 
@@ -121,87 +108,6 @@ def annealed_beta(progress: float) -> int:
     return 2 * round((_BETA_START + (_BETA_END - _BETA_START) * progress) / 2)
 
 
-def _soften(dtype: mx.Dtype) -> Callable[..., mx.array]:
-    """(alpha, low, rise) -> the soft weight in `dtype`, in one pass over the weights."""
-
-    def soften(alpha: mx.array, low: mx.array, rise: mx.array) -> mx.array:
-        return (low + rise * rectified_sigmoid(alpha)).astype(dtype)
-
-    return compiled(soften)
-
-
-def _adam(
-    value: mx.array,
-    mean: mx.array,
-    square: mx.array,
-    slope: mx.array,
-    rate: mx.array,
-    mean_correction: mx.array,
-    square_correction: mx.array,
-) -> tuple[mx.array, mx.array, mx.array]:
-    """One Adam step: the value and its moments afterwards.
-
-    Args:
-        rate, mean_correction, square_correction: the learning rate and 1 / (1 - decay^t); scalars
-            as arrays, since a number would recompile.
-    """
-    keep_mean, keep_square = ADAM_DECAY
-    mean = keep_mean * mean + (1 - keep_mean) * slope
-    square = keep_square * square + (1 - keep_square) * slope * slope
-    root = mx.sqrt(square * square_correction) + ADAM_EPSILON
-    return value - rate * mean * mean_correction / root, mean, square
-
-
-def _alpha_slope(
-    alpha: mx.array,
-    weight_slope: mx.array,
-    rise: mx.array,
-    error_scale: mx.array,
-    penalty: mx.array,
-    beta_bits: mx.array,
-) -> mx.array:
-    """d (error + regulariser) / d alpha.
-
-    Args:
-        weight_slope, rise: d error / d soft weight times 1 / `error_scale`, and d soft weight / dh.
-        penalty: lambda / number of weights; 0 during the warm-up.
-        beta_bits: see `rounding.bits_of`.
-    """
-    h = rectified_sigmoid(alpha)
-    error = weight_slope.astype(mx.float32) * error_scale * rise
-    return (error + penalty * regularizer_slope(h, beta_bits)) * rectified_sigmoid_slope(h)
-
-
-def _advancing() -> Callable[..., tuple[mx.array, mx.array, mx.array]]:
-    """(alpha and its moments, arguments of `_alpha_slope`, of `_adam`) -> alpha, moments.
-
-    One kernel on an accelerator. On the CPU a root keeps the compiler from vectorising the loop
-    that it stands in, so Adam's loop is one of its own.
-    """
-    slope_of, adam = _alpha_slope, _adam
-    if not is_accelerated():
-        slope_of, adam = compiled(slope_of), compiled(adam)
-
-    def advance(
-        alpha: mx.array,
-        mean: mx.array,
-        square: mx.array,
-        slopes: Sequence[mx.array],
-        rates: Sequence[mx.array],
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        return adam(alpha, mean, square, slope_of(alpha, *slopes), *rates)
-
-    return compiled(advance) if is_accelerated() else advance
-
-
-def _line(steps: mx.array, scales: Scales) -> tuple[mx.array, mx.array]:
-    """`soft_line`, on an accelerator in 16 bits, which hold it exactly for up to 6 (`grids`)."""
-    low, rise = soft_line(steps, scales)
-    if is_accelerated() and scales.bits <= 6:
-        return low.astype(SCALE_DTYPE), rise.astype(SCALE_DTYPE)
-    return low, rise
-
-
 class Learner:
     """What stays the same from iteration to iteration, and one iteration; see `learn`."""
 
@@ -219,11 +125,13 @@ class Learner:
         self._starts, self._row_weights, self._joint = starts, row_weights, joint
         self._count = sum(weight.size for weight in problem.weights)
         self._penalty = options.regularizer * rtn_error / self._count
-        lines = [_line(one, scales) for one, scales in zip(starts, problem.scales, strict=True)]
+        lines = [
+            stored_line(one, scales) for one, scales in zip(starts, problem.scales, strict=True)
+        ]
         self._low, self._rise = [low for low, _ in lines], [rise for _, rise in lines]
         mx.eval(self._low, self._rise)
         dtype = problem.data.inputs[0].dtype
-        self._soften, self._advance = _soften(dtype), _advancing()
+        self._soften, self._advance = softening(dtype), advancing()
         batch = min(options.batch_size, len(problem.train))
         self._at_once = min(options.rows_at_once or batch, batch)
         self._loss_scale = loss_scale(problem, self._at_once)
@@ -348,7 +256,7 @@ class Learner:
         turn = math.pi * state.iteration / self._options.iterations
         rate = _scalar(self._joint.learning_rate * (1 + math.cos(turn)) / 2)
         moved = [
-            _adam(step, mean, square, slope * scale, rate, *corrections)
+            adam_step(step, mean, square, slope * scale, rate, *corrections)
             for step, mean, square, slope in zip(
                 state.steps, state.step_means, state.step_squares, slopes, strict=True
             )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ditquant import adaround
-from ditquant.adaround import Options, annealed_beta, batch_rows
+from ditquant.adaround import Joint, Learner, Options, annealed_beta, batch_rows
 from ditquant.backend import mx
 from ditquant.block_io import read_block
 from ditquant.grids import Grid, steps_of
+from ditquant.layer_inputs import shared_input
 from ditquant.learning_state import load_state
-from ditquant.reconstruct import block_error, block_problem, quantized_weights
+from ditquant.lsq import range_quantizer
+from ditquant.reconstruct import (
+    block_error,
+    block_problem,
+    quantized_weights,
+    weights_restored,
+)
 from ditquant.roundings import rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit, parameters
@@ -37,9 +46,12 @@ def problem(tmp_path_factory):
     return make_problem(tmp_path_factory.mktemp("block_io"), Grid("group", 4, 32))
 
 
+def starts(problem):
+    return [steps_of(*pair) for pair in zip(problem.weights, problem.scales, strict=True)]
+
+
 def learn(problem, *arguments, **options):
-    pairs = zip(problem.weights, problem.scales, strict=True)
-    return adaround.learn(problem, [steps_of(*pair) for pair in pairs], *arguments, **options)
+    return adaround.learn(problem, starts(problem), *arguments, **options)
 
 
 def errors(problem, codes, rows):
@@ -102,19 +114,34 @@ def stop_after(monkeypatch, iterations):
     monkeypatch.setattr(adaround.Learner, "iterate", dying)
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(problem, rtn, tmp_path, monkeypatch):
-    straight, whole = learn(problem, SHORT, rtn[0], seed=7)
+def joint_of(problem):
+    """Activation quantizers for the block, their steps far from right."""
+    input_of = {linear.name: shared_input(linear) for linear in problem.linears}
+    quantizers = {name: range_quantizer(-4.0, 4.0, 8) for name in input_of.values()}
+    return Joint(quantizers, input_of, learning_rate=1e-3, drop=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "joint"), [(SHORT, False), (replace(SHORT, rows_at_once=2), True)]
+)
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
+    problem, rtn, tmp_path, monkeypatch, options, joint
+):
+    more = {"joint": joint_of(problem)} if joint else {}
+    straight, whole = learn(problem, options, rtn[0], seed=7, **more)
     resume = tmp_path / ".mm00.resume.safetensors"
     with monkeypatch.context() as patched:
         stop_after(patched, 27)
         with pytest.raises(Stop):
-            learn(problem, SHORT, rtn[0], seed=7, resume=resume, key="k")
+            learn(problem, options, rtn[0], seed=7, resume=resume, key="k", **more)
     kept = load_state(resume, "k")
     assert kept is not None
     assert 0 < kept.iteration <= 27
-    codes, state = learn(problem, SHORT, rtn[0], seed=7, resume=resume, key="k")
+    codes, state = learn(problem, options, rtn[0], seed=7, resume=resume, key="k", **more)
     assert same(codes, straight)
     assert same(state.alphas, whole.alphas)
+    assert len(state.steps) == (8 if joint else 0)
+    assert same(state.steps, whole.steps)
     assert state.history == whole.history
 
 
@@ -152,3 +179,44 @@ def test_beta_is_annealed_from_20_to_2_in_even_numbers():
     betas = [annealed_beta(step / 100) for step in range(101)]
     assert sorted(set(betas)) == list(range(2, 21, 2))
     assert betas == sorted(betas, reverse=True)
+
+
+def slopes_of(problem, rows_at_once):
+    """Error and slopes of the weights over one batch of 8, in units of the error."""
+    options = replace(OPTIONS, rows_at_once=rows_at_once)
+    learner = Learner(problem, starts(problem), options, 0.01, seed=2)
+    with weights_restored(problem):
+        rows = batch_rows(problem, 8, 2, 0)
+        # Full-precision weights have no error: that of a small step away from them is asked for.
+        moved = [weight + 0.01 for weight in problem.weights]
+        total, slopes, _ = learner._batch_slopes(moved, learner.start(), rows)
+        mx.eval(total, slopes)
+    parts = 8 // (rows_at_once or 8)
+    return total.item() / parts, [slope / parts for slope in slopes]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 4])
+def test_parts_of_a_batch_add_up_to_its_gradient(problem, rows_at_once):
+    error, slopes = slopes_of(problem, None)
+    in_parts, others = slopes_of(problem, rows_at_once)
+    # float32 sums over 8 rows and all tokens, in another order.
+    assert in_parts == pytest.approx(error, rel=1e-5)
+    for one, other in zip(slopes, others, strict=True):
+        assert mx.max(mx.abs(one - other)).item() < 1e-4 * mx.max(mx.abs(one)).item()
+
+
+def test_parts_of_a_batch_lead_to_the_same_codes(problem, rtn):
+    whole, state = learn(problem, SHORT, rtn[0], seed=5)
+    parts, other = learn(problem, replace(SHORT, rows_at_once=2), rtn[0], seed=5)
+    moved = sum(
+        mx.sum(one != near).item() for one, near in zip(whole, rtn_codes(problem), strict=True)
+    )
+    differing = sum(mx.sum(one != part).item() for one, part in zip(whole, parts, strict=True))
+    # Rounding decides only where alpha ends within 1e-3 of 0, a hundredth of an iteration's step.
+    assert moved > 100
+    assert differing <= 0.01 * moved
+    assert errors(problem, parts, problem.train) == pytest.approx(
+        errors(problem, whole, problem.train), rel=0.01
+    )
+    pairs = zip(state.history, other.history, strict=True)
+    assert all(one["error"] == pytest.approx(part["error"], rel=0.01) for one, part in pairs)
