@@ -5,6 +5,7 @@ MEASURED_IMAGES = IMAGES[: config["activations"]["num_images"]]
 SCALE_OPTIONS = {
     "groups": config["activations"]["groups"],
     **config["activations"]["polynomial"],
+    "shift": config["activations"]["shift"],
 }
 
 

@@ -14,8 +14,8 @@ The rooms of this library, lowest floor first (an import only ever goes down):
     block_io      the streams between blocks            histogram, activation_statistics
     grids         codes, scales, packing                               mergeable statistics
     rounding      RTN, AdaRound's relaxation            observe        measuring an image
-    reconstruct   the error of a block                  segments, polynomials, ranges, tiers
-                                                                       configurations
+    reconstruct   the error of a block                  segments, polynomials, intervals,
+                                                        ranges, tiers  configurations
     adaround      learning the rounding                 activation_*   summary and plots
     recipes       a recipe on a block                   quant_config, simulate
                                                                        fake quantization

@@ -29,8 +29,9 @@ from .activation_panels import (
 )
 from .activation_statistics import Statistics
 from .histogram import NUM_BINS, bin_edges
+from .intervals import largest_code
 from .quant_config import QuantConfig, parse_quant_config
-from .ranges import DYNAMIC, largest_code
+from .ranges import DYNAMIC
 from .tiers import TIER_BITS
 
 _TIER_COLOURS = {4: "#56B4E9", 6: "#E69F00", 8: "#0B3C5D"}

@@ -13,7 +13,11 @@ The file (format `ditquant.quant_config`, version 1) holds
                     log_range         `polynomial` only: coefficients of ln(half range), constant
                                       first, in `configuration.variable`
                     shift_polynomial  `polynomial` only, post-GELU inputs: coefficients of the shift
+                    unsigned          dynamic ranges only, post-GELU inputs: the shift is the lowest
+                                      value, and codes are 0 to 2^b - 1
                     input_amax        the largest |x| that was measured
+                    shift_rules, shift_errors
+                                      `shift: error` only: what was chosen by, see `intervals`
 
 A row is a measured sigma; with `group` a group; with `static` there is one. Files say what they are
 in numbers of the sigma, never of the step: inference may use any number of steps or another shift.
@@ -32,8 +36,9 @@ import numpy as np
 
 from .artifacts import read_json
 from .errors import UserError
+from .intervals import largest_code
 from .polynomials import VARIABLES, evaluate, variable_of
-from .ranges import CONFIG_FORMAT, DYNAMIC, GRANULARITIES, largest_code
+from .ranges import CONFIG_FORMAT, DYNAMIC, GRANULARITIES
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,13 @@ class Numbers:
         bits: b.
         scale: s; None where it follows from the values at run time.
         shift: z, the value of code 0.
+        unsigned: codes are 0 to 2^b - 1, not -2^(b-1) to 2^(b-1) - 1.
     """
 
     bits: int
     scale: float | None
     shift: float
+    unsigned: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class LayerConfig:
         bits, scales, shifts: R numbers each; scales are empty for polynomials and dynamic ranges.
         log_range: coefficients of ln(half range); empty unless the granularity is `polynomial`.
         shift_polynomial: coefficients of the shift, likewise.
+        unsigned: see `Numbers`.
     """
 
     input: str
@@ -70,6 +78,7 @@ class LayerConfig:
     shifts: tuple[float, ...]
     log_range: tuple[float, ...] = ()
     shift_polynomial: tuple[float, ...] = (0.0,)
+    unsigned: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ class QuantConfig:
         row = self.row(sigma)
         bits = int(_at(layer.bits, row))
         if self.granularity in DYNAMIC:
-            return Numbers(bits, None, _at(layer.shifts, row))
+            return Numbers(bits, None, _at(layer.shifts, row), layer.unsigned)
         if self.granularity != "polynomial":
             return Numbers(bits, _at(layer.scales, row), _at(layer.shifts, row))
         inside = np.clip(sigma, self.sigmas[-1], self.sigmas[0])
@@ -135,7 +144,10 @@ def _rows_layer(where: str, entry: Mapping[str, Any], rows: int, granularity: st
             f"{rows} {'groups' if granularity == 'group' else 'sigmas'}; found {len(bits)}, "
             f"{len(scales)} and {len(shifts)}. Delete the file and run again."
         )
-    return LayerConfig(entry["input"], entry["channels"], bits, scales, shifts)
+    unsigned = bool(entry.get("unsigned", False)) and granularity in DYNAMIC
+    return LayerConfig(
+        entry["input"], entry["channels"], bits, scales, shifts, unsigned=unsigned
+    )  # fmt: skip
 
 
 def _polynomial_layer(where: str, entry: Mapping[str, Any], rows: int) -> LayerConfig:

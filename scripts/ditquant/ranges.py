@@ -1,10 +1,5 @@
 """From activation statistics to scales, with one number of bits for all layers (W4A8).
 
-A symmetric b-bit quantizer has codes -2^(b-1) .. 2^(b-1) - 1 and the value s q + z of code q. Its
-scale is s = range / qmax with qmax = 2^(b-1) - 1; the range itself as the step, a classic bug,
-would leave three codes. Inputs that have passed GELU are never below -0.17: they are quantized
-around the middle z = (min + max) / 2, so that the codes below zero are used too.
-
 Ranges drift over the schedule, so scales follow sigma (TaQ-DiT's "time-aware", arXiv 2411.14172):
 one for each measured sigma, one for each group of adjacent ones, or a polynomial; or they are made
 at run time from the values. Inference looks up by sigma, since it may use other steps.
@@ -18,19 +13,20 @@ from typing import Any
 import numpy as np
 
 from .activation_statistics import InputStatistics, Statistics
-from .activation_summary import measurement_of
-from .histogram import bin_centers, bin_edges, quantile
+from .activation_summary import measurement_of, rounded
+from .intervals import (
+    GELU_LOW,
+    largest_code,
+    range_and_shift,
+    shift_errors,
+)
 from .polynomials import evaluate, least_squares, upper_fit, variable_of
 from .segments import grouped, segment
 
 CONFIG_FORMAT = "ditquant.quant_config"
-RANGES = ("absmax", "p999", "mse")
 # The range is computed at run time, of a picture's whole tensor or of each token.
 DYNAMIC = ("dynamic-tensor", "dynamic-token")
 GRANULARITIES = ("static", "step", "group", "polynomial", *DYNAMIC)
-
-# An input that is always zero would have scale 0.
-SMALLEST_RANGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -40,88 +36,16 @@ class ScaleOptions:
     Attributes:
         groups: sigma groups of granularity `group`; fewer where fewer steps were measured.
         degree, variable: of granularity `polynomial`, see `polynomials`.
+        shift: of post-GELU inputs, see `intervals`; dynamic ranges are unsigned whatever it says.
     """
 
     groups: int = 5
     degree: int = 3
     variable: str = "sigma"
+    shift: str = "middle"
 
 
 DEFAULT_OPTIONS = ScaleOptions()
-
-
-def largest_code(bits: int) -> int:
-    """qmax = 2^(bits - 1) - 1."""
-    return 2 ** (bits - 1) - 1
-
-
-def _clip_candidates(measured: InputStatistics, step: int) -> np.ndarray:
-    """Upper ends of |x| worth trying: the absmax, and bin edges from a tenth of it on."""
-    absmax = float(measured.absmax[step])
-    edges = bin_edges()
-    return np.append(edges[(edges > 0.1 * absmax) & (edges < absmax)], absmax)
-
-
-def expected_error(histogram: np.ndarray, limit: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Sum of squared errors that quantization makes, from a histogram of |x|.
-
-    Inside the limit a bin's middle is rounded where bins are finer than steps; elsewhere values
-    are spread over many steps and err by s^2 / 12 on average. Outside, values are clipped.
-
-    Args:
-        histogram: (NUM_BINS,) counts.
-        limit, scale: (K,) clip points and their scales.
-
-    Returns:
-        (K,) float64.
-    """
-    centers, widths = bin_centers(), np.diff(bin_edges())
-    scale, limit = scale[:, None], limit[:, None]
-    rounding = np.where(
-        widths < scale, (centers - scale * np.rint(centers / scale)) ** 2, scale**2 / 12
-    )
-    error = np.where(centers <= limit, rounding, (centers - limit) ** 2)
-    return (histogram * error).sum(axis=1)
-
-
-def clip_limits(measured: InputStatistics, shifted: bool, rule: str, bits: int) -> np.ndarray:
-    """(S,) float64: the |x| up to which each step's inputs are represented.
-
-    Args:
-        measured: statistics over S steps.
-        shifted: quantize around the middle of [min, limit].
-        rule: "absmax": the largest value seen; "p999": the 99.9 % point of |x|; "mse": the clip
-            with the smallest expected squared error at this number of bits.
-    """
-    absmax = np.maximum(measured.absmax.astype(np.float64), SMALLEST_RANGE)
-    if rule == "absmax":
-        return absmax
-    if rule == "p999":
-        return np.clip(quantile(measured.histogram, 0.999), SMALLEST_RANGE, absmax)
-    limits = []
-    for step, largest in enumerate(absmax):
-        candidates = np.maximum(_clip_candidates(measured, step), SMALLEST_RANGE)
-        low = -candidates if not shifted else np.float64(measured.minimum[step])
-        scale = (candidates - low) / 2 / largest_code(bits)
-        error = expected_error(measured.histogram[step], candidates, scale)
-        limits.append(min(candidates[error.argmin()], largest))
-    return np.array(limits)
-
-
-def range_and_shift(
-    measured: InputStatistics, post_gelu: bool, rule: str, bits: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(S,) half-width of the represented interval and (S,) its middle z, both float64.
-
-    Args:
-        post_gelu: the interval is [min, limit] and z its middle; else [-limit, limit] and z = 0.
-        rule, bits: see `clip_limits`.
-    """
-    limit = clip_limits(measured, post_gelu, rule, bits)
-    if not post_gelu:
-        return limit, np.zeros_like(limit)
-    low = np.minimum(measured.minimum.astype(np.float64), limit)
-    return np.maximum((limit - low) / 2, SMALLEST_RANGE), (low + limit) / 2
 
 
 def float32_list(values: np.ndarray) -> list[float]:
@@ -139,7 +63,7 @@ def rows_of_steps(
     if granularity != "group":
         return list(range(steps))
     halves = [
-        range_and_shift(measured, name in statistics.post_gelu, rule, bits)[0]
+        range_and_shift(measured, name in statistics.post_gelu, rule, bits, options.shift)[0]
         for name, measured in statistics.inputs.items()
     ]
     return segment(np.log2(halves), options.groups)
@@ -175,13 +99,37 @@ def layer_entry(
             # Around a shift that is a little off, the same interval needs a wider range.
             half = half + np.abs(evaluate(fitted, x) - shift)
         entry["log_range"] = upper_fit(x, np.log(half), options.degree)
-    elif granularity not in DYNAMIC:
+    elif granularity in DYNAMIC:
+        # The middle of a range needs the range; the lowest value is known before.
+        shift = np.minimum(GELU_LOW, measured.minimum.min(keepdims=True))
+    else:
         codes = np.array([largest_code(int(b)) for b in bits])
         entry["scales"] = float32_list(half / codes)
     entry["input_amax"] = float32_list(measured.absmax.max(keepdims=True))[0]
     if is_shifted and granularity != "polynomial":
         entry["shifts"] = float32_list(shift)
+    if is_shifted and granularity in DYNAMIC:
+        entry["unsigned"] = True
     return entry
+
+
+def shift_report(measured: InputStatistics, rule: str, bits: np.ndarray) -> dict[str, Any]:
+    """Which shift `error` took in each row, and what it chose by.
+
+    Args:
+        measured: of a post-GELU input over R rows.
+        bits: (R,).
+
+    Returns:
+        "shift_rules": R names; "shift_errors": name -> R predicted mean squared errors.
+    """
+    by_bits = {b: shift_errors(measured, rule, int(b)) for b in np.unique(bits)}
+    names = list(next(iter(by_bits.values())))
+    errors = np.array([[by_bits[b][name][row] for row, b in enumerate(bits)] for name in names])
+    return {
+        "shift_rules": [names[best] for best in errors.argmin(axis=0)],
+        "shift_errors": {name: rounded(row) for name, row in zip(names, errors, strict=True)},
+    }
 
 
 def header(statistics: Statistics, granularity: str, row_of: list[int]) -> dict[str, Any]:
@@ -197,6 +145,8 @@ def scale_record(granularity: str, rule: str, options: ScaleOptions) -> dict[str
         used["groups"] = options.groups
     if granularity == "polynomial":
         used |= {"degree": options.degree, "variable": options.variable}
+    if options.shift != "middle" and granularity not in DYNAMIC:
+        used["shift"] = options.shift
     return used
 
 
@@ -218,11 +168,14 @@ def single_tier(
     layers = {}
     for name in statistics.input_of:
         measured = grouped(statistics.of(name), row_of)
-        half, shift = range_and_shift(measured, name in statistics.post_gelu, rule, bits)
-        all_bits = np.full(len(half) if is_listed else 1, bits)
+        post_gelu = name in statistics.post_gelu
+        half, shift = range_and_shift(measured, post_gelu, rule, bits, options.shift)
+        of_rows = np.full(len(half), bits)
         layers[name] = layer_entry(
-            statistics, name, granularity, options, all_bits, half, shift
-        )  # fmt: skip
+            statistics, name, granularity, options, of_rows[: None if is_listed else 1], half, shift
+        )
+        if post_gelu and options.shift == "error" and granularity not in DYNAMIC:
+            layers[name] |= shift_report(measured, rule, of_rows)
     return {
         **header(statistics, granularity, row_of),
         "configuration": {"bits": bits, **scale_record(granularity, rule, options)},

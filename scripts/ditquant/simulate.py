@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from .backend import compiled, mx, nn
 from .blocks import Linear, all_linears, tapped
 from .errors import UserError
+from .intervals import SMALLEST_RANGE
 from .quant_config import Numbers, QuantConfig
-from .ranges import SMALLEST_RANGE
 
 
 def _fake_quantize(
@@ -62,23 +62,25 @@ def fake_quantize(x: mx.array, scale: float, bits: int, shift: float = 0.0) -> m
 
 
 def fake_quantize_dynamic(
-    x: mx.array, granularity: str, bits: int, shift: float = 0.0
-) -> mx.array:  # fmt: skip
-    """The same with s = max |x - z| / (2^(b-1) - 1), found in the values themselves.
+    x: mx.array, granularity: str, bits: int, shift: float = 0.0, unsigned: bool = False
+) -> mx.array:
+    """The same with s = max |x - z| / (largest code), found in the values themselves.
 
     Args:
         x: (batch, ..., channels).
         granularity: "dynamic-tensor": the maximum is over all of one entry of the batch;
             "dynamic-token": over the channels of one token.
         bits, shift: see `fake_quantize`.
+        unsigned: codes are 0 to 2^b - 1, for values that are never below z.
     """
-    return _DYNAMIC_KERNELS[granularity](x, *_arrays(Numbers(bits, None, shift)))
+    return _DYNAMIC_KERNELS[granularity](x, *_arrays(Numbers(bits, None, shift, unsigned)))
 
 
 def _arrays(numbers: Numbers) -> tuple[mx.array, ...]:
     """The arguments of a kernel behind x: the scale where it is known, z and the extreme codes."""
-    half = 2 ** (numbers.bits - 1)
-    limits = (mx.array(numbers.shift), mx.array(float(-half)), mx.array(float(half - 1)))
+    low = 0 if numbers.unsigned else -(2 ** (numbers.bits - 1))
+    high = low + 2**numbers.bits - 1
+    limits = (mx.array(numbers.shift), mx.array(float(low)), mx.array(float(high)))
     return limits if numbers.scale is None else (mx.array(numbers.scale), *limits)
 
 

@@ -13,14 +13,16 @@ import numpy as np
 
 from .activation_statistics import Statistics
 from .activation_summary import rounded
+from .intervals import range_and_shift
 from .ranges import (
     DEFAULT_OPTIONS,
+    DYNAMIC,
     ScaleOptions,
     header,
     layer_entry,
-    range_and_shift,
     rows_of_steps,
     scale_record,
+    shift_report,
 )
 from .segments import grouped
 
@@ -52,13 +54,17 @@ def multi_tier(
     for name in statistics.input_of:
         measured = grouped(statistics.of(name), row_of)
         post_gelu = name in statistics.post_gelu
-        by_bits = {b: range_and_shift(measured, post_gelu, rule, b) for b in TIER_BITS}
+        by_bits = {
+            b: range_and_shift(measured, post_gelu, rule, b, options.shift) for b in TIER_BITS
+        }
         limits = tiers["post_gelu" if post_gelu else "linear"]
         bits = tier_of(by_bits[TIER_BITS[-1]][0], limits)
         half, shift = (
             np.array([by_bits[int(b)][part][row] for row, b in enumerate(bits)]) for part in (0, 1)
         )
         layers[name] = layer_entry(statistics, name, granularity, options, bits, half, shift)
+        if post_gelu and options.shift == "error" and granularity not in DYNAMIC:
+            layers[name] |= shift_report(measured, rule, bits)
     return {
         **header(statistics, granularity, row_of),
         "configuration": {

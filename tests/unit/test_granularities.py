@@ -10,14 +10,13 @@ import pytest
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
+from ditquant.intervals import GELU_LOW, largest_code, range_and_shift
 from ditquant.polynomials import evaluate, least_squares, upper_fit, variable_of
-from ditquant.quant_config import load_quant_config, parse_quant_config
+from ditquant.quant_config import Numbers, load_quant_config, parse_quant_config
 from ditquant.ranges import (
     CONFIG_FORMAT,
     GRANULARITIES,
     ScaleOptions,
-    largest_code,
-    range_and_shift,
     single_tier,
 )
 from ditquant.sampling import sigma_schedule
@@ -191,10 +190,14 @@ def test_only_bits_and_shifts_of_dynamic_ranges_are_in_the_file(tmp_path, made):
     for granularity in ("dynamic-tensor", "dynamic-token"):
         document = single_tier(made, 6, granularity, "absmax")
         assert set(document["layers"]["a"]) == {"input", "channels", "bits", "input_amax"}
-        assert set(document["layers"]["fc2"]) - set(document["layers"]["a"]) == {"shifts"}
+        more = set(document["layers"]["fc2"]) - set(document["layers"]["a"])
+        assert more == {"shifts", "unsigned"}
         config = loaded(tmp_path, document)
         assert config.numbers(config.layers["a"], 0.5).scale is None
-        assert config.numbers(config.layers["a"], 0.5).bits == 6
+        assert config.numbers(config.layers["a"], 0.5) == Numbers(6, None, 0.0)
+        # Lowest value and unsigned codes: the middle of a range that is not known yet cannot be.
+        fc2 = config.numbers(config.layers["fc2"], 0.5)
+        assert fc2 == Numbers(6, None, GELU_LOW, unsigned=True)
 
 
 # ----------------------------------------------------------------------------------- the file
