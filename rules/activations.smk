@@ -85,7 +85,7 @@ rule analyze_activations:
 
 
 rule analyze_activations_multitier:
-    """Gives every layer at every sigma a tier (A4, A6 or A8) by its range, and its scales."""
+    """Gives every layer at every sigma a tier (A4, A6 or A8) by its range or error, and its scales."""
     input:
         statistics=rules.merge_statistics.output.statistics,
     output:
@@ -98,13 +98,15 @@ rule analyze_activations_multitier:
         "../envs/mlx.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        gpu=int(WEIGHTED_TIERS),
+        mem_mb=8000 if WEIGHTED_TIERS else 4000,
     params:
         granularity=config["activations"]["granularity"],
         range=config["activations"]["range"],
         options=SCALE_OPTIONS,
         tiers=config["activations"]["tiers"],
-        code=code("analyze_activations_multitier.py"),
+        model=model_params() if WEIGHTED_TIERS else None,
+        code=TIER_CODE,
     message:
         "Choosing activation tiers"
     script:
@@ -166,6 +168,7 @@ use rule analyze_activations as analyze_balanced_activations with:
 use rule analyze_activations_multitier as analyze_balanced_activations_multitier with:
     """Gives every layer of a balanced recipe at every sigma a tier, and its scales."""
     input:
+        unpack(weights_behind),
         statistics=rules.merge_balanced_statistics.output.statistics,
     output:
         config=f"{RESULTS}/weights/{{recipe}}/activations/quant_config_multitier.json",

@@ -22,6 +22,22 @@ def balanced_checkpoint(wildcards):
     return files
 
 
+# Only errors that are weighted by the weights need the model.
+WEIGHTED_TIERS = (
+    config["activations"]["tiers"]["mode"] == "sensitivity"
+    and config["activations"]["tiers"]["weighting"] == "output"
+)
+TIER_CODE = code(
+    "analyze_activations_multitier.py",
+    [] if WEIGHTED_TIERS else ["checkpoint", "load", "blocks"],
+)
+
+
+def weights_behind(wildcards):
+    """The checkpoint whose weights the measured inputs meet, where tiers are weighted by them."""
+    return balanced_checkpoint(wildcards) if WEIGHTED_TIERS else {}
+
+
 # What each plot needs beside the statistics.
 PLOT_CONFIGS = {
     "absmax": [],

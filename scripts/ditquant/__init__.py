@@ -15,7 +15,8 @@ The rooms of this library, lowest floor first (an import only ever goes down):
     grids         codes, scales, packing                               mergeable statistics
     rounding      RTN, AdaRound's relaxation            observe        measuring an image
     reconstruct   the error of a block                  segments, polynomials, intervals,
-                                                        ranges, tiers  configurations
+                                                        ranges, tiers, budget,
+                                                        sensitivity    configurations
     adaround      learning the rounding                 activation_*   summary and plots
     recipes       a recipe on a block                   quant_config, simulate
                                                                        fake quantization

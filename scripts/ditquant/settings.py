@@ -177,7 +177,8 @@ def check_counts(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{track}.stride is {stride}, larger than num_steps = {config['num_steps']}."
             )
-    for kind, (low, high) in config["activations"]["tiers"].items():
+    for kind in ("linear", "post_gelu"):
+        low, high = config["activations"]["tiers"].get(kind, (0.0, 1.0))
         if low >= high:
             raise UserError(f"activations.tiers.{kind}: the A4 limit {low} must be below {high}.")
 

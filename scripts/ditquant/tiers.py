@@ -1,7 +1,8 @@
 """A4, A6 and A8 side by side: a tier for each layer and sigma, by the threshold rule.
 
 The classic rule gives a layer four bits where its range is small, six where it is larger and eight
-above: what a range costs at a number of bits grows with the range.
+above: what a range costs at a number of bits grows with the range. `sensitivity` chooses by
+predicted error under a budget instead.
 """
 
 from __future__ import annotations
@@ -35,6 +36,36 @@ def tier_of(half: np.ndarray, limits: Sequence[float]) -> np.ndarray:
     return np.array(TIER_BITS)[np.searchsorted(np.asarray(limits), half)]
 
 
+def tier_entry(
+    statistics: Statistics,
+    name: str,
+    granularity: str,
+    rule: str,
+    options: ScaleOptions,
+    row_of: Sequence[int],
+    bits: np.ndarray,
+) -> dict[str, Any]:
+    """One layer of a multi-tier configuration, with the ranges that suit each row's bits.
+
+    Args:
+        row_of: row of each measured step, see `ranges.rows_of_steps`.
+        bits: (R,) of TIER_BITS.
+    """
+    measured = grouped(statistics.of(name), row_of)
+    post_gelu = name in statistics.post_gelu
+    by_bits = {
+        int(b): range_and_shift(measured, post_gelu, rule, int(b), options.shift)
+        for b in np.unique(bits)
+    }
+    half, shift = (
+        np.array([by_bits[int(b)][part][row] for row, b in enumerate(bits)]) for part in (0, 1)
+    )
+    entry = layer_entry(statistics, name, granularity, options, bits, half, shift)
+    if post_gelu and options.shift == "error" and granularity not in DYNAMIC:
+        entry |= shift_report(measured, rule, bits)
+    return entry
+
+
 def multi_tier(
     statistics: Statistics,
     granularity: str,
@@ -54,17 +85,9 @@ def multi_tier(
     for name in statistics.input_of:
         measured = grouped(statistics.of(name), row_of)
         post_gelu = name in statistics.post_gelu
-        by_bits = {
-            b: range_and_shift(measured, post_gelu, rule, b, options.shift) for b in TIER_BITS
-        }
-        limits = tiers["post_gelu" if post_gelu else "linear"]
-        bits = tier_of(by_bits[TIER_BITS[-1]][0], limits)
-        half, shift = (
-            np.array([by_bits[int(b)][part][row] for row, b in enumerate(bits)]) for part in (0, 1)
-        )
-        layers[name] = layer_entry(statistics, name, granularity, options, bits, half, shift)
-        if post_gelu and options.shift == "error" and granularity not in DYNAMIC:
-            layers[name] |= shift_report(measured, rule, bits)
+        half, _ = range_and_shift(measured, post_gelu, rule, TIER_BITS[-1], options.shift)
+        bits = tier_of(half, tiers["post_gelu" if post_gelu else "linear"])
+        layers[name] = tier_entry(statistics, name, granularity, rule, options, row_of, bits)
     return {
         **header(statistics, granularity, row_of),
         "configuration": {

@@ -1,0 +1,154 @@
+"""Tiers by sensitivity: 4, 6 or 8 bits where they lower the error at the linears' outputs most.
+
+An input x with W x behind it, quantized with an error of mean square e_b at b bits, disturbs the
+output by e_b ||W||_F^2 for each token: the errors of single values are small, of mean zero and
+unrelated. e_b is what the histogram predicts (`intervals.predicted_error`). Weighted
+
+    output     as it is: squared output error, summed over tokens, steps and the linears that read x
+    relative   by the output's own energy, about ||W||_F^2 mean(x^2), so that W cancels: the sum of
+               noise-to-signal ratios of the inputs over linears and steps
+
+the sum over all inputs and rows is made least under a budget of average bits (`budget`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .activation_statistics import Statistics
+from .activation_summary import rounded
+from .backend import mx, nn
+from .blocks import all_linears
+from .budget import allocate
+from .intervals import SMALLEST_RANGE, predicted_error, range_and_shift
+from .ranges import DEFAULT_OPTIONS, ScaleOptions, header, rows_of_steps, scale_record
+from .segments import grouped
+from .tiers import TIER_BITS, tier_entry, tier_summary
+
+WEIGHTINGS = ("output", "relative")
+
+
+def input_gains(model: nn.Module) -> dict[str, float]:
+    """Linear name -> ||W||_F^2 / input channels: output error for each squared error of a value."""
+    gains = {
+        linear.name: mx.square(linear.module.weight.astype(mx.float32)).sum(axis=0).mean()
+        for linear in all_linears(model)
+    }
+    mx.eval(gains)
+    return {name: float(gain) for name, gain in gains.items()}
+
+
+def _errors(
+    statistics: Statistics,
+    name: str,
+    row_of: list[int],
+    rule: str,
+    options: ScaleOptions,
+    gains: Mapping[str, float] | None,
+) -> np.ndarray:
+    """(rows, tiers) weighted error of an input, over the steps of each row and all its linears."""
+    measured = grouped(statistics.inputs[name], row_of)
+    post_gelu = name in statistics.post_gelu
+    per_value = np.stack(
+        [
+            predicted_error(
+                measured, *range_and_shift(measured, post_gelu, rule, bits, options.shift), bits
+            )
+            for bits in TIER_BITS
+        ],
+        axis=1,
+    )
+    readers = [linear for linear, read in statistics.input_of.items() if read == name]
+    if gains is not None:
+        return per_value * measured.count[:, None] * sum(gains[linear] for linear in readers)
+    steps = np.bincount(row_of)
+    mean_square = statistics.mean(measured.sum_mean_square) / steps
+    relative = per_value / np.maximum(mean_square, SMALLEST_RANGE**2)[:, None]
+    return np.asarray(relative * steps[:, None] * len(readers))
+
+
+def sensitive_tiers(
+    statistics: Statistics,
+    granularity: str,
+    rule: str,
+    average_bits: float,
+    gains: Mapping[str, float] | None,
+    options: ScaleOptions = DEFAULT_OPTIONS,
+) -> dict[str, Any]:
+    """The document `ditquant.quant_config` with tiers by sensitivity under a budget.
+
+    The average weighs an input by its values in all linears and steps that read it, as
+    `average_bits` of the summary does. With `polynomial` and dynamic ranges the errors are those of
+    a scale for each measured sigma, which the others come close to.
+
+    Args:
+        granularity, rule: see `ranges.single_tier`.
+        average_bits: 4 to 8; the configuration's average is at most this.
+        gains: of `input_gains`, for weighting `output`; None: weighting `relative`.
+    """
+    row_of = rows_of_steps(statistics, granularity, rule, TIER_BITS[-1], options)
+    rows = max(row_of) + 1
+    names = list(statistics.inputs)
+    errors = {name: _errors(statistics, name, row_of, rule, options, gains) for name in names}
+    readers = list(statistics.input_of.values())
+    sizes = np.concatenate(
+        [grouped(statistics.inputs[name], row_of).count * readers.count(name) for name in names]
+    )
+    stacked = np.concatenate([errors[name] for name in names])
+    chosen = allocate(stacked, sizes, TIER_BITS, average_bits)
+    bits_of = {
+        name: np.array(TIER_BITS)[chosen[start : start + rows]]
+        for name, start in zip(names, range(0, len(chosen), rows), strict=True)
+    }
+    layers = {}
+    for linear, name in statistics.input_of.items():
+        layers[linear] = tier_entry(
+            statistics, linear, granularity, rule, options, row_of, bits_of[name]
+        )
+        layers[linear]["predicted_error"] = {
+            f"A{bits}": rounded(column)
+            for bits, column in zip(TIER_BITS, errors[name].T, strict=True)
+        }
+    return {
+        **header(statistics, granularity, row_of),
+        "configuration": {
+            "tiers": {
+                "mode": "sensitivity",
+                "average_bits": average_bits,
+                "weighting": WEIGHTINGS[gains is None],
+            },
+            **scale_record(granularity, rule, options),
+        },
+        "summary": {
+            **tier_summary(statistics, layers, row_of),
+            **_schedule(layers, row_of),
+            "predicted_error": {
+                "chosen": rounded(stacked[np.arange(len(chosen)), chosen].sum())[0],
+                **{
+                    f"A{bits}": rounded(total)[0]
+                    for bits, total in zip(TIER_BITS, stacked.sum(axis=0), strict=True)
+                },
+            },
+        },
+        "layers": layers,
+    }
+
+
+def _schedule(layers: Mapping[str, Mapping[str, Any]], row_of: list[int]) -> dict[str, Any]:
+    """How the tiers of the layers that switch move over the schedule.
+
+    Returns:
+        "switches": layer -> changes of tier from one measured sigma to the next; "variability":
+        layer -> standard deviation over mean of its bits.
+    """
+    bits = {name: np.array(entry["bits"])[row_of] for name, entry in layers.items()}
+    switching = {name: row for name, row in bits.items() if row.min() < row.max()}
+    return {
+        "switches": {name: int((np.diff(row) != 0).sum()) for name, row in switching.items()},
+        "variability": {
+            name: rounded(row.std() / row.mean())[0] for name, row in switching.items()
+        },
+    }
