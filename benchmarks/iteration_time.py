@@ -352,7 +352,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, measured in parts(size, DTYPES[dtype], options.repeat, options.compare):
         try:
             rows[name] = measured()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             print(f"{name:26} does not run here: {str(error).splitlines()[0][:100]}", flush=True)
             continue
         if name == "plain" and "batch-8-8" in rows:

@@ -41,7 +41,7 @@ from .lsq import ActivationQuantizer, dropped, quantize
 from .progress import ticking
 from .reconstruct import BlockProblem, stream_errors, weights_restored
 from .rounding import bits_of, hard_codes, is_binary, start_alpha
-from .rounding_kernels import ADAM_DECAY, adam_step, advancing, softening, stored_line
+from .rounding_kernels import ADAM_DECAY, adam_step, advance, softening, stored_line
 
 _BETA_START, _BETA_END = 20, 2
 _HISTORY_POINTS = 50
@@ -131,7 +131,7 @@ class Learner:
         self._low, self._rise = [low for low, _ in lines], [rise for _, rise in lines]
         mx.eval(self._low, self._rise)
         dtype = problem.data.inputs[0].dtype
-        self._soften, self._advance = softening(dtype), advancing()
+        self._soften = softening(dtype)
         batch = min(options.batch_size, len(problem.train))
         self._at_once = min(options.rows_at_once or batch, batch)
         self._loss_scale = loss_scale(problem, self._at_once)
@@ -232,7 +232,7 @@ class Learner:
         bits = bits_of(annealed_beta(max(progress, 0.0)) - 1)
         rate = _scalar(options.learning_rate)
         updated = [
-            self._advance(*one, (slope, rise, scale, penalty, bits), (rate, *corrections))
+            advance(*one, (slope, rise, scale, penalty, bits), (rate, *corrections))
             for *one, slope, rise in zip(
                 state.alphas, state.means, state.squares, slopes, self._rise, strict=True
             )

@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import math
 
-from .backend import mx, sigmoid
+from .backend import is_accelerated, mx, polynomial
 from .grids import Scales, values_of
 
 # The stretch of the rectified sigmoid: h reaches 0 and 1 at finite alpha (Louizos et al. 2018).
 ZETA, GAMMA = 1.1, -0.1
+# The alpha at which h reaches 1; at its negative it reaches 0.
+_LIMIT = math.log(-ZETA / GAMMA)
+# (h - 1/2) / alpha = P(alpha^2) / Q(alpha^2) up to there, highest power first: a minimax fit, to
+# 3e-10. A CPU computes it in a twentieth of the time that `mx.sigmoid` takes.
+_H_P = (1.9101441803832233e-05, 8.287179304423853e-03, 2.999999987974893e-01)
+_H_Q = (9.767949842466256e-04, 1.1095724765004879e-01, 1.0)
 
 
 def nearest_codes(steps: mx.array, levels: int) -> mx.array:
@@ -23,15 +29,30 @@ def nearest_codes(steps: mx.array, levels: int) -> mx.array:
     return mx.clip(mx.round(steps), 0, levels - 1)
 
 
+def bounded(alpha: mx.array) -> mx.array:
+    """alpha where h(alpha) lies in (0, 1), else the nearest such alpha."""
+    return mx.clip(alpha, -_LIMIT, _LIMIT)
+
+
 def rectified_sigmoid(alpha: mx.array) -> mx.array:
-    """h(alpha) = clip((zeta - gamma) sigmoid(alpha) + gamma, 0, 1) (AdaRound, eq. 23)."""
-    return mx.clip((ZETA - GAMMA) * sigmoid(alpha) + GAMMA, 0.0, 1.0)
+    """h(alpha) = clip((zeta - gamma) sigmoid(alpha) + gamma, 0, 1) (AdaRound, eq. 23).
+
+    In float32, to 2e-7: 0 and 1 too.
+    """
+    return inner_sigmoid(bounded(alpha))
 
 
-def rectified_sigmoid_slope(h: mx.array) -> mx.array:
-    """dh / dalpha, from h itself: (h - gamma)(zeta - h) / (zeta - gamma) inside (0, 1), else 0."""
-    slope = (h - GAMMA) * (ZETA - h) / (ZETA - GAMMA)
-    return mx.where((h > 0.0) & (h < 1.0), slope, 0.0)
+def inner_sigmoid(alpha: mx.array) -> mx.array:
+    """h(alpha) for an alpha that is `bounded`."""
+    if is_accelerated():
+        return (ZETA - GAMMA) * mx.sigmoid(alpha) + GAMMA
+    square = alpha * alpha
+    return 0.5 + alpha * (polynomial(square, _H_P) / polynomial(square, _H_Q))
+
+
+def inner_sigmoid_slope(h: mx.array) -> mx.array:
+    """dh / dalpha where h lies in (0, 1), from h itself: (h - gamma)(zeta - h) / (zeta - gamma)."""
+    return (h - GAMMA) * (ZETA - h) * (1.0 / (ZETA - GAMMA))
 
 
 def start_alpha(steps: mx.array) -> mx.array:
@@ -70,12 +91,13 @@ def bits_of(exponent: int) -> mx.array:
 def power(x: mx.array, bits: mx.array) -> mx.array:
     """x^n by repeated squaring, for a whole n from 0 to 31 given as `bits_of(n)`.
 
-    n is an array, so that a compiled function serves every n; `mx.power` costs ten products.
+    n is an array, so that a compiled function serves every n; `mx.power` costs ten products. The
+    factor x or 1 is x b + (1 - b), which the CPU's compiler vectorises, unlike a choice.
     """
-    result = mx.where(bits[0] > 0, x, 1.0)
+    result = x * bits[0] + (1.0 - bits[0])
     for bit in range(1, 5):
         x = x * x
-        result = result * mx.where(bits[bit] > 0, x, 1.0)
+        result = result * (x * bits[bit] + (1.0 - bits[bit]))
     return result
 
 

@@ -12,7 +12,7 @@ from ditquant.rounding_kernels import (
     ADAM_DECAY,
     ADAM_EPSILON,
     adam_step,
-    advancing,
+    advance,
     softening,
     stored_line,
 )
@@ -98,7 +98,7 @@ def test_alpha_moves_against_error_and_regulariser(beta):
     slope = mx.grad(total)(alpha)
     expected = adam_by_hand(np.array(alpha, np.float64), [np.array(slope, np.float64)], 0.05)
     zeros = mx.zeros(SHAPE)
-    moved, mean, square = advancing()(
+    moved, mean, square = advance(
         alpha, zeros, zeros,
         (weight_slope, rise, scalar(scale), scalar(penalty), bits_of(beta - 1)),
         (scalar(0.05), *corrections(1)),

@@ -23,7 +23,7 @@ from .device import (  # noqa: E402
     to_numpy,
 )
 from .diffusionkit import hub_files, import_diffusionkit  # noqa: E402
-from .vector import sigmoid  # noqa: E402
+from .vector import normal_cdf, normal_density, polynomial  # noqa: E402
 
 __all__ = [
     "BLAS",
@@ -35,8 +35,10 @@ __all__ = [
     "is_accelerated",
     "mx",
     "nn",
+    "normal_cdf",
+    "normal_density",
     "peak_memory_bytes",
+    "polynomial",
     "reset_peak_memory",
-    "sigmoid",
     "to_numpy",
 ]
