@@ -28,6 +28,7 @@ def chained(tmp_path, configuration) -> Workspace:
     return Workspace(tmp_path / "run", config)
 
 
+@pytest.mark.slow
 def test_a_chain_of_blocks(chained):
     images = {"encode_prompts": 1, "generate_calibration": 2, "cache_block_io": 2}
     # The first block has nothing before it; each further one needs all before it, no later one.
