@@ -13,7 +13,7 @@ from PIL import Image
 from ditquant.activation_plots import PLOTS, draw, nearest_steps
 from ditquant.activation_statistics import Statistics, save_statistics
 from ditquant.artifacts import write_json
-from ditquant.ranges import CONFIG_FORMAT, single_tier
+from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
 from ditquant.tiers import multi_tier
 from support.activations import statistics
 
@@ -108,6 +108,23 @@ def test_tiers_draw_the_bits_of_every_input_and_shares_that_add_up(small):
     )
     heights = np.array([bar.get_height() for bar in share.patches]).reshape(3, -1)
     np.testing.assert_allclose(heights.sum(axis=0), 100)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_tiers_and_ranges_are_drawn_whatever_scales_follow(small, granularity):
+    options = ScaleOptions(groups=3, degree=2)
+    tiers = multi_tier(small, granularity, "absmax", TIERS, options)
+    _, matrix = draw("tiers", small, [tiers], [0]).axes
+    shown = np.array(matrix.images[0].get_array())
+    assert shown.shape == (len(small.inputs), len(small.sigmas))
+    for bits in (4, 6, 8):
+        assert tiers["summary"]["shares"][f"A{bits}"] == pytest.approx((shown == bits).mean(), 1e-5)
+    single = single_tier(small, 8, granularity, "absmax", options)
+    panel = draw("distributions", small, [single], [0]).axes[0]
+    # The first panel has the image stream's q: the span up to the largest of their limits.
+    largest = max(m.absmax.max() for n, m in small.inputs.items() if n.endswith("img.attn.q_proj"))
+    right = panel.patches[0].get_x() + panel.patches[0].get_width()
+    assert right >= largest * (1 - 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 
 import numpy as np
 import pytest
 
-from ditquant.artifacts import write_json
+from ditquant.activation_statistics import save_statistics
+from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.intervals import GELU_LOW, largest_code, range_and_shift
@@ -264,3 +266,15 @@ def test_entries_that_do_not_fit_are_refused(made, granularity, change, message)
     document["layers"]["a"] |= change
     with pytest.raises(UserError, match=message):
         parse_quant_config(document, "quant_config.json")
+
+
+def test_the_script_passes_every_option_on(tmp_path, made):
+    script = importlib.import_module("analyze_activations")
+    save_statistics(tmp_path / "s.safetensors", made)
+    options = {"groups": 3, "degree": 1, "variable": "log_sigma", "shift": "error"}
+    for granularity in ("group", "polynomial"):
+        path = tmp_path / f"{granularity}.json"
+        script.main(str(tmp_path / "s.safetensors"), str(path), 6, granularity, "mse", options)
+        document = read_json(path, CONFIG_FORMAT)
+        expected = single_tier(made, 6, granularity, "mse", ScaleOptions(**options))
+        assert {key: document[key] for key in expected} == expected
