@@ -148,6 +148,36 @@ def test_a_fit_is_exact_where_the_drift_is_a_polynomial():
     assert over.max() < 2e-6
 
 
+def least_excess(x: np.ndarray, log_range: np.ndarray, degree: int) -> float:
+    """Of all polynomials above the values: a vertex of the linear program touches degree + 1."""
+    best = np.inf
+    for touched in itertools.combinations(range(len(x)), degree + 1):
+        rows = list(touched)
+        above = evaluate(least_squares(x[rows], log_range[rows], degree), x) - log_range
+        if above.min() > -1e-8:
+            best = min(best, above.mean())
+    return float(best)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_a_fit_is_close_above_the_ranges(degree):
+    x = np.linspace(1, 0.05, 12)
+    random = np.random.default_rng(degree)
+    raised, optimal, found = [], [], []
+    for _ in range(20):
+        # Ranges that jump at the first step, as those of real models do.
+        log_range = np.cumsum(random.normal(0, 0.1, 12)) + 0.8 * (x == 1)
+        plain = evaluate(least_squares(x, log_range, degree), x)
+        raised.append((plain - log_range).mean() + (log_range - plain).max())
+        optimal.append(least_excess(x, log_range, degree))
+        found.append((evaluate(upper_fit(x, log_range, degree), x) - log_range).mean())
+    # Ten digits of coefficients, and the margin.
+    assert (np.array(found) >= np.array(optimal) - 1e-7).all()
+    assert (np.array(found) <= np.array(raised) + 2e-6).all()
+    # Most of what raising a plain fit loses is won.
+    assert np.mean(found) - np.mean(optimal) < 0.25 * (np.mean(raised) - np.mean(optimal))
+
+
 def test_a_degree_beyond_the_measured_steps_is_the_exact_fit():
     assert len(least_squares(np.array([1.0, 0.5, 0.2]), np.array([1.0, 2.0, 4.0]), 5)) == 3
 
