@@ -169,7 +169,7 @@ def quantize(
     packed: dict[str, Packed] = {}
     parameters: dict[str, mx.array] = {}
     documents = []
-    prefix = None
+    prefix: tuple[mx.array, ...] | None = None
     chained = recipe.get("inputs", "full") != "full"
     for index, block in enumerate(spec.block_names):
         started = time.perf_counter()
@@ -187,8 +187,7 @@ def quantize(
             streams = streams_after(
                 network, block, following, data, result.packed, result.parameters
             )
-            prefix = folder / f"prefix-{following}.safetensors"
-            save_tensors(prefix, streams)
+            prefix = streams
     return packed, parameters, documents
 
 

@@ -30,34 +30,6 @@ rule cache_block_io:
         "../scripts/cache_block_io.py"
 
 
-rule run_prefix:
-    """Computes the streams that enter a block behind the quantized blocks of a recipe."""
-    input:
-        unpack(prefix_inputs),
-        block_io=expand(
-            f"{RESULTS}/block_io/{{image}}.safetensors", image=WEIGHT_IMAGES
-        ),
-    output:
-        prefix=temp(f"{RESULTS}/weights/{{recipe}}/prefix/{{block}}.safetensors"),
-    log:
-        f"{RESULTS}/logs/run_prefix/{{recipe}}-{{block}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/run_prefix/{{recipe}}-{{block}}.tsv"
-    conda:
-        "../envs/mlx.yaml"
-    threads: MODEL_THREADS
-    resources:
-        gpu=1,
-        mem_mb=8000,
-    params:
-        model=model_params(),
-        code=code("run_prefix.py"),
-    message:
-        "Running the quantized blocks of recipe {wildcards.recipe} up to {wildcards.block}"
-    script:
-        "../scripts/run_prefix.py"
-
-
 rule optimize_block:
     """Chooses the codes of one block's weights by one recipe and measures the block's error."""
     input:

@@ -10,6 +10,7 @@ from ditquant.block_io import read_block
 from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
+from ditquant.prefix import prefix_streams
 from ditquant.recipes import quantize_block, recipe_grid
 from ditquant.reconstruct import block_problem
 
@@ -30,7 +31,7 @@ def main(
     recipe: dict,
     seed: int,
     code: str,
-    prefix: str | None = None,
+    before: list[str] | None = None,
     statistics: str | None = None,
 ) -> None:
     """Writes the packed weights ("mm03.img.attn.q_proj.weight", .scales, .biases) and the result.
@@ -38,18 +39,19 @@ def main(
     Beside them, as "parameters.<module path>", full-precision parameters that balancing changed.
 
     Args:
-        prefix: streams from the quantized blocks before this one, if the recipe learns on them.
+        before: weights of the blocks before this one, if the recipe learns behind them.
         statistics: of the activation track, if the recipe balances by them.
 
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
+    prefix = prefix_streams(network, spec.block_names, block_io, before) if before else None
     data = read_block(block_io, spec.block_names, block, prefix)
     problem = block_problem(network, block, data, recipe_grid(recipe), recipe["holdout"])
     settings = {"model": model, "block": block, "recipe": recipe, "seed": seed, "code": code}
     resume = Path(weights).with_name(f".{block}.resume.safetensors")
-    sources = [*block_io, *([prefix] if prefix else [])]
+    sources = [*block_io, *(before or [])]
     measured = load_statistics(statistics) if statistics else None
     quantized = quantize_block(
         problem, recipe, seed, measured, resume, resume_key(sources, settings)
@@ -95,6 +97,6 @@ if "snakemake" in globals():
             params.recipe,
             params.seed,
             params.code,
-            snakemake.input.get("prefix"),
+            snakemake.input.get("before"),
             snakemake.input.get("statistics"),
         )

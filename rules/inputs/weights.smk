@@ -18,10 +18,6 @@ def block_recipe(wildcards):
     return settings.block_options(recipe_params(wildcards))
 
 
-def recipe_folder(wildcards):
-    return f"{RESULTS}/weights/{wildcards.recipe}"
-
-
 def checkpoint_files(recipe):
     """A recipe's checkpoint: name of the input -> path."""
     folder = f"{RESULTS}/weights/{known('recipe', recipe, RECIPES)}/model"
@@ -42,33 +38,16 @@ def activation_folder(recipe):
     return f"{RESULTS}/activations"
 
 
-def prefix_of(wildcards, block):
-    """The streams that enter `block` behind quantized blocks; none enter the first one."""
-    if BLOCKS.index(block) == 0:
-        return {}
-    return {"prefix": f"{recipe_folder(wildcards)}/prefix/{block}.safetensors"}
-
-
 def block_inputs(wildcards):
     """What a block's recipe reads beside the cached streams."""
-    recipe, inputs = block_recipe(wildcards), {}
-    if recipe.get("inputs", "full") != "full":
-        inputs |= prefix_of(wildcards, block_name(wildcards))
+    recipe, block, inputs = block_recipe(wildcards), block_name(wildcards), {}
+    before = BLOCKS[: BLOCKS.index(block)]
+    if recipe.get("inputs", "full") != "full" and before:
+        folder = f"{RESULTS}/weights/{wildcards.recipe}/blocks"
+        inputs["before"] = expand(f"{folder}/{{block}}.safetensors", block=before)
     if recipe["balance"] in ("smoothquant", "csb"):
         inputs["statistics"] = f"{RESULTS}/activations/layer_statistics.safetensors"
     return inputs
-
-
-def prefix_inputs(wildcards):
-    """The block before, and what entered that one."""
-    block = block_name(wildcards)
-    if BLOCKS.index(block) == 0:
-        raise WorkflowError(
-            f"{block} is the first block: no quantized block is before it."
-        )
-    before = BLOCKS[BLOCKS.index(block) - 1]
-    weights = f"{recipe_folder(wildcards)}/blocks/{before}.safetensors"
-    return {"weights": weights, **prefix_of(wildcards, before)}
 
 
 LEARNED_RECIPES = [

@@ -116,7 +116,7 @@ def read_block(
     files: Sequence[str | Path],
     block_names: Sequence[str],
     block: str,
-    prefix: str | Path | None = None,
+    prefix: tuple[mx.array, ...] | None = None,
 ) -> BlockData:
     """Inputs and full-precision outputs of one block; only that block's tensors are read.
 
@@ -124,8 +124,8 @@ def read_block(
         files: block_io files, one an image.
         block_names: all blocks of the model, in order of computation.
         block: "mm03" or "uni07".
-        prefix: file with the streams that the quantized blocks before it give (rule
-            `run_prefix`), rows as in `files`.
+        prefix: the streams that the quantized blocks before it give (`prefix.prefix_streams`), rows
+            as in `files`.
     """
     images = [load_tensors(file) for file in files]
     metadata = load_metadata(files[0])
@@ -151,7 +151,7 @@ def read_block(
         text_tokens=text_tokens,
         # A row is one half of a guided pair, or a whole step of an unguided model.
         sigmas=mx.concatenate([_row_sigmas(image) for image in images]),
-        prefix=_prefix_streams(prefix, block),
+        prefix=prefix,
     )
     mx.eval(data.inputs, data.targets, data.modulation, data.sigmas)
     return data
@@ -160,15 +160,6 @@ def read_block(
 def _row_sigmas(image: Mapping[str, mx.array]) -> mx.array:
     sigmas = image["sigmas"].astype(mx.float32)
     return mx.repeat(sigmas, image["modulation"].shape[0] // sigmas.size)
-
-
-def _prefix_streams(file: str | Path | None, block: str) -> tuple[mx.array, ...] | None:
-    if file is None:
-        return None
-    tensors = load_tensors(file)
-    streams = tuple(tensors[name] for name in stream_names(block))
-    mx.eval(streams)
-    return streams
 
 
 def positional_encodings(model: nn.Module, data: BlockData) -> mx.array | None:

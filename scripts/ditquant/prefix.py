@@ -1,19 +1,22 @@
 """The streams that enter a block when the blocks before it are quantized already.
 
 Learning on them lets a block make up for errors of those before it (asymmetric reconstruction);
-the price is that blocks are quantized one after the other. A block's streams are computed from
-those of the block before, which one job stores and the next one reads.
+the price is that blocks are quantized one after the other. Each block's job runs all blocks before
+it on the cached rows: a forward pass, little beside the learning, and nothing to store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from .backend import mx, nn
-from .block_io import BlockData, positional_encodings, stream_names
+from .block_io import BlockData, positional_encodings, read_block, stream_names
 from .blocks import call_block, set_modulation, walk_blocks, walk_linears
+from .checkpoint import read_packed, read_parameters
 from .grids import Packed, dequantize
 
 _ROWS_AT_ONCE = 16
@@ -26,7 +29,7 @@ def streams_after(
     data: BlockData,
     packed: Mapping[str, Packed],
     parameters: Mapping[str, mx.array],
-) -> dict[str, mx.array]:
+) -> tuple[mx.array, ...]:
     """Streams that enter block `following`, behind a quantized `block`.
 
     Args:
@@ -36,7 +39,8 @@ def streams_after(
         parameters: module path -> parameter that balancing changed.
 
     Returns:
-        Stream's name in `following` -> (rows, tokens, 1, hidden), in the model's dtype.
+        (rows, tokens, 1, hidden) each in the model's dtype, in the order in which `following`
+        takes them.
     """
     own = next(one for one in walk_blocks(model) if one.name == block)
     dtype = data.inputs[0].dtype
@@ -58,4 +62,29 @@ def streams_after(
     if stream_names(following) == ("uni",) and len(streams) > 1:
         image, text = streams
         streams = [mx.concatenate([text, image], axis=1)]
-    return dict(zip(stream_names(following), streams, strict=True))
+    return tuple(streams)
+
+
+def prefix_streams(
+    model: nn.Module,
+    block_names: Sequence[str],
+    files: Sequence[str | Path],
+    weights: Sequence[str | Path],
+) -> tuple[mx.array, ...]:
+    """Streams that enter a block behind all blocks before it, quantized.
+
+    Args:
+        model: the full-precision MMDiT; the weights of the blocks before are replaced in it.
+        block_names: all blocks of the model, in order of computation.
+        files: block_io files, one an image.
+        weights: files of `optimize_block`, of the blocks before in their order; at least one.
+    """
+    data = read_block(files, block_names, block_names[0])
+    for index, file in enumerate(weights):
+        block, following = block_names[index : index + 2]
+        streams = streams_after(
+            model, block, following, data, read_packed([file]), read_parameters([file])
+        )
+        mx.eval(streams)
+        data = replace(data, inputs=streams, targets=())
+    return data.inputs

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.block_io import positional_encodings, read_block
 from ditquant.blocks import call_block, set_modulation, walk_blocks, walk_linears
 from ditquant.grids import Grid, fit_scales, pack, steps_of
-from ditquant.prefix import streams_after
+from ditquant.prefix import prefix_streams, streams_after
 from ditquant.rounding import nearest_codes
 from support.models import build_mmdit
 from support.problems import behind_noise, write_images
@@ -68,34 +71,47 @@ def test_streams_are_those_of_the_dequantized_block(tmp_path, noisy):
     packed = packed_linears(model, "mm00")
     streams = streams_after(model, "mm00", "mm01", data, packed, {})
     image, text = by_hand(build_mmdit(seed=4), "mm00", data, packed)
-    assert list(streams) == ["img", "txt"]
-    assert near(streams["img"], image)
-    assert near(streams["txt"], text)
+    assert near(streams[0], image)
+    assert near(streams[1], text)
     # Three bits are seen: the streams are not those of the full-precision block.
-    assert not near(streams["img"], data.targets[0])
+    assert not near(streams[0], data.targets[0])
 
 
-def test_the_next_block_reads_them_as_its_prefix(tmp_path):
-    from ditquant.artifacts import save_tensors
+def write_weights(path, packed):
+    """A file of `optimize_block`, as far as it is read here."""
+    tensors = {}
+    for name, one in packed.items():
+        tensors |= {f"{name}.{part}": getattr(one, part) for part in ("weight", "scales", "biases")}
+    sizes = {name: {"bits": 3, "group_size": 32} for name in packed}
+    save_tensors(path, tensors, {"quantization": sizes})
+    return path
 
-    model = build_mmdit(seed=4)
+
+def test_the_last_block_reads_what_all_before_it_give(tmp_path):
+    names = ["mm00", "mm01", "mm02"]
+    model = build_mmdit(seed=4, depth_multimodal=3)
     files = write_images(tmp_path, model, 2)
-    data = read_block(files, ["mm00", "mm01"], "mm00")
-    streams = streams_after(model, "mm00", "mm01", data, packed_linears(model, "mm00"), {})
-    save_tensors(tmp_path / "prefix.safetensors", streams, {"block": "mm01"})
-    following = read_block(files, ["mm00", "mm01"], "mm01", tmp_path / "prefix.safetensors")
-    for entering, expected in zip(following.entering, streams.values(), strict=True):
-        assert mx.array_equal(entering, expected)
-    for own, target in zip(following.inputs, data.targets, strict=True):
-        assert mx.array_equal(own, target)
+    packed = [packed_linears(model, name) for name in names[:2]]
+    weights = [write_weights(tmp_path / f"w{n}.safetensors", one) for n, one in enumerate(packed)]
+    prefix = prefix_streams(model, names, files, weights)
+    following = read_block(files, names, "mm02", prefix)
+    assert following.entering is prefix
+    assert not near(prefix[0], following.inputs[0])
+
+    fresh = build_mmdit(seed=4, depth_multimodal=3)
+    data = read_block(files, names, "mm00")
+    first = by_hand(fresh, "mm00", data, packed[0])
+    second = by_hand(fresh, "mm01", replace(data, prefix=tuple(first)), packed[1])
+    for own, expected in zip(prefix, second, strict=True):
+        assert near(own, expected)
 
 
 def test_a_block_with_full_weights_gives_what_was_stored(tmp_path):
     model = build_mmdit(seed=4)
     data = read_block(write_images(tmp_path, model, 3), ["mm00", "mm01"], "mm00")
     streams = streams_after(model, "mm00", "mm01", data, {}, {})
-    assert near(streams["img"], data.targets[0])
-    assert near(streams["txt"], data.targets[1])
+    assert near(streams[0], data.targets[0])
+    assert near(streams[1], data.targets[1])
 
 
 def test_parameters_that_balancing_changed_are_read(tmp_path):
@@ -107,8 +123,8 @@ def test_parameters_that_balancing_changed_are_read(tmp_path):
     moved = streams_after(model, "mm00", "mm01", data, {}, {path: bias + 1.0})
     (block, _) = walk_blocks(model)
     gate = block.streams["img"].adaLN_modulation(data.modulation)[..., -64:]
-    assert near(moved["img"] - plain["img"], mx.broadcast_to(gate, plain["img"].shape))
-    assert near(moved["txt"], plain["txt"])
+    assert near(moved[0] - plain[0], mx.broadcast_to(gate, plain[0].shape))
+    assert near(moved[1], plain[1])
 
 
 def test_text_goes_before_the_image_into_a_unified_block(tmp_path):
@@ -118,8 +134,8 @@ def test_text_goes_before_the_image_into_a_unified_block(tmp_path):
     data = read_block(files, names, "mm01")
     streams = streams_after(model, "mm01", "uni00", data, {}, {})
     image, text = data.targets
-    assert list(streams) == ["uni"]
-    assert near(streams["uni"], mx.concatenate([text, image], axis=1))
+    assert len(streams) == 1
+    assert near(streams[0], mx.concatenate([text, image], axis=1))
     joined = read_block(files, names, "uni00")
     after = streams_after(model, "uni00", "uni01", joined, {}, {})
-    assert near(after["uni"], joined.targets[0])
+    assert near(after[0], joined.targets[0])
