@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -84,7 +85,7 @@ def encode(path: Path, configfile: Path) -> None:
         "seed": config["seed"],
         "num_steps": config["num_steps"],
         "stride": config["weights"]["stride"],
-        "configuration": str(configfile),
+        "configuration": os.path.relpath(configfile, ROOT),
     }
     save_tensors(path, tensors, {"plan": plan})
 
