@@ -39,26 +39,40 @@ def to_fixed(values: np.ndarray) -> np.ndarray:
     return np.rint(values / _UNIT).astype(np.int64)
 
 
+# How a field of two measurements becomes that of both; sums and counts add up.
+_EXTREMES = {"channel_min": np.minimum, "channel_max": np.maximum}
+
+
 @dataclass(frozen=True)
 class InputStatistics:
     """One linear input over S measured steps, all images together.
 
+    What is called a sum adds up one number (or one of each channel) a forward pass, that is, an
+    image at a step, in units of 2^-20; `average` divides it again.
+
     Attributes:
+        forwards: (S,) int64, the forward passes that entered the sums.
         channel_min, channel_max: (S, channels) float32, the extremes over images and tokens.
-        sum_channel_min, sum_channel_max: (S, channels) int64, each image's extremes summed, in
-            units of 2^-20.
-        sum_absmax: (S,) int64, each image's largest |x| summed, in units of 2^-20.
-        sum_mean_square: (S,) int64, each image's mean of x^2 summed, in units of 2^-20.
+        sum_channel_min, sum_channel_max: (S, channels) int64, the channels' extremes over tokens.
+        sum_mean: (S, channels) int64, the channels' means over tokens.
+        sum_absmax: (S,) int64, the largest |x|.
+        sum_mean_square: (S,) int64, the mean of x^2.
+        sum_token_absmax: (S,) int64, the mean over tokens of each token's largest |x|.
         histogram: (S, NUM_BINS) int64 counts of |x|, see `histogram`.
+        token_histogram: (S, NUM_BINS) int64 counts of each token's largest |x|.
     """
 
+    forwards: np.ndarray
     channel_min: np.ndarray
     channel_max: np.ndarray
     sum_channel_min: np.ndarray
     sum_channel_max: np.ndarray
+    sum_mean: np.ndarray
     sum_absmax: np.ndarray
     sum_mean_square: np.ndarray
+    sum_token_absmax: np.ndarray
     histogram: np.ndarray
+    token_histogram: np.ndarray
 
     @property
     def minimum(self) -> np.ndarray:
@@ -80,54 +94,78 @@ class InputStatistics:
         """(S,) values seen."""
         return self.histogram.sum(axis=1)
 
+    def average(self, sums: np.ndarray) -> np.ndarray:
+        """A field of sums (S, ...) -> its average over forward passes, float64 of that shape."""
+        forwards = self.forwards.reshape(-1, *(1,) * (sums.ndim - 1))
+        return sums * _UNIT / forwards
+
+    @property
+    def average_mean(self) -> np.ndarray:
+        """(S, channels) float64: the mean of each channel, over images and tokens."""
+        return self.average(self.sum_mean)
+
+    @property
+    def average_shift(self) -> np.ndarray:
+        """(S, channels) float64: TaQ-DiT's momentum shift of each channel, whatever the order.
+
+        TaQ-DiT (arXiv 2411.14172) lets z = 0.95 z + 0.05 m follow the channel's midrange
+        m = (min + max) / 2 from image to image. With the start corrected as in Adam (z starts at 0
+        and is divided by 1 - 0.95^n after n images) that is a weighted average
+
+            z_n = sum_i w_i m_i,    w_i = 0.05 * 0.95^(n - i) / (1 - 0.95^n),    sum_i w_i = 1,
+
+        which depends on the order of the images: the last count most, of many about 39 count at
+        all. Images have no order here, and over all orders each weight is 1/n on average, so the
+        expectation of z_n is the plain average of m_i. It has the least variance of all such
+        averages, and follows from the sums of the extremes: it merges exactly.
+        """
+        return (self.average(self.sum_channel_min) + self.average(self.sum_channel_max)) / 2
+
     def merged(self, other: InputStatistics) -> InputStatistics:
         """Both together; the order does not matter."""
         return InputStatistics(
-            np.minimum(self.channel_min, other.channel_min),
-            np.maximum(self.channel_max, other.channel_max),
-            self.sum_channel_min + other.sum_channel_min,
-            self.sum_channel_max + other.sum_channel_max,
-            self.sum_absmax + other.sum_absmax,
-            self.sum_mean_square + other.sum_mean_square,
-            self.histogram + other.histogram,
+            **{
+                name: _EXTREMES.get(name, np.add)(values, getattr(other, name))
+                for name, values in vars(self).items()
+            }
         )
 
     def pooled(self) -> InputStatistics:
         """All steps as one (S = 1): what a static scale is made from."""
         return InputStatistics(
-            self.channel_min.min(axis=0, keepdims=True),
-            self.channel_max.max(axis=0, keepdims=True),
-            *(
-                field.sum(axis=0, keepdims=True)
-                for field in (
-                    self.sum_channel_min,
-                    self.sum_channel_max,
-                    self.sum_absmax,
-                    self.sum_mean_square,
-                    self.histogram,
-                )
-            ),
+            **{
+                name: _EXTREMES.get(name, np.add).reduce(values, axis=0, keepdims=True)
+                for name, values in vars(self).items()
+            }
         )
 
 
 def of_one_image(
+    *,
     channel_min: np.ndarray,
     channel_max: np.ndarray,
+    sum_mean: np.ndarray,
     sum_mean_square: np.ndarray,
+    sum_token_absmax: np.ndarray,
     histogram: np.ndarray,
+    token_histogram: np.ndarray,
 ) -> InputStatistics:
     """Statistics of one image from what its forward passes gave, in the attributes' shapes."""
     # Adding zero turns -0.0 into 0.0: which of the two a minimum returns depends on the order.
     channel_min, channel_max = channel_min + np.float32(0), channel_max + np.float32(0)
     absmax = np.maximum(np.abs(channel_min), np.abs(channel_max)).max(axis=1)
     return InputStatistics(
+        forwards=np.ones(len(channel_min), dtype=np.int64),
         channel_min=channel_min,
         channel_max=channel_max,
         sum_channel_min=to_fixed(channel_min),
         sum_channel_max=to_fixed(channel_max),
+        sum_mean=sum_mean,
         sum_absmax=to_fixed(absmax),
         sum_mean_square=sum_mean_square,
+        sum_token_absmax=sum_token_absmax,
         histogram=histogram,
+        token_histogram=token_histogram,
     )
 
 
@@ -158,7 +196,7 @@ class Statistics:
         return self.inputs[self.input_of[linear]]
 
     def mean(self, sums: np.ndarray) -> np.ndarray:
-        """Fixed-point sums over images -> their average, float64."""
+        """Fixed-point sums over images -> their average, float64; see `InputStatistics.average`."""
         return sums * (_UNIT / len(self.images))
 
 
@@ -197,16 +235,42 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
     )
 
 
-# What a file holds of each input; one image's sums follow from its extremes and are left out.
-_ALWAYS = ("channel_min", "channel_max", "sum_mean_square", "histogram")
+# What a file holds of each input; one image's other sums follow from its extremes.
+_ALWAYS = (
+    "channel_min",
+    "channel_max",
+    "sum_mean",
+    "sum_mean_square",
+    "sum_token_absmax",
+    "histogram",
+    "token_histogram",
+)
 _SEVERAL_IMAGES = ("sum_channel_min", "sum_channel_max", "sum_absmax")
+
+
+def _packed(values: np.ndarray) -> mx.array:
+    """Integers in the narrowest type that holds them all: half of a file's bytes and less."""
+    if np.issubdtype(values.dtype, np.integer):
+        low, high = values.min(), values.max()
+        values = values.astype(
+            next(
+                dtype
+                for dtype in (np.int16, np.int32, np.int64)
+                if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max
+            )
+        )
+    return mx.array(values)
+
+
+def _unpacked(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.int64) if np.issubdtype(values.dtype, np.integer) else values
 
 
 def save_statistics(path: str | Path, statistics: Statistics) -> None:
     """Writes statistics; equal statistics give equal files."""
     fields = _ALWAYS if len(statistics.images) == 1 else _ALWAYS + _SEVERAL_IMAGES
     tensors = {
-        f"{name}.{field}": mx.array(getattr(measured, field))
+        f"{name}.{field}": _packed(getattr(measured, field))
         for name, measured in statistics.inputs.items()
         for field in fields
     }
@@ -227,7 +291,7 @@ def load_statistics(path: str | Path) -> Statistics:
     """Reads what `save_statistics` wrote.
 
     Raises:
-        UserError: another kind of file, or a truncated one.
+        UserError: another kind of file, a truncated one, or one of an earlier release.
     """
     metadata = load_metadata(path)
     if metadata.get("kind") != KIND:
@@ -235,6 +299,12 @@ def load_statistics(path: str | Path) -> Statistics:
     arrays = {name: to_numpy(array) for name, array in load_tensors(path).items()}
     images = tuple(json.loads(metadata["images"]))
     input_of = dict(json.loads(metadata["input_of"]))
+    names = list(dict.fromkeys(input_of.values()))
+    if any(f"{name}.{field}" not in arrays for name in names for field in _ALWAYS):
+        raise UserError(
+            f"{path} was written by an earlier release and lacks some of the statistics: delete it "
+            "and run again."
+        )
     return Statistics(
         model=metadata["model"],
         images=images,
@@ -242,17 +312,14 @@ def load_statistics(path: str | Path) -> Statistics:
         sigmas=arrays["sigmas"],
         input_of=input_of,
         post_gelu=frozenset(json.loads(metadata["post_gelu"])),
-        inputs={
-            name: _input_from(arrays, name, single=len(images) == 1)
-            for name in dict.fromkeys(input_of.values())
-        },
+        inputs={name: _input_from(arrays, name, len(images)) for name in names},
     )
 
 
-def _input_from(arrays: Mapping[str, np.ndarray], name: str, single: bool) -> InputStatistics:
-    fields = {field: arrays[f"{name}.{field}"] for field in _ALWAYS}
-    if single:
-        return of_one_image(**fields)
-    return InputStatistics(
-        **fields, **{field: arrays[f"{name}.{field}"] for field in _SEVERAL_IMAGES}
-    )
+def _input_from(arrays: Mapping[str, np.ndarray], name: str, images: int) -> InputStatistics:
+    fields = _ALWAYS if images == 1 else _ALWAYS + _SEVERAL_IMAGES
+    found = {field: _unpacked(arrays[f"{name}.{field}"]) for field in fields}
+    if images == 1:
+        return of_one_image(**found)
+    forwards = np.full(len(found["channel_min"]), images, dtype=np.int64)
+    return InputStatistics(forwards=forwards, **found)

@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .activation_statistics import Statistics
+from .activation_statistics import InputStatistics, Statistics
 from .histogram import quantile
+
+# Stands for 0 where a layer without inputs would be divided by.
+TINY = 1e-12
 
 
 def rounded(values: np.ndarray) -> list[float]:
@@ -25,19 +28,39 @@ def measurement_of(statistics: Statistics) -> dict[str, Any]:
     }
 
 
+def _token_summary(measured: InputStatistics) -> dict[str, list[float]]:
+    """One number a step of the tokens' largest |x|, see `layer_summary`."""
+    largest = measured.absmax.astype(np.float64)
+    # A bin's upper end may lie beyond the largest value in it.
+    median, p99 = (
+        np.minimum(quantile(measured.token_histogram, share), largest) for share in (0.5, 0.99)
+    )
+    return {
+        "mean": rounded(measured.average(measured.sum_token_absmax)),
+        "median": rounded(median),
+        "p99": rounded(p99),
+        "largest": rounded(largest),
+        "gain_bits": rounded(np.log2(np.maximum(largest, TINY) / np.maximum(median, TINY))),
+    }
+
+
 def layer_summary(statistics: Statistics) -> dict[str, Any]:
     """The document `ditquant.layer_statistics`: one list an entry, one number a step.
 
     absmax, min and max are over all images; mean_absmax averages each image's absmax;
-    mean_channel_absmax averages over images and then over channels; p999 is the 99.9 % point of
-    |x| and rms the root of the mean square.
+    mean_channel_absmax averages over images and then over channels; p99, p999 and p9999 are the
+    99, 99.9 and 99.99 % points of |x| and rms the root of the mean square.
+
+    token_absmax tells what scales of their own could save tokens: of the tokens' largest |x|, the
+    mean, the median, the 99 % point and the largest, and as gain_bits the bits that the median
+    token loses under one scale for all, log2(largest / median).
     """
     layers = {}
     for name in statistics.input_of:
         measured = statistics.of(name)
         channel_absmax = np.maximum(
-            np.abs(statistics.mean(measured.sum_channel_min)),
-            np.abs(statistics.mean(measured.sum_channel_max)),
+            np.abs(measured.average(measured.sum_channel_min)),
+            np.abs(measured.average(measured.sum_channel_max)),
         )
         layers[name] = {
             "input": statistics.input_of[name],
@@ -45,12 +68,15 @@ def layer_summary(statistics: Statistics) -> dict[str, Any]:
             "channels": int(measured.channel_max.shape[1]),
             "values": int(measured.count.sum()),
             "absmax": rounded(measured.absmax),
-            "mean_absmax": rounded(statistics.mean(measured.sum_absmax)),
+            "mean_absmax": rounded(measured.average(measured.sum_absmax)),
             "mean_channel_absmax": rounded(channel_absmax.mean(axis=1)),
+            "p99": rounded(quantile(measured.histogram, 0.99)),
             "p999": rounded(quantile(measured.histogram, 0.999)),
-            "rms": rounded(np.sqrt(statistics.mean(measured.sum_mean_square))),
+            "p9999": rounded(quantile(measured.histogram, 0.9999)),
+            "rms": rounded(np.sqrt(measured.average(measured.sum_mean_square))),
             "min": rounded(measured.minimum),
             "max": rounded(measured.maximum),
+            "token_absmax": _token_summary(measured),
         }
     return {**measurement_of(statistics), "layers": layers}
 
@@ -68,8 +94,8 @@ def temporal_analysis(statistics: Statistics) -> dict[str, Any]:
         layers[name] = {
             "post_gelu": name in statistics.post_gelu,
             "absmax_range": rounded(absmax[[smallest, largest]]),
-            "drift": rounded(absmax[largest] / max(absmax[smallest], 1e-12))[0],
-            "variability": rounded(absmax.std() / max(absmax.mean(), 1e-12))[0],
+            "drift": rounded(absmax[largest] / max(absmax[smallest], TINY))[0],
+            "variability": rounded(absmax.std() / max(absmax.mean(), TINY))[0],
             "step_of_max": statistics.steps[largest],
             "sigma_of_max": rounded(statistics.sigmas[largest])[0],
             "step_of_min": statistics.steps[smallest],

@@ -17,7 +17,7 @@ from .backend import mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .calibration import Trajectory
 from .errors import UserError
-from .histogram import count_bins
+from .histogram import count_bins, count_bins_of_each
 from .sampling import predict
 
 
@@ -26,23 +26,40 @@ def measured_steps(num_steps: int, stride: int) -> list[int]:
     return list(range(0, num_steps, stride))
 
 
+# Field -> one step's value on the host, of an input.
+_Row = dict[str, np.ndarray]
+
+
 @dataclass(frozen=True)
 class _Measurement:
-    """Lazy statistics of one array: channel_min and channel_max (channels,), mean_square (), and
-    histogram (NUM_BINS,)."""
+    """Lazy statistics of one array of rows (tokens, channels); sums are float32.
+
+    Attributes:
+        channel_min, channel_max, channel_mean, channel_square: (channels,) over tokens; the last is
+            the mean of the square.
+        token_absmax: (tokens,) each token's largest absolute value.
+        histogram: (NUM_BINS,) int32.
+    """
 
     channel_min: mx.array
     channel_max: mx.array
-    mean_square: mx.array
+    channel_mean: mx.array
+    channel_square: mx.array
+    token_absmax: mx.array
     histogram: mx.array
 
 
 def _measure_input(x: mx.array) -> _Measurement:
     rows = x.reshape(-1, x.shape[-1])
+    wide = rows.astype(mx.float32)
+    # Means along the first axis: MLX's CPU adds up whole rows there, and one value at a time where
+    # an array becomes one number.
     return _Measurement(
         rows.min(axis=0).astype(mx.float32),
         rows.max(axis=0).astype(mx.float32),
-        mx.mean(mx.square(rows.astype(mx.float32))),
+        wide.mean(axis=0),
+        mx.square(wide).mean(axis=0),
+        mx.abs(rows).max(axis=1).astype(mx.float32),
         count_bins(rows),
     )
 
@@ -67,26 +84,47 @@ class _Recorder:
         self.measurements[linear.name] = _measure_input(x)
         self._last = (x, linear.name)
 
-    def evaluate(self) -> dict[str, dict[str, np.ndarray]]:
-        """Runs the graph once; input name -> field -> host array."""
-        mx.eval([list(vars(measured).values()) for measured in self.measurements.values()])
+    def evaluate(self) -> dict[str, _Row]:
+        """Runs the graph once."""
+        measurements = self.measurements.values()
+        token_histograms = count_bins_of_each([measured.token_absmax for measured in measurements])
+        mx.eval(token_histograms, [list(vars(measured).values()) for measured in measurements])
         return {
-            name: {field: to_numpy(value) for field, value in vars(measured).items()}
-            for name, measured in self.measurements.items()
+            name: _row(measured, token_histogram)
+            for (name, measured), token_histogram in zip(
+                self.measurements.items(), to_numpy(token_histograms), strict=True
+            )
         }
 
 
-def _stacked(name: str, rows: Sequence[dict[str, np.ndarray]]) -> InputStatistics:
-    channel_min, channel_max, mean_square, histogram = (
-        np.stack([row[field] for row in rows])
-        for field in ("channel_min", "channel_max", "mean_square", "histogram")
-    )
-    if not all(np.isfinite(values).all() for values in (channel_min, channel_max, mean_square)):
+def _row(measured: _Measurement, token_histogram: np.ndarray) -> _Row:
+    """What is kept of one input at one step: the arguments of `of_one_image`, before rounding."""
+    return {
+        "channel_min": to_numpy(measured.channel_min),
+        "channel_max": to_numpy(measured.channel_max),
+        "sum_mean": to_numpy(measured.channel_mean),
+        "sum_mean_square": to_numpy(measured.channel_square).mean(dtype=np.float64),
+        "sum_token_absmax": to_numpy(measured.token_absmax).mean(dtype=np.float64),
+        "histogram": to_numpy(measured.histogram),
+        "token_histogram": token_histogram,
+    }
+
+
+def _stacked(name: str, rows: Sequence[_Row]) -> InputStatistics:
+    stacked = {field: np.stack([row[field] for row in rows]) for field in rows[0]}
+    if not all(np.isfinite(values).all() for values in stacked.values()):
         raise UserError(
             f"The inputs of {name} are not finite: the model overflows in this dtype. Set "
             "model.dtype to bfloat16 or float32."
         )
-    return of_one_image(channel_min, channel_max, to_fixed(mean_square), histogram.astype(np.int64))
+    exact = {
+        field: to_fixed(values) if field.startswith("sum_") else values
+        for field, values in stacked.items()
+    }
+    histograms = {
+        field: exact.pop(field).astype(np.int64) for field in ("histogram", "token_histogram")
+    }
+    return of_one_image(**exact, **histograms)
 
 
 def measure_image(

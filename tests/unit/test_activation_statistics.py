@@ -23,6 +23,7 @@ from ditquant.activation_summary import layer_summary, temporal_analysis
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.errors import UserError
+from ditquant.histogram import NUM_BINS
 from support.activations import input_statistics, statistics
 
 IMAGES = 6
@@ -85,17 +86,17 @@ def test_merged_values_are_those_of_all_values_together():
     # Each image's contribution is rounded to a multiple of 2^-20.
     resolution = 2.0**-20
     np.testing.assert_allclose(
-        merged.mean(measured.sum_mean_square),
+        measured.average(measured.sum_mean_square),
         np.mean([(v.astype(np.float64) ** 2).mean(axis=(1, 2)) for v in values], axis=0),
         rtol=0, atol=resolution,
     )  # fmt: skip
     np.testing.assert_allclose(
-        merged.mean(measured.sum_channel_max),
+        measured.average(measured.sum_channel_max),
         np.mean([v.max(axis=1).astype(np.float64) for v in values], axis=0),
         rtol=0, atol=resolution,
     )  # fmt: skip
     np.testing.assert_allclose(
-        merged.mean(measured.sum_absmax),
+        measured.average(measured.sum_absmax),
         np.mean([np.abs(v).max(axis=(1, 2)).astype(np.float64) for v in values], axis=0),
         rtol=0, atol=resolution,
     )  # fmt: skip
@@ -123,7 +124,16 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
 
 def test_minus_zero_is_zero():
     zeros = np.full((1, 2), -0.0, np.float32)
-    made = of_one_image(zeros, zeros, np.zeros(1, np.int64), np.zeros((1, 513), np.int64))
+    sums, counts = np.zeros(1, np.int64), np.zeros((1, NUM_BINS), np.int64)
+    made = of_one_image(
+        channel_min=zeros,
+        channel_max=zeros,
+        sum_mean=to_fixed(zeros),
+        sum_mean_square=sums,
+        sum_token_absmax=sums,
+        histogram=counts,
+        token_histogram=counts,
+    )
     assert not np.signbit(made.channel_min).any()
     assert not np.signbit(made.channel_max).any()
 

@@ -98,9 +98,15 @@ def test_steps_where_large_inputs_meet_small_weights_count_most():
 
 def measured(low: np.ndarray, high: np.ndarray):
     steps = len(low)
-    counts = np.zeros((steps, NUM_BINS), dtype=np.int64)
+    counts, ones = np.zeros((steps, NUM_BINS), dtype=np.int64), to_fixed(np.ones(steps))
     return of_one_image(
-        low.astype(np.float32), high.astype(np.float32), to_fixed(np.ones(steps)), counts
+        channel_min=low.astype(np.float32),
+        channel_max=high.astype(np.float32),
+        sum_mean=np.zeros(low.shape, dtype=np.int64),
+        sum_mean_square=ones,
+        sum_token_absmax=ones,
+        histogram=counts,
+        token_histogram=counts,
     )
 
 

@@ -78,7 +78,7 @@ def test_statistics_are_those_of_the_inputs(model, measured):
             tolerance = {"rtol": 1e-5, "atol": 1e-5}
             np.testing.assert_allclose(found.channel_min[row], values.min(axis=0), **tolerance)
             np.testing.assert_allclose(found.channel_max[row], values.max(axis=0), **tolerance)
-            mean_square = measured.mean(found.sum_mean_square)[row]
+            mean_square = found.average(found.sum_mean_square)[row]
             np.testing.assert_allclose(
                 mean_square, (values.astype(np.float64) ** 2).mean(), rtol=1e-4, atol=2**-20
             )
