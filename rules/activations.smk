@@ -71,46 +71,44 @@ rule analyze_activations:
         "../envs/mlx.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
+        gpu=lambda wildcards: int(weighs_errors(config_name(wildcards))),
+        mem_mb=8000,
     params:
-        bits=config["activations"]["bits"],
-        granularity=config["activations"]["granularity"],
-        range=config["activations"]["range"],
-        options=SCALE_OPTIONS,
-        code=code("analyze_activations.py"),
+        asked=asked_config,
+        model=config_model,
+        code=config_code,
     message:
         "Choosing activation scales"
     script:
         "../scripts/analyze_activations.py"
 
 
-rule analyze_activations_multitier:
+use rule analyze_activations as analyze_activations_multitier with:
     """Gives every layer at every sigma a tier (A4, A6 or A8) by its range or error, and its scales."""
-    input:
-        statistics=rules.merge_statistics.output.statistics,
     output:
-        config=f"{RESULTS}/activations/quant_config_multitier.json",
+        config=f"{RESULTS}/activations/quant_config_{{scales}}.json",
     log:
-        f"{RESULTS}/logs/analyze_activations_multitier.log",
+        f"{RESULTS}/logs/analyze_activations_multitier/{{scales}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/analyze_activations_multitier.tsv"
-    conda:
-        "../envs/mlx.yaml"
-    threads: 1
-    resources:
-        gpu=int(WEIGHTED_TIERS),
-        mem_mb=8000 if WEIGHTED_TIERS else 4000,
-    params:
-        granularity=config["activations"]["granularity"],
-        range=config["activations"]["range"],
-        options=SCALE_OPTIONS,
-        tiers=config["activations"]["tiers"],
-        model=model_params() if WEIGHTED_TIERS else None,
-        code=TIER_CODE,
+        f"{RESULTS}/benchmarks/analyze_activations_multitier/{{scales}}.tsv"
+    wildcard_constraints:
+        scales="multitier",
     message:
         "Choosing activation tiers"
-    script:
-        "../scripts/analyze_activations_multitier.py"
+
+
+use rule analyze_activations as analyze_activations_variant with:
+    """Chooses the scales, or the tiers, of another activation configuration."""
+    output:
+        config=f"{RESULTS}/activations/quant_config_{{scales}}.json",
+    log:
+        f"{RESULTS}/logs/analyze_activations_variant/{{scales}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/analyze_activations_variant/{{scales}}.tsv"
+    wildcard_constraints:
+        scales=NAMED_CONFIG,
+    message:
+        "Choosing activation scales {wildcards.scales}"
 
 
 # The linears of a recipe that balances channels read x / b instead of x: the same rules once more, on
@@ -165,19 +163,33 @@ use rule analyze_activations as analyze_balanced_activations with:
         "Choosing activation scales of recipe {wildcards.recipe}"
 
 
-use rule analyze_activations_multitier as analyze_balanced_activations_multitier with:
+use rule analyze_activations as analyze_balanced_activations_multitier with:
     """Gives every layer of a balanced recipe at every sigma a tier, and its scales."""
     input:
         unpack(weights_behind),
         statistics=rules.merge_balanced_statistics.output.statistics,
     output:
-        config=f"{RESULTS}/weights/{{recipe}}/activations/quant_config_multitier.json",
+        config=f"{RESULTS}/weights/{{recipe}}/activations/quant_config_{{scales}}.json",
     log:
-        f"{RESULTS}/logs/analyze_balanced_activations_multitier/{{recipe}}.log",
+        f"{RESULTS}/logs/analyze_balanced_activations_multitier/{{recipe}}-{{scales}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/analyze_balanced_activations_multitier/{{recipe}}.tsv"
+        f"{RESULTS}/benchmarks/analyze_balanced_activations_multitier/{{recipe}}-{{scales}}.tsv"
+    wildcard_constraints:
+        scales="multitier",
     message:
         "Choosing activation tiers of recipe {wildcards.recipe}"
+
+
+use rule analyze_balanced_activations_multitier as analyze_balanced_activations_variant with:
+    """Chooses the scales, or the tiers, of another configuration of a balanced recipe."""
+    log:
+        f"{RESULTS}/logs/analyze_balanced_activations_variant/{{recipe}}-{{scales}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/analyze_balanced_activations_variant/{{recipe}}-{{scales}}.tsv"
+    wildcard_constraints:
+        scales=NAMED_CONFIG,
+    message:
+        "Choosing activation scales {wildcards.scales} of recipe {wildcards.recipe}"
 
 
 rule visualize_activations:
@@ -208,11 +220,13 @@ rule visualize_activations:
 
 
 rule activations:
-    """Target: activation statistics and both activation configurations."""
+    """Target: activation statistics and all activation configurations."""
     input:
         rules.merge_statistics.output,
-        rules.analyze_activations.output,
-        rules.analyze_activations_multitier.output,
+        expand(
+            f"{RESULTS}/activations/{{file}}",
+            file=[variant_names.config_file(name) for name in ACTIVATION_CONFIGS],
+        ),
 
 
 rule plots:

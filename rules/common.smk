@@ -4,7 +4,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from ditquant import settings
+from ditquant import settings, variant_names
 from ditquant.digest import code_digest
 from ditquant.errors import UserError
 from ditquant.models.spec import checkpoint_identity, read_spec, text_identity
@@ -45,7 +45,7 @@ wildcard_constraints:
     shard=r"[a-z]+-\d{3}",
     block=r"(mm|uni)\d{2}",
     recipe=r"[a-z0-9]+(-[a-z0-9]+)*",
-    variant=r"full|[a-z0-9]+(-[a-z0-9]+)*-(weights|a8|multitier|native)",
+    variant=r"full|[a-z0-9]+(-[a-z0-9]+)*-[a-z0-9]+",
     prompt=r"[a-z0-9]+(-[a-z0-9]+)*",
     export=r"diffusionkit-[a-z0-9]+",
 

@@ -49,7 +49,7 @@ rule evaluate_variant:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate_variant/{{variant}}.tsv"
     wildcard_constraints:
-        variant=r"full|noise-floor|[a-z0-9]+(-[a-z0-9]+)*-(weights|a8|multitier|native)",
+        variant=r"full|noise-floor|[a-z0-9]+(-[a-z0-9]+)*-[a-z0-9]+",
     conda:
         "../envs/mlx.yaml"
     threads: MODEL_THREADS

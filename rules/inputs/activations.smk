@@ -1,12 +1,10 @@
 """Measured images, balanced models and plots of the activation track."""
 
 MEASURED_IMAGES = IMAGES[: config["activations"]["num_images"]]
-# `ranges.ScaleOptions`: what single granularities ask for.
-SCALE_OPTIONS = {
-    "groups": config["activations"]["groups"],
-    **config["activations"]["polynomial"],
-    "shift": config["activations"]["shift"],
-}
+ACTIVATION_CONFIGS = variant_names.activation_configs(config)
+# Those with names of their own; the pattern of none matches nothing.
+NAMED_CONFIGS = [name for name in ACTIVATION_CONFIGS if name not in ("a8", "multitier")]
+NAMED_CONFIG = "|".join(NAMED_CONFIGS) or "(?!)"
 
 
 def balanced_checkpoint(wildcards):
@@ -22,20 +20,37 @@ def balanced_checkpoint(wildcards):
     return files
 
 
-# Only errors that are weighted by the weights need the model.
-WEIGHTED_TIERS = (
-    config["activations"]["tiers"]["mode"] == "sensitivity"
-    and config["activations"]["tiers"]["weighting"] == "output"
-)
-TIER_CODE = code(
-    "analyze_activations_multitier.py",
-    [] if WEIGHTED_TIERS else ["checkpoint", "load", "blocks"],
-)
+def weighs_errors(name):
+    """Whether a configuration's tiers weigh errors by the weights: only then it needs a model."""
+    tiers = ACTIVATION_CONFIGS[name].get("tiers", {})
+    return tiers.get("mode") == "sensitivity" and tiers["weighting"] == "output"
+
+
+def config_name(wildcards):
+    """The configuration that a rule makes: of its wildcard, or `a8`."""
+    return wildcards.get("scales", "a8")
 
 
 def weights_behind(wildcards):
     """The checkpoint whose weights the measured inputs meet, where tiers are weighted by them."""
-    return balanced_checkpoint(wildcards) if WEIGHTED_TIERS else {}
+    return (
+        balanced_checkpoint(wildcards) if weighs_errors(config_name(wildcards)) else {}
+    )
+
+
+def asked_config(wildcards):
+    return ACTIVATION_CONFIGS[config_name(wildcards)]
+
+
+def config_model(wildcards):
+    return model_params() if weighs_errors(config_name(wildcards)) else None
+
+
+def config_code(wildcards):
+    weighs = weighs_errors(config_name(wildcards))
+    return code(
+        "analyze_activations.py", [] if weighs else ["checkpoint", "load", "blocks"]
+    )
 
 
 # What each plot needs beside the statistics.

@@ -5,7 +5,7 @@ import hashlib
 from ditquant.baselines import baseline_variants
 
 CAPTIONS = range(config["evaluation"]["captions"])
-EVALUATED_VARIANTS = settings.evaluated_variants(config)
+EVALUATED_VARIANTS = variant_names.evaluated_variants(config)
 # The charts of `evaluation_plots.CHARTS`, which is not imported here: planning needs no matplotlib.
 EVALUATION_PLOTS = [
     "errors",
@@ -17,13 +17,15 @@ EVALUATION_PLOTS = [
     "size",
 ]
 # Every recipe that something is shown of, in the order of the table.
-REPORTED_RECIPES = list(
-    dict.fromkeys(
-        settings.split_variant(variant)[0]
+REPORTED_RECIPES = [
+    recipe
+    for recipe in dict.fromkeys(
+        variant_names.split_variant(variant)[0]
         for variant in [*EVALUATED_VARIANTS, *SHOWN_VARIANTS]
-        if variant not in ("full", "noise-floor")
+        if variant != "noise-floor"
     )
-)
+    if recipe in RECIPES
+]
 CAPTION_SHARDS = [conditioning_of("evaluation", index) for index in CAPTIONS]
 EVALUATION_PLAN = {
     "prompts": [prompt_params("evaluation", index) for index in CAPTIONS],

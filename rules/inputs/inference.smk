@@ -15,13 +15,16 @@ def variant_files(variant):
     """What a variant needs beside the model: name of the input -> path."""
     if variant in ("full", "noise-floor"):
         return {}
-    recipe, kind = settings.split_variant(variant)
-    files = checkpoint_files(recipe)
-    quant_configs = {"a8": "quant_config", "multitier": "quant_config_multitier"}
-    if kind in quant_configs:
-        files["quant_config"] = (
-            f"{activation_folder(recipe)}/{quant_configs[kind]}.json"
-        )
+    try:
+        variant_names.check_variant(variant, config)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    recipe, kind = variant_names.split_variant(variant)
+    is_full = recipe == variant_names.FULL
+    files = {} if is_full else checkpoint_files(recipe)
+    if kind not in variant_names.WEIGHT_KINDS:
+        folder = f"{RESULTS}/activations" if is_full else activation_folder(recipe)
+        files["quant_config"] = f"{folder}/{variant_names.config_file(kind)}"
     return files
 
 

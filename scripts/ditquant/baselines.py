@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .settings import split_variant
+from .variant_names import split_variant
 
 Recipes = Mapping[str, Mapping[str, Any]]
 
@@ -42,10 +42,12 @@ def baseline_variants(recipes: Recipes, variants: Sequence[str]) -> dict[str, st
     """
     found = {}
     for variant in variants:
-        if variant in ("full", "noise-floor"):
+        if variant == "noise-floor":
             continue
         recipe, kind = split_variant(variant)
-        baseline = baseline_recipe(recipes, str(recipe))
+        if recipe not in recipes:
+            continue
+        baseline = baseline_recipe(recipes, recipe)
         against = [f"{baseline}-{other}" for other in (kind, "weights")]
         present = [name for name in against if baseline and name in variants]
         if present:

@@ -15,6 +15,11 @@ The file (format `ditquant.quant_config`, version 1) holds
                     shift_polynomial  `polynomial` only, post-GELU inputs: coefficients of the shift
                     unsigned          dynamic ranges only, post-GELU inputs: the shift is the lowest
                                       value, and codes are 0 to 2^b - 1
+                    multipliers       `configuration.channel_group` only, not for dynamic ranges:
+                                      for each row, the factor of the scale for each group of
+                                      adjacent channels; one row for `polynomial`
+                    channel_shift     `configuration.channel_shift` only, ordinary inputs: what is
+                                      subtracted from each channel, at every sigma
                     input_amax        the largest |x| that was measured
                     shift_rules, shift_errors
                                       `shift: error` only: what was chosen by, see `intervals`
@@ -27,10 +32,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +45,8 @@ from .intervals import largest_code
 from .polynomials import VARIABLES, evaluate, variable_of
 from .ranges import CONFIG_FORMAT, DYNAMIC, GRANULARITIES
 
+_Row = TypeVar("_Row")
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -47,14 +54,15 @@ class Numbers:
 
     Attributes:
         bits: b.
-        scale: s; None where it follows from the values at run time.
-        shift: z, the value of code 0.
+        scale: s, one number or one for each channel (channels,); None where it follows from the
+            values at run time.
+        shift: z, the value of code 0; one number or one for each channel.
         unsigned: codes are 0 to 2^b - 1, not -2^(b-1) to 2^(b-1) - 1.
     """
 
     bits: int
-    scale: float | None
-    shift: float
+    scale: float | np.ndarray | None
+    shift: float | np.ndarray
     unsigned: bool = False
 
 
@@ -69,6 +77,9 @@ class LayerConfig:
         log_range: coefficients of ln(half range); empty unless the granularity is `polynomial`.
         shift_polynomial: coefficients of the shift, likewise.
         unsigned: see `Numbers`.
+        multipliers: factors of the scale for each group of adjacent channels, of each row or of
+            all; empty where channels share one.
+        channel_shift: of each channel, at every row; empty for none.
     """
 
     input: str
@@ -79,6 +90,8 @@ class LayerConfig:
     log_range: tuple[float, ...] = ()
     shift_polynomial: tuple[float, ...] = (0.0,)
     unsigned: bool = False
+    multipliers: tuple[tuple[float, ...], ...] = ()
+    channel_shift: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class QuantConfig:
         granularity: one of `ranges.GRANULARITIES`.
         row_of: row of each measured sigma.
         variable: what polynomials are in, see `polynomials.variable_of`.
+        channel_group: adjacent channels that share a scale; None: all of them do.
     """
 
     model: str
@@ -100,6 +114,7 @@ class QuantConfig:
     granularity: str
     row_of: tuple[int, ...]
     variable: str = "sigma"
+    channel_group: int | None = None
 
     def row(self, sigma: float) -> int:
         """The row of the measured sigma that is nearest to `sigma`."""
@@ -114,17 +129,24 @@ class QuantConfig:
         row = self.row(sigma)
         bits = int(_at(layer.bits, row))
         if self.granularity in DYNAMIC:
-            return Numbers(bits, None, _at(layer.shifts, row), layer.unsigned)
-        if self.granularity != "polynomial":
-            return Numbers(bits, _at(layer.scales, row), _at(layer.shifts, row))
-        inside = np.clip(sigma, self.sigmas[-1], self.sigmas[0])
-        x = variable_of(inside, self.variable)
-        half = math.exp(float(evaluate(layer.log_range, x)))
-        shift = float(evaluate(layer.shift_polynomial, x))
-        return Numbers(bits, half / largest_code(bits), shift)
+            shift: float | np.ndarray = _at(layer.shifts, row)
+            scale: float | np.ndarray | None = None
+        elif self.granularity == "polynomial":
+            inside = np.clip(sigma, self.sigmas[-1], self.sigmas[0])
+            x = variable_of(inside, self.variable)
+            scale = math.exp(float(evaluate(layer.log_range, x))) / largest_code(bits)
+            shift = float(evaluate(layer.shift_polynomial, x))
+        else:
+            scale, shift = _at(layer.scales, row), _at(layer.shifts, row)
+        if layer.channel_shift:
+            shift = np.array(layer.channel_shift, np.float32)
+        if layer.multipliers and scale is not None:
+            factors = np.array(_at(layer.multipliers, row), np.float32)
+            scale = np.repeat(scale * factors, layer.channels // len(factors))
+        return Numbers(bits, scale, shift, layer.unsigned)
 
 
-def _at(values: Sequence[float], row: int) -> float:
+def _at(values: Sequence[_Row], row: int) -> _Row:
     return values[row] if len(values) > 1 else values[0]
 
 
@@ -161,14 +183,39 @@ def _polynomial_layer(where: str, entry: Mapping[str, Any], rows: int) -> LayerC
     return LayerConfig(entry["input"], entry["channels"], bits, (), (), log_range, shift)
 
 
+def _with_channels(where: str, layer: LayerConfig, entry: Mapping[str, Any]) -> LayerConfig:
+    """The layer with what its file says of single channels and groups of them."""
+    multipliers = tuple(tuple(row) for row in entry.get("multipliers", []))
+    shift = tuple(entry.get("channel_shift", []))
+    groups = {len(row) for row in multipliers} or {1}
+    fits = (
+        len(multipliers) in (0, 1, len(layer.bits))
+        and len(groups) == 1
+        and min(groups) > 0
+        and layer.channels % max(groups) == 0
+        and len(shift) in (0, layer.channels)
+    )
+    if not fits or not all(factor > 0 for row in multipliers for factor in row):
+        raise UserError(
+            f"{where}: multipliers must be positive, as many in each row, and divide the "
+            f"{layer.channels} channels; channel_shift must have one number a channel. Delete the "
+            "file and run again."
+        )
+    return replace(layer, multipliers=multipliers, channel_shift=shift)
+
+
 def _layer(where: str, entry: Mapping[str, Any], rows: int, granularity: str) -> LayerConfig:
     if granularity == "polynomial":
         layer = _polynomial_layer(where, entry, rows)
     else:
         layer = _rows_layer(where, entry, rows, granularity)
+    layer = _with_channels(where, layer, entry)
     if not all(scale > 0 for scale in layer.scales) or not all(2 <= b <= 16 for b in layer.bits):
         raise UserError(f"{where}: scales must be positive and bits 2 to 16.")
-    numbers = (*layer.scales, *layer.shifts, *layer.log_range, *layer.shift_polynomial)
+    numbers = (
+        *layer.scales, *layer.shifts, *layer.log_range, *layer.shift_polynomial,
+        *layer.channel_shift, *(factor for row in layer.multipliers for factor in row),
+    )  # fmt: skip
     if not all(math.isfinite(number) for number in numbers):
         raise UserError(f"{where} holds a number that is not finite: delete the file, run again.")
     return layer
@@ -215,7 +262,10 @@ def parse_quant_config(document: Mapping[str, Any], path: str | Path) -> QuantCo
             name: _layer(f"{path}, {name}", entry, max(row_of) + 1, granularity)
             for name, entry in document["layers"].items()
         }
-        return QuantConfig(document["model"], sigmas, layers, granularity, tuple(row_of), variable)
+        return QuantConfig(
+            document["model"], sigmas, layers, granularity, tuple(row_of), variable,
+            made_by.get("channel_group"),
+        )  # fmt: skip
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} lacks or garbles {error}: delete it and run again.") from error
 

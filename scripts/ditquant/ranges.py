@@ -7,6 +7,7 @@ at run time from the values. Inference looks up by sigma, since it may use other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,8 @@ import numpy as np
 
 from .activation_statistics import InputStatistics, Statistics
 from .activation_summary import measurement_of, rounded
-from .intervals import (
-    GELU_LOW,
-    largest_code,
-    range_and_shift,
-    shift_errors,
-)
+from .channel_ranges import average_midrange, channel_ranges, check_groups
+from .intervals import GELU_LOW, largest_code, range_and_shift, shift_errors
 from .polynomials import evaluate, least_squares, upper_fit, variable_of
 from .segments import grouped, segment
 
@@ -37,12 +34,16 @@ class ScaleOptions:
         groups: sigma groups of granularity `group`; fewer where fewer steps were measured.
         degree, variable: of granularity `polynomial`, see `polynomials`.
         shift: of post-GELU inputs, see `intervals`; dynamic ranges are unsigned whatever it says.
+        channel_group: adjacent channels that share a scale, see `channel_ranges`; None: all do.
+        channel_shift: whether channels of ordinary inputs have shifts of their own, likewise.
     """
 
     groups: int = 5
     degree: int = 3
     variable: str = "sigma"
     shift: str = "middle"
+    channel_group: int | None = None
+    channel_shift: bool = False
 
 
 DEFAULT_OPTIONS = ScaleOptions()
@@ -74,6 +75,7 @@ def layer_entry(
     name: str,
     granularity: str,
     options: ScaleOptions,
+    row_of: Sequence[int],
     bits: np.ndarray,
     half: np.ndarray,
     shift: np.ndarray,
@@ -81,16 +83,29 @@ def layer_entry(
     """One layer of a configuration, as `quant_config` describes it.
 
     Args:
+        row_of: row of each measured step, see `rows_of_steps`.
         bits: (R,) of each row, or (1,) for all; R where scales are listed.
         half, shift: (R,) half ranges and shifts, see `range_and_shift`.
     """
     measured = statistics.of(name)
+    is_shifted = name in statistics.post_gelu
     entry: dict[str, Any] = {
         "input": statistics.input_of[name],
         "channels": int(measured.channel_max.shape[1]),
         "bits": [int(b) for b in bits],
     }
-    is_shifted = name in statistics.post_gelu
+    if not is_shifted:
+        z = np.zeros(entry["channels"], np.float32)
+        if options.channel_shift:
+            z = average_midrange(statistics, name)
+            entry["channel_shift"] = float32_list(z)
+        if granularity not in DYNAMIC:
+            rows = grouped(measured, row_of)
+            half, factors = channel_ranges(rows, half, z, options.channel_group)
+            # A polynomial has one set of factors: what is needed at any step.
+            factors = factors.max(axis=0, keepdims=True) if granularity == "polynomial" else factors
+            if options.channel_group is not None:
+                entry["multipliers"] = [float32_list(row) for row in factors]
     if granularity == "polynomial":
         x = variable_of(statistics.sigmas, options.variable)
         if is_shifted:
@@ -147,6 +162,10 @@ def scale_record(granularity: str, rule: str, options: ScaleOptions) -> dict[str
         used |= {"degree": options.degree, "variable": options.variable}
     if options.shift != "middle" and granularity not in DYNAMIC:
         used["shift"] = options.shift
+    if options.channel_group is not None:
+        used["channel_group"] = options.channel_group
+    if options.channel_shift:
+        used["channel_shift"] = True
     return used
 
 
@@ -163,6 +182,7 @@ def single_tier(
         granularity: one of GRANULARITIES.
         rule: where ranges end, see `clip_limits`; dynamic ranges take the largest |x - z|.
     """
+    check_groups(statistics, options.channel_group)
     row_of = rows_of_steps(statistics, granularity, rule, bits, options)
     is_listed = granularity not in ("polynomial", *DYNAMIC)
     layers = {}
@@ -171,9 +191,10 @@ def single_tier(
         post_gelu = name in statistics.post_gelu
         half, shift = range_and_shift(measured, post_gelu, rule, bits, options.shift)
         of_rows = np.full(len(half), bits)
+        listed = of_rows[: None if is_listed else 1]
         layers[name] = layer_entry(
-            statistics, name, granularity, options, of_rows[: None if is_listed else 1], half, shift
-        )
+            statistics, name, granularity, options, row_of, listed, half, shift
+        )  # fmt: skip
         if post_gelu and options.shift == "error" and granularity not in DYNAMIC:
             layers[name] |= shift_report(measured, rule, of_rows)
     return {

@@ -18,6 +18,7 @@ from PIL import Image
 
 from .artifacts import read_json
 from .comparison import difference
+from .variant_names import FULL, config_file, split_variant
 
 Data = dict[str, Any]
 
@@ -36,7 +37,11 @@ def explanation(variant: str) -> str:
     """One line on what a variant is."""
     if variant in EXPLANATIONS:
         return EXPLANATIONS[variant]
-    return EXPLANATIONS[variant.rpartition("-")[2]]
+    recipe, kind = split_variant(variant)
+    if kind in EXPLANATIONS and recipe != FULL:
+        return EXPLANATIONS[kind]
+    weights = "full-precision" if recipe == FULL else "quantized"
+    return f"{weights} weights, activations simulated by {config_file(kind)}"
 
 
 # ------------------------------------------------------------------------------- pictures

@@ -1,4 +1,4 @@
-"""What follows from a configuration: prompts and their ids, recipes, variants, block names.
+"""What follows from a configuration: prompts and their ids, recipes, counts.
 
 The workflow asks this room while it plans, so it imports nothing heavy. All checks that a schema
 cannot express are here, each with a message that names the key.
@@ -11,15 +11,13 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-
-VARIANT_KINDS = ("weights", "a8", "multitier", "native")
+from .variant_names import FULL, WEIGHT_KINDS, check_variant, evaluated_variants
 
 
 def read_prompts(path: str | Path, key: str) -> list[str]:
@@ -177,66 +175,16 @@ def check_counts(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{track}.stride is {stride}, larger than num_steps = {config['num_steps']}."
             )
-    for kind in ("linear", "post_gelu"):
-        low, high = config["activations"]["tiers"].get(kind, (0.0, 1.0))
-        if low >= high:
-            raise UserError(f"activations.tiers.{kind}: the A4 limit {low} must be below {high}.")
-
-
-def split_variant(variant: str) -> tuple[str | None, str]:
-    """("adaround", "a8") of "adaround-a8"; (None, "full") of "full".
-
-    Raises:
-        UserError: the name has no known kind at its end.
-    """
-    if variant == "full":
-        return None, "full"
-    recipe, _, kind = variant.rpartition("-")
-    if not recipe or kind not in VARIANT_KINDS:
-        raise UserError(
-            f"Unknown variant {variant!r}: a variant is full, or a recipe's name followed by "
-            f"{', '.join('-' + kind for kind in VARIANT_KINDS)}."
-        )
-    return recipe, kind
-
-
-def _variants_named(entry: str, recipes: Sequence[str]) -> list[str]:
-    """The variants that one entry of `evaluation.variants` stands for."""
-    key = "evaluation.variants"
-    recipe, kind = split_variant(entry)
-    if recipe is None:
-        return [entry]
-    if not any(character in recipe for character in "*?["):
-        if recipe not in recipes:
-            raise UserError(
-                f"{key}: {entry}: unknown recipe {recipe!r}; the configuration has "
-                f"{', '.join(recipes)}."
-            )
-        return [entry]
-    found = [f"{name}-{kind}" for name in recipes if fnmatchcase(name, recipe)]
-    if not found:
-        raise UserError(
-            f"{key}: {entry}: no recipe is named like {recipe!r}; the configuration has "
-            f"{', '.join(recipes)}."
-        )
-    return found
-
-
-def evaluated_variants(config: Mapping[str, Any]) -> list[str]:
-    """The rows of the evaluation's table: `full`, the noise floor, then those of the configuration.
-
-    An entry of `evaluation.variants` may be a pattern: "*-weights" is every recipe of the
-    configuration in its order, "adaround*-a8" those whose names begin so. A variant that several
-    entries name is there once.
-
-    Raises:
-        UserError: an unknown recipe or kind, or a pattern that no recipe matches.
-    """
-    recipes = list(config["recipes"])
-    named = [_variants_named(entry, recipes) for entry in config["evaluation"]["variants"]]
-    return list(
-        dict.fromkeys(["full", "noise-floor", *(name for names in named for name in names)])
-    )
+    tiers = {"activations.tiers": config["activations"]["tiers"]}
+    for name, own in config["activations"]["variants"].items():
+        if name in (*WEIGHT_KINDS, "a8", "multitier", "full"):
+            raise UserError(f"activations.variants.{name}: this name is taken; choose another.")
+        tiers |= {f"activations.variants.{name}.tiers": own["tiers"]} if "tiers" in own else {}
+    for key, limits in tiers.items():
+        for kind in ("linear", "post_gelu"):
+            low, high = limits.get(kind, (0.0, 1.0))
+            if low >= high:
+                raise UserError(f"{key}.{kind}: the A4 limit {low} must be below {high}.")
 
 
 LEARNED = frozenset({"adaround", "taqdit"})
@@ -291,4 +239,8 @@ def check_recipes(config: Mapping[str, Any]) -> None:
             f"recipe: unknown recipe {config['recipe']!r}; the configuration has "
             f"{', '.join(names)}."
         )
+    if FULL in names:
+        raise UserError(f"recipes.{FULL}: this name stands for weights that are not quantized.")
+    for kind in config["inference"]["variants"]:
+        check_variant(f"{config['recipe']}-{kind}", config, "inference.variants")
     evaluated_variants(config)

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
 
 from .backend import compiled, mx, nn
 from .blocks import Linear, all_linears, tapped
 from .errors import UserError
 from .intervals import SMALLEST_RANGE
 from .quant_config import Numbers, QuantConfig
+from .ranges import DYNAMIC
+
+Kernel = Callable[..., mx.array]
 
 
 def _fake_quantize(
@@ -23,7 +29,7 @@ def _fake_quantize(
     return (codes * scale + shift).astype(x.dtype)
 
 
-def _dynamic(
+def _dynamic_quantize(
     x: mx.array, shift: mx.array, low: mx.array, high: mx.array, axes: tuple[int, ...]
 ) -> mx.array:
     centered = x.astype(mx.float32) - shift
@@ -32,37 +38,47 @@ def _dynamic(
     return (mx.clip(mx.round(centered / scale), low, high) * scale + shift).astype(x.dtype)
 
 
-def _dynamic_tensor(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
-    # Not the first axis: a picture must not depend on which others are drawn with it.
-    return _dynamic(x, shift, low, high, tuple(range(1, x.ndim)))
-
-
-def _dynamic_token(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
-    return _dynamic(x, shift, low, high, (-1,))
-
-
 # Scales and limits are arrays, so that one compiled kernel serves every layer, sigma and tier.
 _compiled_fake_quantize = compiled(_fake_quantize)
-_DYNAMIC_KERNELS = {
-    "dynamic-tensor": compiled(_dynamic_tensor),
-    "dynamic-token": compiled(_dynamic_token),
-}
 
 
-def fake_quantize(x: mx.array, scale: float, bits: int, shift: float = 0.0) -> mx.array:
+@cache
+def _dynamic_kernel(granularity: str, channel_group: int | None) -> Kernel:
+    """Called with x, shift, low, high; the groups of channels are an axis of their own."""
+
+    def kernel(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
+        # Not the first axis: a picture must not depend on which others are drawn with it.
+        tokens = range(1, x.ndim - 1) if granularity == "dynamic-tensor" else ()
+        parts, z = x, shift
+        if channel_group is not None:
+            parts = x.reshape(*x.shape[:-1], -1, channel_group)
+            z = shift.reshape(-1, channel_group) if shift.size > 1 else shift
+        return _dynamic_quantize(parts, z, low, high, (*tokens, -1)).reshape(x.shape)
+
+    return compiled(kernel)
+
+
+def fake_quantize(
+    x: mx.array, scale: float | np.ndarray, bits: int, shift: float | np.ndarray = 0.0
+) -> mx.array:
     """clip(round((x - z) / s), -2^(b-1), 2^(b-1) - 1) s + z, in float32, in the dtype of x.
 
     Args:
-        x: any shape and float dtype.
-        scale: s, positive.
+        x: (..., channels) of any float dtype.
+        scale: s, positive; one number, or one for each channel.
         bits: b.
-        shift: z, the value of code 0.
+        shift: z, the value of code 0; likewise.
     """
     return _compiled_fake_quantize(x, *_arrays(Numbers(bits, scale, shift)))
 
 
 def fake_quantize_dynamic(
-    x: mx.array, granularity: str, bits: int, shift: float = 0.0, unsigned: bool = False
+    x: mx.array,
+    granularity: str,
+    bits: int,
+    shift: float | np.ndarray = 0.0,
+    unsigned: bool = False,
+    channel_group: int | None = None,
 ) -> mx.array:
     """The same with s = max |x - z| / (largest code), found in the values themselves.
 
@@ -72,8 +88,11 @@ def fake_quantize_dynamic(
             "dynamic-token": over the channels of one token.
         bits, shift: see `fake_quantize`.
         unsigned: codes are 0 to 2^b - 1, for values that are never below z.
+        channel_group: each so many adjacent channels have a scale of their own, as llama.cpp's
+            blocks of 32 activations have (ggml's Q8_0); None: all channels share it.
     """
-    return _DYNAMIC_KERNELS[granularity](x, *_arrays(Numbers(bits, None, shift, unsigned)))
+    kernel = _dynamic_kernel(granularity, channel_group)
+    return kernel(x, *_arrays(Numbers(bits, None, shift, unsigned)))
 
 
 def _arrays(numbers: Numbers) -> tuple[mx.array, ...]:
@@ -104,7 +123,9 @@ class _Quantizer:
 
     def __init__(self, config: QuantConfig):
         self._config = config
-        self._kernel = _DYNAMIC_KERNELS.get(config.granularity, _compiled_fake_quantize)
+        self._kernel: Kernel = _compiled_fake_quantize
+        if config.granularity in DYNAMIC:
+            self._kernel = _dynamic_kernel(config.granularity, config.channel_group)
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
         self._last: tuple[mx.array, str, mx.array] | None = None
 

@@ -60,7 +60,7 @@ def tier_entry(
     half, shift = (
         np.array([by_bits[int(b)][part][row] for row, b in enumerate(bits)]) for part in (0, 1)
     )
-    entry = layer_entry(statistics, name, granularity, options, bits, half, shift)
+    entry = layer_entry(statistics, name, granularity, options, row_of, bits, half, shift)
     if post_gelu and options.shift == "error" and granularity not in DYNAMIC:
         entry |= shift_report(measured, rule, bits)
     return entry

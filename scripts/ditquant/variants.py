@@ -4,6 +4,8 @@
     {recipe}-weights   quantized weights, full-precision activations ("V1")
     {recipe}-a8        the same, and simulated activation quantization by quant_config.json ("V2")
     {recipe}-multitier the same by quant_config_multitier.json
+    {recipe}-{name}    the same by any other of the configuration's `activations.variants`
+    full-{name}        full-precision weights with quantized activations
     {recipe}-native    quantized weights that stay packed, see `quantized`
     noise-floor        the full-precision model at another storage precision, see `open_variant`
 
@@ -25,8 +27,8 @@ from .errors import UserError
 from .models.load import load_mmdit
 from .models.spec import ModelSpec
 from .quant_config import load_quant_config
-from .settings import split_variant
 from .simulate import simulated_activations
+from .variant_names import FULL, WEIGHT_KINDS, split_variant
 
 NOISE_FLOOR = "noise-floor"
 
@@ -90,7 +92,7 @@ def open_variant(
         dtype: of the full-precision model.
         checkpoint: model.safetensors of the recipe's checkpoint, its config.json beside it; all but
             `full` and the noise floor need it.
-        quant_config: of `a8` and `multitier`.
+        quant_config: of variants that quantize activations.
 
     Raises:
         UserError: the variant needs a file that was not given, or the name is unknown.
@@ -99,14 +101,14 @@ def open_variant(
         with _noise_floor(spec, dtype) as variant:
             yield variant
         return
-    _, kind = split_variant(name)
-    if kind == "full":
-        yield Variant(load_mmdit(spec, dtype), dtype, _nothing)
-        return
-    if checkpoint is None:
+    recipe, kind = split_variant(name)
+    if recipe in (None, FULL):
+        network = load_mmdit(spec, dtype)
+    elif checkpoint is None:
         raise UserError(f"Variant {name} needs its recipe's checkpoint (model.safetensors).")
-    network = load_quantized(spec, Path(checkpoint).parent, dtype, packed=kind == "native")
-    if kind in ("weights", "native"):
+    else:
+        network = load_quantized(spec, Path(checkpoint).parent, dtype, packed=kind == "native")
+    if recipe is None or kind in WEIGHT_KINDS:
         yield Variant(network, dtype, _nothing)
         return
     if quant_config is None:

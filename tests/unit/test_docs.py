@@ -13,8 +13,8 @@ from ditquant.block_io import cached_steps
 from ditquant.evaluation import COLUMNS
 from ditquant.models.load import mmdit_config
 from ditquant.models.spec import read_spec
-from ditquant.settings import VARIANT_KINDS
 from ditquant.validation import check_schema
+from ditquant.variant_names import WEIGHT_KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -27,6 +27,7 @@ RULE_TEXT = "\n".join(path.read_text("utf-8") for path in RULE_FILES)
 RULES = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", RULE_TEXT, re.MULTILINE | re.DOTALL))
 # A rule that runs nothing is there to be asked for.
 TARGETS = {name for name, body in RULES.items() if not re.search("script:|shell:", body)}
+RULES |= dict.fromkeys(re.findall(r"^use rule \w+ as (\w+) with:", RULE_TEXT, re.MULTILINE), "")
 # CLIP's 77 tokens, and as many zeros in the place of T5's.
 TEXT_TOKENS = 2 * 77
 GRAPH = ROOT / "docs" / "images" / "rulegraph.dot"
@@ -83,6 +84,9 @@ def schema_of(key: str) -> dict | None:
             node = node.get("properties", {}).get(part)
         if node is None:
             return None
+        if "$ref" in node:
+            for name in node["$ref"].removeprefix("#/").split("/"):
+                node = SCHEMA[name] if name == "$defs" else SCHEMA["$defs"][name]
     return node
 
 
@@ -228,7 +232,9 @@ def test_configuration_examples_are_valid():
 
 def test_variants_and_columns_are_named_as_the_code_has_them():
     kinds = set(re.findall(r"`\{recipe\}-(\w+)`", README))
-    assert kinds == set(VARIANT_KINDS)
+    assert kinds == {*WEIGHT_KINDS, "a8", "multitier"}
+    assert "`{recipe}-{name}`" in README
+    assert "`full-{name}`" in README
     guide = (ROOT / "docs" / "TROUBLESHOOTING.md").read_text("utf-8")
     assert "`model_bytes`" in guide
     assert "model_bytes" in COLUMNS

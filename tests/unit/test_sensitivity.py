@@ -222,7 +222,7 @@ def test_gains_are_those_of_the_weights():
     [("threshold", "output"), ("sensitivity", "output"), ("sensitivity", "relative")],
 )
 def test_the_script_follows_the_mode(tmp_path, mode, weighting):
-    script = importlib.import_module("analyze_activations_multitier")
+    script = importlib.import_module("analyze_activations")
     names = [linear.name for linear in all_linears(load_mmdit(read_spec("demo"), mx.float32))]
     values = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     save_statistics(tmp_path / "s.safetensors", statistics(dict.fromkeys(names, values)))
@@ -234,9 +234,11 @@ def test_the_script_follows_the_mode(tmp_path, mode, weighting):
     model = {"name": "demo", "checkpoint": None, "dtype": "float32"}
     path = tmp_path / "quant_config_multitier.json"
     script.main(
-        str(tmp_path / "s.safetensors"), str(path), "step", "absmax", tiers, options,
+        str(tmp_path / "s.safetensors"),
+        str(path),
+        {"granularity": "step", "range": "absmax", "tiers": tiers, "options": options},
         model if weighting == "output" else None,
-    )  # fmt: skip
+    )
     document = read_json(path, CONFIG_FORMAT)
     if mode == "threshold":
         expected = {"linear": [6.0, 10.0], "post_gelu": [5.0, 8.0]}

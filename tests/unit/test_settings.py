@@ -9,8 +9,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from snakemake.utils import validate
 
-from ditquant import settings
+from ditquant import settings, variant_names
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.errors import UserError
@@ -20,7 +21,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def config():
-    return yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    """The demo's configuration, with the schema's defaults."""
+    loaded = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    validate(loaded, str(ROOT / "config" / "schema.yaml"))
+    return loaded
 
 
 def write(path: Path, text: str) -> str:
@@ -101,12 +105,27 @@ def test_impossible_counts(config, change, message):
     [
         ({"recipe": "rnt"}, "unknown recipe 'rnt'; the configuration has rtn, adaround"),
         ({"evaluation": {"variants": ["svdquant-weights"]}}, "unknown recipe 'svdquant'"),
-        ({"evaluation": {"variants": ["adaround-a7"]}}, "Unknown variant 'adaround-a7'"),
+        (
+            {"evaluation": {"variants": ["adaround-a7"]}},
+            "unknown variant -a7 of adaround; the configuration has -weights, -native, -a8, -mul",
+        ),
+        ({"evaluation": {"variants": ["full-native"]}}, "-native of full; .* only have the latter"),
+        ({"evaluation": {"variants": ["adaround"]}}, "Unknown variant 'adaround'"),
+        ({"inference": {"variants": ["a9"]}}, r"inference\.variants: adaround-a9: unknown variant"),
     ],
 )
 def test_unknown_recipes_and_variants(config, change, message):
     with pytest.raises(UserError, match=message):
         settings.check_recipes({**config, **change})
+
+
+def test_a_recipe_cannot_be_called_full(config):
+    recipes = {**config["recipes"], "full": {"rounding": "rtn"}}
+    with pytest.raises(UserError, match=r"recipes\.full"):
+        settings.check_recipes({**config, "recipes": recipes})
+
+
+ALL_OF_RTN = ["rtn-weights", "rtn-native", "rtn-a8", "rtn-multitier", "rtn-a6"]
 
 
 @pytest.mark.parametrize(
@@ -117,34 +136,58 @@ def test_unknown_recipes_and_variants(config, change, message):
         (["adaround-a8", "*-a8"], ["adaround-a8", "rtn-a8", "adaround-channel-a8"]),
         (["full", "rtn-native"], ["rtn-native"]),
         (["rt[no]-weights", "rtn-weights"], ["rtn-weights"]),
+        (["rtn-*"], ALL_OF_RTN),
+        (["full-a6", "*-a6"], ["full-a6", "rtn-a6", "adaround-a6", "adaround-channel-a6"]),
+        (["full-*"], ["full-a8", "full-multitier", "full-a6"]),
     ],
 )
-def test_patterns_stand_for_every_recipe_that_fits(entries, expected):
+def test_patterns_stand_for_every_variant_that_fits(config, entries, expected):
     recipes = {name: {"rounding": "rtn"} for name in ("rtn", "adaround", "adaround-channel")}
-    config = {"recipes": recipes, "recipe": "rtn", "evaluation": {"variants": entries}}
-    assert settings.evaluated_variants(config) == ["full", "noise-floor", *expected]
+    config["activations"]["variants"] = {"a6": {"bits": 6}}
+    config |= {"recipes": recipes, "recipe": "rtn", "evaluation": {"variants": entries}}
+    assert variant_names.evaluated_variants(config) == ["full", "noise-floor", *expected]
     settings.check_recipes(config)
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (
-            "svd*-a8",
-            r"evaluation\.variants: svd\*-a8: no recipe is named like 'svd\*'; .* rtn, ada",
-        ),
-        ("*", r"Unknown variant '\*'"),
-        ("*-w4", r"Unknown variant '\*-w4'"),
-    ],
-)
-def test_patterns_that_stand_for_nothing(config, entry, message):
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("entry", ["svd*-a8", "*-w4", "full-n*"])
+def test_patterns_that_stand_for_nothing(config, entry):
+    with pytest.raises(UserError, match=r"evaluation\.variants: .* no variant .* rtn-weights, "):
         settings.check_recipes({**config, "evaluation": {"variants": [entry]}})
 
 
+def test_an_activation_configuration_changes_what_it_names(config):
+    config["activations"] |= {
+        "variants": {
+            "a6": {"bits": 6, "channel_group": 64},
+            "poly": {"granularity": "polynomial"},
+            "cheap": {"tiers": {"mode": "threshold"}, "granularity": "group"},
+        },
+        "groups": 3,
+    }
+    found = variant_names.activation_configs(config)
+    assert list(found) == ["a8", "multitier", "a6", "poly", "cheap"]
+    assert found["a6"]["bits"] == 6
+    assert found["a6"]["options"]["channel_group"] == 64
+    assert found["a8"]["bits"] == 8
+    assert found["a8"]["options"]["channel_group"] is None
+    # Only what is read: the groups of others do not count.
+    assert "groups" not in found["a6"]["options"]
+    assert found["cheap"]["options"]["groups"] == 3
+    assert found["poly"]["options"]["degree"] == config["activations"]["polynomial"]["degree"]
+    assert "bits" not in found["cheap"]
+    assert "tiers" not in found["poly"]
+
+
+@pytest.mark.parametrize("name", ["a8", "multitier", "weights", "native", "full"])
+def test_names_of_activation_configurations_that_are_taken(config, name):
+    config["activations"]["variants"] = {name: {"bits": 6}}
+    with pytest.raises(UserError, match=rf"activations\.variants\.{name}: this name is taken"):
+        settings.check_counts(config)
+
+
 def test_recipe_names_may_hold_dashes():
-    assert settings.split_variant("best-quality-a8") == ("best-quality", "a8")
-    assert settings.split_variant("full") == (None, "full")
+    assert variant_names.split_variant("best-quality-a8") == ("best-quality", "a8")
+    assert variant_names.split_variant("full") == (None, "full")
 
 
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=40), st.integers(1, 9))
