@@ -93,7 +93,7 @@ def clip_limits(measured: InputStatistics, shifted: bool, rule: str, bits: int) 
     return np.array(limits)
 
 
-def _positive_share(counts: np.ndarray, minimum: float, maximum: float) -> np.ndarray:
+def positive_share(counts: np.ndarray, minimum: float, maximum: float) -> np.ndarray:
     """(NUM_BINS,) share of each bin's values that are positive; a histogram of |x| has no signs.
 
     Where both signs occur, half. Behind GELU negative values are the many that were cut off, and
@@ -145,7 +145,7 @@ def predicted_error(
         exact = (values - z - scale * np.clip(codes, -qmax - 1, qmax)) ** 2
         is_coarse = (widths >= scale) & (codes >= -qmax - 1) & (codes <= qmax)
         positive, negative = np.where(is_coarse, scale**2 / 12, exact).mean(axis=2)
-        share = _positive_share(counts, *extremes)
+        share = positive_share(counts, *extremes)
         by_bin = share * positive + (1 - share) * negative
         errors.append(float((counts * by_bin).sum() / max(counts.sum(), 1)))
     return np.array(errors)
