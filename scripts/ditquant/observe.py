@@ -7,18 +7,21 @@ needs none of the steps before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from .activation_statistics import InputStatistics, Statistics, of_one_image, to_fixed
-from .backend import mx, nn, to_numpy
+from .backend import compiled, mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .calibration import Trajectory
 from .errors import UserError
 from .histogram import count_bins, count_bins_of_each
 from .sampling import predict
+
+# Parts of a row whose largest values MLX's CPU finds side by side, see `_largest_of_rows`.
+_PARTS = 8
 
 
 def measured_steps(num_steps: int, stride: int) -> list[int]:
@@ -26,46 +29,54 @@ def measured_steps(num_steps: int, stride: int) -> list[int]:
     return list(range(0, num_steps, stride))
 
 
-# Field -> one step's value on the host, of an input.
-_Row = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class _Measurement:
-    """Lazy statistics of one array of rows (tokens, channels); sums are float32.
+class _Measurement(NamedTuple):
+    """Lazy statistics of one array of rows (tokens, channels).
 
     Attributes:
-        channel_min, channel_max, channel_mean, channel_square: (channels,) over tokens; the last is
-            the mean of the square.
-        token_absmax: (tokens,) each token's largest absolute value.
-        histogram: (NUM_BINS,) int32.
+        channel_min, channel_max, channel_sum, channel_square: (channels,) float32 over tokens; the
+            last adds up squares.
+        token_absmax: (tokens,) float32, each token's largest |x|.
+        histogram: (NUM_BINS,) int32 counts of |x|.
     """
 
     channel_min: mx.array
     channel_max: mx.array
-    channel_mean: mx.array
+    channel_sum: mx.array
     channel_square: mx.array
     token_absmax: mx.array
     histogram: mx.array
 
 
-def _measure_input(x: mx.array) -> _Measurement:
+def _largest_of_rows(x: mx.array) -> mx.array:
+    """(rows, columns) -> (rows,). MLX's CPU compares whole rows fast, and the values in one slowly:
+    first the parts of a row with each other, then within one part."""
+    if x.shape[1] % _PARTS:
+        return x.max(axis=1)
+    return x.reshape(x.shape[0], _PARTS, -1).max(axis=1).max(axis=1)
+
+
+def _measure(x: mx.array) -> tuple[mx.array, ...]:
     rows = x.reshape(-1, x.shape[-1])
     wide = rows.astype(mx.float32)
-    # Means along the first axis: MLX's CPU adds up whole rows there, and one value at a time where
-    # an array becomes one number.
-    return _Measurement(
+    square = mx.square(wide)
+    return (
         rows.min(axis=0).astype(mx.float32),
         rows.max(axis=0).astype(mx.float32),
-        wide.mean(axis=0),
-        mx.square(wide).mean(axis=0),
-        mx.abs(rows).max(axis=1).astype(mx.float32),
+        wide.sum(axis=0),
+        square.sum(axis=0),
+        # The root of a rounded square is |x| again (below 1e-19, where squares underflow, it is 0).
+        mx.sqrt(_largest_of_rows(square)),
         count_bins(rows),
     )
 
 
+# A few shapes occur, so a few graphs are made; each forward pass then only repeats them.
+_compiled_measure = compiled(_measure)
+
+
 class _Recorder:
-    """Notes the input of each linear once per forward pass.
+    """Notes the input of each linear once per forward pass; a further pass takes the place of the
+    one before.
 
     q, k and v are called with the very same array, one after the other: that is how a shared input
     is recognised, whatever the model.
@@ -81,50 +92,57 @@ class _Recorder:
             self.input_of[linear.name] = self._last[1]
             return
         self.input_of[linear.name] = linear.name
-        self.measurements[linear.name] = _measure_input(x)
+        self.measurements[linear.name] = _Measurement(*_compiled_measure(x))
         self._last = (x, linear.name)
 
-    def evaluate(self) -> dict[str, _Row]:
-        """Runs the graph once."""
-        measurements = self.measurements.values()
-        token_histograms = count_bins_of_each([measured.token_absmax for measured in measurements])
-        mx.eval(token_histograms, [list(vars(measured).values()) for measured in measurements])
+    def evaluate(self) -> dict[str, np.ndarray]:
+        """Runs the graph once; field -> the values of all inputs, one after the other."""
+        columns = self._columns()
+        rows = {field: mx.concatenate(arrays) for field, arrays in columns.items()}
+        rows["token_histogram"] = count_bins_of_each(columns["token_absmax"]).reshape(-1)
+        mx.eval(rows)
+        return {field: to_numpy(row) for field, row in rows.items()}
+
+    def split(self, rows: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        """Field -> (S, values of all inputs)  ->  input name -> field -> (S, its values)."""
+        sizes = {
+            field: [array.size for array in arrays] for field, arrays in self._columns().items()
+        }
+        sizes["token_histogram"] = sizes["histogram"]
+        parts = {
+            field: np.split(values, np.cumsum(sizes[field])[:-1], axis=1)
+            for field, values in rows.items()
+        }
         return {
-            name: _row(measured, token_histogram)
-            for (name, measured), token_histogram in zip(
-                self.measurements.items(), to_numpy(token_histograms), strict=True
-            )
+            name: {field: values[number] for field, values in parts.items()}
+            for number, name in enumerate(self.measurements)
+        }
+
+    def _columns(self) -> dict[str, list[mx.array]]:
+        """Field -> the arrays of all inputs."""
+        fields = zip(*self.measurements.values(), strict=True)
+        return {
+            name: list(arrays) for name, arrays in zip(_Measurement._fields, fields, strict=True)
         }
 
 
-def _row(measured: _Measurement, token_histogram: np.ndarray) -> _Row:
-    """What is kept of one input at one step: the arguments of `of_one_image`, before rounding."""
-    return {
-        "channel_min": to_numpy(measured.channel_min),
-        "channel_max": to_numpy(measured.channel_max),
-        "sum_mean": to_numpy(measured.channel_mean),
-        "sum_mean_square": to_numpy(measured.channel_square).mean(dtype=np.float64),
-        "sum_token_absmax": to_numpy(measured.token_absmax).mean(dtype=np.float64),
-        "histogram": to_numpy(measured.histogram),
-        "token_histogram": token_histogram,
-    }
-
-
-def _stacked(name: str, rows: Sequence[_Row]) -> InputStatistics:
-    stacked = {field: np.stack([row[field] for row in rows]) for field in rows[0]}
-    if not all(np.isfinite(values).all() for values in stacked.values()):
+def _input_statistics(name: str, values: Mapping[str, np.ndarray]) -> InputStatistics:
+    """Statistics of an input from the fields of its measurements, each (S, ...)."""
+    if not all(np.isfinite(array).all() for array in values.values()):
         raise UserError(
             f"The inputs of {name} are not finite: the model overflows in this dtype. Set "
             "model.dtype to bfloat16 or float32."
         )
-    exact = {
-        field: to_fixed(values) if field.startswith("sum_") else values
-        for field, values in stacked.items()
-    }
-    histograms = {
-        field: exact.pop(field).astype(np.int64) for field in ("histogram", "token_histogram")
-    }
-    return of_one_image(**exact, **histograms)
+    tokens = values["token_absmax"].shape[1]
+    return of_one_image(
+        channel_min=values["channel_min"],
+        channel_max=values["channel_max"],
+        sum_mean=to_fixed(values["channel_sum"].astype(np.float64) / tokens),
+        sum_mean_square=to_fixed(values["channel_square"].mean(axis=1, dtype=np.float64) / tokens),
+        sum_token_absmax=to_fixed(values["token_absmax"].mean(axis=1, dtype=np.float64)),
+        histogram=values["histogram"].astype(np.int64),
+        token_histogram=values["token_histogram"].astype(np.int64),
+    )
 
 
 def measure_image(
@@ -149,8 +167,8 @@ def measure_image(
     linears = all_linears(model)
     conditioning = trajectory.conditioning
     rows = []
+    recorder = _Recorder()
     for step in steps:
-        recorder = _Recorder()
         with tapped(linears, recorder.see):
             predict(
                 model,
@@ -163,6 +181,7 @@ def measure_image(
             )
         rows.append(recorder.evaluate())
         tick()
+    inputs = recorder.split({field: np.stack([row[field] for row in rows]) for field in rows[0]})
     return Statistics(
         model=model_name,
         images=(image,),
@@ -171,8 +190,8 @@ def measure_image(
         input_of={linear.name: recorder.input_of[linear.name] for linear in linears},
         post_gelu=frozenset(linear.name for linear in linears if linear.is_post_gelu),
         inputs={
-            linear.name: _stacked(linear.name, [row[linear.name] for row in rows])
+            linear.name: _input_statistics(linear.name, inputs[linear.name])
             for linear in linears
-            if linear.name in rows[0]
+            if linear.name in inputs
         },
     )
