@@ -210,7 +210,14 @@ def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
         read.discard("damping")
     if rounding != "taqdit" and recipe["balance"] in ("none", "awq"):
         read.discard("activation_bits")
+    if not is_tuned(recipe):
+        read -= {key for key in read if key.startswith("tune_")}
     return {key: value for key, value in recipe.items() if key in read}
+
+
+def is_tuned(recipe: Mapping[str, Any]) -> bool:
+    """Whether the blocks of a recipe are tuned together at the end (`tuning`)."""
+    return bool(recipe.get("tune_iterations", 0) > 0)
 
 
 def balances_channels(recipe: Mapping[str, Any]) -> bool:
@@ -218,13 +225,17 @@ def balances_channels(recipe: Mapping[str, Any]) -> bool:
     return bool(recipe["balance"] != "none" or recipe["rounding"] == "awq")
 
 
-# Read when the checkpoint is assembled; the blocks do not depend on them.
+# Read when all blocks are done, for tuning and assembly; the blocks do not depend on them.
 _ASSEMBLY_OPTIONS = ("quantize", "other_bits")
 
 
 def block_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a recipe that its blocks depend on."""
-    return {key: value for key, value in recipe.items() if key not in _ASSEMBLY_OPTIONS}
+    return {
+        key: value
+        for key, value in recipe.items()
+        if key not in _ASSEMBLY_OPTIONS and not key.startswith("tune_")
+    }
 
 
 def check_recipes(config: Mapping[str, Any]) -> None:
