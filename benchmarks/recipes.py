@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
 from ditquant import metrics  # noqa: E402
+from ditquant.activation_statistics import Statistics  # noqa: E402
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors  # noqa: E402
 from ditquant.backend import describe_device, mx, nn, to_numpy  # noqa: E402
 from ditquant.block_io import boundary_streams, cached_steps, join_steps, read_block  # noqa: E402
@@ -65,6 +66,7 @@ def encode(path: Path, configfile: Path) -> None:
 
     from ditquant.models.text import encode_texts
     from ditquant.settings import read_prompts, recipe_options
+    from ditquant.variant_names import activation_configs
 
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text("utf-8"))
     recipes = yaml.safe_load(configfile.read_text("utf-8"))["recipes"]
@@ -86,6 +88,11 @@ def encode(path: Path, configfile: Path) -> None:
         "num_steps": config["num_steps"],
         "stride": config["weights"]["stride"],
         "configuration": os.path.relpath(configfile, ROOT),
+        "activations": {
+            "configs": activation_configs(config),
+            "num_images": config["activations"]["num_images"],
+            "stride": config["activations"]["stride"],
+        },
     }
     save_tensors(path, tensors, {"plan": plan})
 
@@ -164,9 +171,18 @@ def cache_blocks(
 
 
 def quantize(
-    folder: Path, spec: ModelSpec, files: list[Path], recipe: dict[str, Any], seed: int
+    folder: Path,
+    spec: ModelSpec,
+    files: list[Path],
+    recipe: dict[str, Any],
+    seed: int,
+    statistics: Statistics | None = None,
 ) -> tuple[dict[str, Packed], dict[str, mx.array], list[dict[str, Any]]]:
-    """All blocks by one recipe: packed weights, balanced parameters, and the blocks' documents."""
+    """All blocks by one recipe: packed weights, balanced parameters, and the blocks' documents.
+
+    Args:
+        statistics: of the activations, for recipes that balance by them.
+    """
     packed: dict[str, Packed] = {}
     parameters: dict[str, mx.array] = {}
     documents = []
@@ -178,7 +194,7 @@ def quantize(
         problem = block_problem(
             load_mmdit(spec, mx.float32), block, data, recipe_grid(recipe), recipe["holdout"]
         )
-        result = quantize_block(problem, recipe, seed)
+        result = quantize_block(problem, recipe, seed, statistics)
         packed |= result.packed
         parameters |= result.parameters
         documents.append({**result.document, "seconds": time.perf_counter() - started})
