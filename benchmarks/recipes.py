@@ -36,7 +36,12 @@ from ditquant.artifacts import load_metadata, load_tensors, save_tensors  # noqa
 from ditquant.backend import describe_device, mx, nn, to_numpy  # noqa: E402
 from ditquant.block_io import boundary_streams, cached_steps, join_steps, read_block  # noqa: E402
 from ditquant.blocks import all_linears  # noqa: E402
-from ditquant.calibration import Conditioning, Trajectory  # noqa: E402
+from ditquant.calibration import (  # noqa: E402
+    Conditioning,
+    Trajectory,
+    load_trajectory,
+    save_trajectory,
+)
 from ditquant.checkpoint import checkpoint_tensors, stored_sizes  # noqa: E402
 from ditquant.grids import Packed, dequantize  # noqa: E402
 from ditquant.models.load import load_mmdit, load_vae_decoder  # noqa: E402
@@ -53,7 +58,8 @@ from ditquant.sampling import (  # noqa: E402
     sample_euler,
     sigma_schedule,
 )
-from ditquant.settings import block_options  # noqa: E402
+from ditquant.settings import block_options, is_tuned  # noqa: E402
+from ditquant.tuning import tune_recipe  # noqa: E402
 
 STEPS, CFG_WEIGHT, SEED = 28, 4.0, 42
 _FIRST = 32  # captions that are reported on their own
@@ -144,7 +150,10 @@ def cache_blocks(
     plan: dict[str, Any],
     batch: int,
 ) -> list[Path]:
-    """block_io files of all calibration captions, as rule cache_block_io writes them."""
+    """block_io files of all calibration captions, as rule cache_block_io writes them.
+
+    Their trajectories go to files of the same names in a folder "calibration" below.
+    """
     steps = plan["num_steps"]
     final, path = sample(model, spec, tensors, "calibration", steps, plan["seed"], batch)
     sigmas = sigma_schedule(steps, spec.shift)
@@ -166,11 +175,13 @@ def cache_blocks(
             "text_tokens": trajectory.conditioning.tokens.shape[1],
         }
         files.append(folder / f"{image:04d}.safetensors")
+        (folder / "calibration").mkdir(exist_ok=True)
+        save_trajectory(folder / "calibration" / files[-1].name, trajectory)
         save_tensors(files[-1], {**streams, "sigmas": sigmas[mx.array(cached)]}, metadata)
     return files
 
 
-def quantize(
+def quantize_blocks(
     folder: Path,
     spec: ModelSpec,
     files: list[Path],
@@ -206,6 +217,39 @@ def quantize(
             )
             prefix = streams
     return packed, parameters, documents
+
+
+def tune(
+    folder: Path,
+    spec: ModelSpec,
+    files: list[Path],
+    recipe: dict[str, Any],
+    seed: int,
+    packed: dict[str, Packed],
+    parameters: dict[str, mx.array],
+) -> tuple[dict[str, Packed], dict[str, Any] | None]:
+    """A recipe's blocks tuned together, and the tuning's document, where the recipe asks for it."""
+    if not is_tuned(recipe):
+        return packed, None
+    started = time.perf_counter()
+    trajectories = [load_trajectory(folder / "calibration" / file.name) for file in files]
+    model = load_mmdit(spec, mx.float32)
+    tuned = tune_recipe(model, packed, parameters, trajectories, recipe, seed)
+    return tuned.packed, {**tuned.document, "seconds": time.perf_counter() - started}
+
+
+def quantize(
+    folder: Path,
+    spec: ModelSpec,
+    files: list[Path],
+    recipe: dict[str, Any],
+    seed: int,
+    statistics: Statistics | None = None,
+) -> tuple[dict[str, Packed], dict[str, mx.array], list[dict[str, Any]]]:
+    """`quantize_blocks`, and `tune` where the recipe asks for it."""
+    packed, parameters, documents = quantize_blocks(folder, spec, files, recipe, seed, statistics)
+    tuned, _ = tune(folder, spec, files, recipe, seed, packed, parameters)
+    return tuned, parameters, documents
 
 
 def quantized_model(
@@ -286,8 +330,11 @@ def run(
             begun = time.perf_counter()
             own = json.dumps(block_options(recipe), sort_keys=True)
             if own not in quantized:
-                quantized[own] = quantize(Path(scratch), spec, files, recipe, plan["seed"])
+                quantized[own] = quantize_blocks(Path(scratch), spec, files, recipe, plan["seed"])
             packed, parameters, blocks = quantized[own]
+            packed, tuning = tune(
+                Path(scratch), spec, files, recipe, plan["seed"], packed, parameters
+            )
             took = time.perf_counter() - begun
             network, sizes = quantized_model(spec, recipe, packed, parameters)
             final, drawn = draw(network)
@@ -313,6 +360,7 @@ def run(
                     }
                     for block in blocks
                 ],
+                "tuning": tuning,
                 "errors": errors.tolist(),
             }
             document["recipes"][name] = row
@@ -320,6 +368,10 @@ def run(
                 block["hard_error"]["result"]["held_out"] / block["hard_error"]["rtn"]["held_out"]
                 for block in blocks
             ]
+            velocity = ""
+            if tuning:
+                start, error = (tuning["error"][when] for when in ("start", "tuned"))
+                velocity = f" velocity {start:.5f} to {error:.5f}, kept {tuning['kept']}"
             shares = [block["binary_share"] for block in blocks if block["binary_share"]]
             print(
                 f"{name:18s} {took:5.0f} s  first {_FIRST}: {row['first']['ratio']:.3f} x, "
@@ -327,7 +379,8 @@ def run(
                 f"({row['all']['interval'][0]:.2f} to {row['all']['interval'][1]:.2f}), geometric "
                 f"{row['all']['geometric_ratio']:.3f}, {row['psnr_median']:.2f} dB | quantized "
                 f"{sizes['quantized_ratio']:.4f} | blocks {np.round(ratios, 3).tolist()} "
-                f"{[block['kept'] for block in blocks]} binary {min(shares, default=0):.4f}",
+                f"{[block['kept'] for block in blocks]} binary {min(shares, default=0):.4f}"
+                f"{velocity}",
                 flush=True,
             )
             if output:

@@ -2,9 +2,9 @@
 
 from PIL import Image
 
-from ditquant.artifacts import atomic_path, save_tensors
+from ditquant.artifacts import atomic_path
 from ditquant.backend import mx
-from ditquant.calibration import load_conditioning
+from ditquant.calibration import Trajectory, load_conditioning, save_trajectory
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
 from ditquant.models.spec import read_spec
@@ -43,19 +43,20 @@ def main(
         final = sample_euler(
             network, start, sigmas, conditioning.tokens, conditioning.pooled, cfg_weight, observe
         )
-    metadata = {
-        "kind": "ditquant.calibration", "prompt": prompt["text"], "seed": seed,
-        "negative_prompt": prompt["negative"], "cfg_weight": cfg_weight, "num_steps": num_steps,
-        "image_size": list(image_size), "model": model["name"], "dtype": model["dtype"],
+    drawn = Trajectory(
+        latents=mx.concatenate([*latents, final]),
+        sigmas=sigmas,
+        timesteps=mx.stack(timesteps),
+        conditioning=conditioning,
+        cfg_weight=cfg_weight,
+        prompt=prompt["text"],
+    )
+    record = {
+        "kind": "ditquant.calibration", "seed": seed, "negative_prompt": prompt["negative"],
+        "num_steps": num_steps, "image_size": list(image_size), "model": model["name"],
+        "dtype": model["dtype"],
     }  # fmt: skip
-    tensors = {
-        "latents": mx.concatenate([*latents, final]),
-        "sigmas": sigmas,
-        "timesteps": mx.stack(timesteps),
-        "conditioning": conditioning.tokens,
-        "pooled": conditioning.pooled,
-    }
-    save_tensors(trajectory, tensors, metadata)
+    save_trajectory(trajectory, drawn, record)
     decoder = load_vae_decoder(spec, dtype)
     picture = decode(decoder, final, spec.latent_scale, spec.latent_shift)[0]
     with atomic_path(preview) as temporary:

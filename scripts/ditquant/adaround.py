@@ -39,7 +39,7 @@ from .blocks import Linear
 from .learning_state import State, load_state, new_state, save_state
 from .lsq import ActivationQuantizer, dropped, quantize
 from .progress import ticking
-from .reconstruct import BlockProblem, stream_errors, weights_restored
+from .reconstruct import BlockProblem, dealt_rows, stream_errors, weights_restored
 from .rounding import bits_of, hard_codes, is_binary, start_alpha
 from .rounding_kernels import ADAM_DECAY, adam_step, advance, softening, stored_line
 
@@ -91,16 +91,9 @@ class Options:
 
 
 def batch_rows(problem: BlockProblem, size: int, seed: int, iteration: int) -> np.ndarray:
-    """Training rows of one step; the same whenever asked for.
-
-    The rows are shuffled once an epoch and dealt out, so that Adam's first moment averages over
-    most of them: batches drawn independently leave it three times the noise.
-    """
-    size = min(size, len(problem.train))
-    epoch, place = divmod(iteration, len(problem.train) // size)
+    """Training rows of one step (`reconstruct.dealt_rows`)."""
     block = zlib.crc32(problem.block.name.encode())
-    order = np.random.default_rng([seed, block, epoch]).permutation(problem.train)
-    return order[place * size : (place + 1) * size]
+    return dealt_rows(problem.train, size, [seed, block], iteration)
 
 
 def annealed_beta(progress: float) -> int:

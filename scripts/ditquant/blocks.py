@@ -271,12 +271,10 @@ class _Recorder:
 
 
 @contextmanager
-def boundaries(
-    model: nn.Module, note: Callable[[str, tuple[mx.array, ...]], None]
-) -> Iterator[None]:
-    """Within the context, `note(name, streams)` is called at each block's input and output.
+def blocks_replaced(model: nn.Module, replace: Callable[[Block], Any]) -> Iterator[None]:
+    """Within the context, `replace(block)` is called in each block's place by the model.
 
-    `name` is "mm03" for the input of block mm03 and "mm03.out" for its output.
+    It has to give the block's own attributes, since setting modulation walks them.
     """
     lists = [
         blocks
@@ -286,12 +284,24 @@ def boundaries(
         )
         if blocks is not None
     ]
-    recorders = iter([_Recorder(block, note) for block in walk_blocks(model)])
+    others = iter([replace(block) for block in walk_blocks(model)])
     before = [list(blocks) for blocks in lists]
     for blocks in lists:
-        blocks[:] = [next(recorders) for _ in blocks]
+        blocks[:] = [next(others) for _ in blocks]
     try:
         yield
     finally:
         for blocks, modules in zip(lists, before, strict=True):
             blocks[:] = modules
+
+
+@contextmanager
+def boundaries(
+    model: nn.Module, note: Callable[[str, tuple[mx.array, ...]], None]
+) -> Iterator[None]:
+    """Within the context, `note(name, streams)` is called at each block's input and output.
+
+    `name` is "mm03" for the input of block mm03 and "mm03.out" for its output.
+    """
+    with blocks_replaced(model, lambda block: _Recorder(block, note)):
+        yield

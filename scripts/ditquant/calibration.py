@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .artifacts import load_metadata, load_tensors
+from .artifacts import load_metadata, load_tensors, save_tensors
 from .backend import mx
 
 
@@ -73,3 +74,18 @@ def load_trajectory(path: str | Path) -> Trajectory:
         cfg_weight=float(metadata["cfg_weight"]),
         prompt=metadata["prompt"],
     )
+
+
+def save_trajectory(
+    path: str | Path, trajectory: Trajectory, record: Mapping[str, Any] | None = None
+) -> None:
+    """Writes what `load_trajectory` reads; `record` goes to the file's metadata too."""
+    tensors = {
+        "latents": trajectory.latents,
+        "sigmas": trajectory.sigmas,
+        "timesteps": trajectory.timesteps,
+        "conditioning": trajectory.conditioning.tokens,
+        "pooled": trajectory.conditioning.pooled,
+    }
+    metadata = {"prompt": trajectory.prompt, "cfg_weight": trajectory.cfg_weight}
+    save_tensors(path, tensors, {**(record or {}), **metadata})

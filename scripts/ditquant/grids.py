@@ -132,6 +132,39 @@ def _cut(scales: mx.array, bits: int, up: bool) -> mx.array:
     return mx.where(scales < 0, -cut, cut)
 
 
+def stored_affine(
+    scales: mx.array, centers: mx.array, means: mx.array, bits: int
+) -> tuple[mx.array, mx.array]:
+    """Scales and biases of any value, rounded to what the storage keeps.
+
+    Up to 6 bits a scale becomes a whole multiple of a power of two u, below 2^(11 - bits) u, and
+    the bias any whole multiple k u such that every value of the group stays within 2^11 u: products
+    and sums are multiples of u that float16 holds, and so exact in every order, as they are with
+    whole zero points. Eight bits leave no room; scale and bias are rounded to float16.
+
+    Args:
+        scales: (rows, groups) float32, s.
+        centers, means: (rows, groups) float32; code `means` keeps the value `centers`, whatever
+            the rounding of the scale takes away.
+
+    Returns:
+        Scales and biases, float16.
+    """
+    kept = _SCALE_PRECISION - bits if bits <= 6 else _SCALE_PRECISION
+    magnitude = mx.maximum(mx.abs(scales), _SMALLEST_SCALE)
+    unit = mx.power(2.0, mx.floor(mx.log2(magnitude)) - (kept - 1))
+    # A scale just below a power of two is rounded up to it, which has fewer bits still.
+    magnitude = mx.maximum(mx.round(magnitude / unit) * unit, _SMALLEST_SCALE)
+    scales = mx.where(scales < 0, -magnitude, magnitude)
+    biases = centers - scales * means
+    if bits <= 6:
+        limit, last = 2.0**_SCALE_PRECISION, scales / unit * (2**bits - 1)
+        low = -limit - mx.minimum(last, 0.0)
+        high = limit - mx.maximum(last, 0.0)
+        biases = mx.clip(mx.round(biases / unit), low, high) * unit
+    return scales.astype(SCALE_DTYPE), biases.astype(SCALE_DTYPE)
+
+
 def _squared_error(
     groups: mx.array, scales: mx.array, zeros: mx.array, levels: int, importance: mx.array | None
 ) -> mx.array:

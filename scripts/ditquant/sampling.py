@@ -79,9 +79,9 @@ def modulation_inputs(model: nn.Module, pooled: mx.array, timestep: mx.array) ->
 
     Args:
         pooled: (B, channels).
-        timestep: scalar in the activations' dtype; the same for all rows.
+        timestep: in the activations' dtype; a scalar for all rows, or (B,).
     """
-    timesteps = mx.repeat(timestep[None], pooled.shape[0], axis=0)
+    timesteps = mx.broadcast_to(timestep, pooled.shape[:1])
     return model.y_embedder(pooled)[:, None, None, :] + model.t_embedder(timesteps)
 
 
