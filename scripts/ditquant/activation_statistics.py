@@ -34,9 +34,10 @@ def to_fixed(values: np.ndarray) -> np.ndarray:
         ValueError: a value that is not below 2^30.
     """
     values = np.asarray(values, dtype=np.float64)
-    if not np.all(np.abs(values) < _LARGEST):
-        raise ValueError(f"a statistic of {np.abs(values).max()} exceeds the range of 2^30")
-    return np.rint(values / _UNIT).astype(np.int64)
+    largest = np.abs(values).max()
+    if not largest < _LARGEST:
+        raise ValueError(f"a statistic of {largest} exceeds the range of 2^30")
+    return np.rint(values * (1 / _UNIT)).astype(np.int64)
 
 
 # How a field of two measurements becomes that of both; sums and counts add up.

@@ -47,7 +47,8 @@ def bin_centers() -> np.ndarray:
     return (edges[:-1] + edges[1:]) / 2
 
 
-def _bin_numbers(x: mx.array) -> mx.array:
+def bin_numbers(x: mx.array) -> mx.array:
+    """The bin of each |x|, int32 of the same shape; any float dtype."""
     bits = x.astype(mx.float32).view(mx.int32) & 0x7FFFFFFF
     # The minimum with the bits themselves leaves 0 for zeros alone.
     return mx.minimum(mx.clip((bits >> _SHIFT) - (_FIRST - 1), 1, NUM_BINS - 1), bits)
@@ -66,17 +67,21 @@ def _occurrences(numbers: mx.array, length: int) -> mx.array:
     return counts
 
 
+# Compiled because a gradient walks through all of the graph that its argument hangs on: this way it
+# is taken once, of an argument that hangs on nothing.
+_compiled_occurrences = compiled(_occurrences)
+
+
 def _count_bins(x: mx.array) -> mx.array:
-    lanes = _GPU_LANES if is_accelerated() else 1
-    numbers = _bin_numbers(x)
-    if lanes > 1:
-        numbers = numbers + (mx.arange(x.shape[-1], dtype=mx.int32) % lanes) * NUM_BINS
-    counts = _occurrences(numbers.astype(mx.uint16).reshape(-1), lanes * NUM_BINS)
-    return counts.reshape(lanes, NUM_BINS).sum(axis=0)
+    numbers = bin_numbers(x)
+    if not is_accelerated():
+        return _compiled_occurrences(numbers.astype(mx.uint16).reshape(-1), NUM_BINS)
+    lanes = mx.arange(x.shape[-1], dtype=mx.int32) % _GPU_LANES
+    counters = (numbers + lanes * NUM_BINS).astype(mx.uint16)
+    counts = _compiled_occurrences(counters.reshape(-1), _GPU_LANES * NUM_BINS)
+    return counts.reshape(_GPU_LANES, NUM_BINS).sum(axis=0)
 
 
-# Compiled also because a gradient walks through all of the graph that its argument hangs on: here
-# it is taken once, of an argument that hangs on nothing.
 _compiled_count_bins = compiled(_count_bins)
 
 
@@ -85,19 +90,16 @@ def count_bins(x: mx.array) -> mx.array:
     return _compiled_count_bins(x)
 
 
-def _count_bins_of_each(arrays: Sequence[mx.array]) -> mx.array:
-    numbers = _bin_numbers(mx.concatenate(list(arrays)))
-    first = np.repeat(np.arange(len(arrays)) * NUM_BINS, [array.size for array in arrays])
-    counts = _occurrences(numbers + mx.array(first, dtype=mx.int32), len(arrays) * NUM_BINS)
-    return counts.reshape(len(arrays), NUM_BINS)
+def count_bins_of_parts(x: mx.array, sizes: Sequence[int]) -> mx.array:
+    """(parts, NUM_BINS) int32: `count_bins` of many short arrays in one pass; lazy.
 
-
-_compiled_count_bins_of_each = compiled(_count_bins_of_each)
-
-
-def count_bins_of_each(arrays: Sequence[mx.array]) -> mx.array:
-    """(len(arrays), NUM_BINS) int32: `count_bins` of many short arrays (N,) in one pass; lazy."""
-    return _compiled_count_bins_of_each(list(arrays))
+    Args:
+        x: (N,), the parts one after the other.
+        sizes: of the parts, N together.
+    """
+    first = np.repeat(np.arange(len(sizes), dtype=np.int32) * NUM_BINS, sizes)
+    counts = _compiled_occurrences(bin_numbers(x) + mx.array(first), len(sizes) * NUM_BINS)
+    return counts.reshape(len(sizes), NUM_BINS)
 
 
 def quantile(counts: np.ndarray, share: float) -> np.ndarray:

@@ -17,10 +17,10 @@ from .backend import compiled, mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .calibration import Trajectory
 from .errors import UserError
-from .histogram import count_bins, count_bins_of_each
+from .histogram import count_bins, count_bins_of_parts
 from .sampling import predict
 
-# Parts of a row whose largest values MLX's CPU finds side by side, see `_largest_of_rows`.
+# Parts of a row whose largest values MLX's CPU finds side by side, see `largest_of_rows`.
 _PARTS = 8
 
 
@@ -35,7 +35,7 @@ class _Measurement(NamedTuple):
     Attributes:
         channel_min, channel_max, channel_sum, channel_square: (channels,) float32 over tokens; the
             last adds up squares.
-        token_absmax: (tokens,) float32, each token's largest |x|.
+        token_square: (tokens,) float32, each token's largest square.
         histogram: (NUM_BINS,) int32 counts of |x|.
     """
 
@@ -43,11 +43,11 @@ class _Measurement(NamedTuple):
     channel_max: mx.array
     channel_sum: mx.array
     channel_square: mx.array
-    token_absmax: mx.array
+    token_square: mx.array
     histogram: mx.array
 
 
-def _largest_of_rows(x: mx.array) -> mx.array:
+def largest_of_rows(x: mx.array) -> mx.array:
     """(rows, columns) -> (rows,). MLX's CPU compares whole rows fast, and the values in one slowly:
     first the parts of a row with each other, then within one part."""
     if x.shape[1] % _PARTS:
@@ -55,7 +55,8 @@ def _largest_of_rows(x: mx.array) -> mx.array:
     return x.reshape(x.shape[0], _PARTS, -1).max(axis=1).max(axis=1)
 
 
-def _measure(x: mx.array) -> tuple[mx.array, ...]:
+def measure_array(x: mx.array) -> tuple[mx.array, ...]:
+    """The fields of `_Measurement`, in their order, of an array (..., channels)."""
     rows = x.reshape(-1, x.shape[-1])
     wide = rows.astype(mx.float32)
     square = mx.square(wide)
@@ -64,14 +65,13 @@ def _measure(x: mx.array) -> tuple[mx.array, ...]:
         rows.max(axis=0).astype(mx.float32),
         wide.sum(axis=0),
         square.sum(axis=0),
-        # The root of a rounded square is |x| again (below 1e-19, where squares underflow, it is 0).
-        mx.sqrt(_largest_of_rows(square)),
+        largest_of_rows(square),
         count_bins(rows),
     )
 
 
 # A few shapes occur, so a few graphs are made; each forward pass then only repeats them.
-_compiled_measure = compiled(_measure)
+_compiled_measure = compiled(measure_array)
 
 
 class _Recorder:
@@ -85,30 +85,38 @@ class _Recorder:
     def __init__(self) -> None:
         self.input_of: dict[str, str] = {}
         self.measurements: dict[str, _Measurement] = {}
-        self._last: tuple[mx.array, str] | None = None
+        self._name = ""
+        self._last: mx.array | None = None
+        self._measured: mx.array | None = None
 
-    def see(self, linear: Linear, x: mx.array) -> None:
-        if self._last is not None and self._last[0] is x:
-            self.input_of[linear.name] = self._last[1]
-            return
-        self.input_of[linear.name] = linear.name
-        self.measurements[linear.name] = _Measurement(*_compiled_measure(x))
-        self._last = (x, linear.name)
+    def see(self, linear: Linear, x: mx.array) -> mx.array:
+        """Returns x, in a graph where it has been measured before it can be read: left to itself,
+        MLX may measure all inputs at the end and keep them until then."""
+        if self._measured is None or self._last is not x:
+            measurement = _Measurement(*_compiled_measure(x))
+            self.measurements[linear.name] = measurement
+            self._name, self._last, self._measured = (
+                linear.name,
+                x,
+                mx.depends(x, list(measurement)),
+            )
+        self.input_of[linear.name] = self._name
+        return self._measured
 
     def evaluate(self) -> dict[str, np.ndarray]:
         """Runs the graph once; field -> the values of all inputs, one after the other."""
-        columns = self._columns()
-        rows = {field: mx.concatenate(arrays) for field, arrays in columns.items()}
-        rows["token_histogram"] = count_bins_of_each(columns["token_absmax"]).reshape(-1)
+        rows = {field: mx.concatenate(arrays) for field, arrays in self._columns().items()}
+        # The root of a rounded square is |x| again (below 1e-19, where squares underflow, it is 0).
+        rows["token_absmax"] = mx.sqrt(rows.pop("token_square"))
+        rows["token_histogram"] = count_bins_of_parts(
+            rows["token_absmax"], self._sizes()["token_absmax"]
+        ).reshape(-1)
         mx.eval(rows)
         return {field: to_numpy(row) for field, row in rows.items()}
 
     def split(self, rows: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
         """Field -> (S, values of all inputs)  ->  input name -> field -> (S, its values)."""
-        sizes = {
-            field: [array.size for array in arrays] for field, arrays in self._columns().items()
-        }
-        sizes["token_histogram"] = sizes["histogram"]
+        sizes = self._sizes()
         parts = {
             field: np.split(values, np.cumsum(sizes[field])[:-1], axis=1)
             for field, values in rows.items()
@@ -125,10 +133,17 @@ class _Recorder:
             name: list(arrays) for name, arrays in zip(_Measurement._fields, fields, strict=True)
         }
 
+    def _sizes(self) -> dict[str, list[int]]:
+        """Field of `evaluate` -> how many values each input has."""
+        sizes = {name: [array.size for array in arrays] for name, arrays in self._columns().items()}
+        sizes["token_absmax"] = sizes.pop("token_square")
+        return {**sizes, "token_histogram": sizes["histogram"]}
+
 
 def _input_statistics(name: str, values: Mapping[str, np.ndarray]) -> InputStatistics:
     """Statistics of an input from the fields of its measurements, each (S, ...)."""
-    if not all(np.isfinite(array).all() for array in values.values()):
+    # A value that is not finite leaves no finite sum of squares.
+    if not np.isfinite(values["channel_square"]).all():
         raise UserError(
             f"The inputs of {name} are not finite: the model overflows in this dtype. Set "
             "model.dtype to bfloat16 or float32."
@@ -168,8 +183,8 @@ def measure_image(
     conditioning = trajectory.conditioning
     rows = []
     recorder = _Recorder()
-    for step in steps:
-        with tapped(linears, recorder.see):
+    with tapped(linears, recorder.see):
+        for step in steps:
             predict(
                 model,
                 trajectory.latents[step : step + 1],
@@ -179,8 +194,8 @@ def measure_image(
                 conditioning.pooled,
                 trajectory.cfg_weight,
             )
-        rows.append(recorder.evaluate())
-        tick()
+            rows.append(recorder.evaluate())
+            tick()
     inputs = recorder.split({field: np.stack([row[field] for row in rows]) for field in rows[0]})
     return Statistics(
         model=model_name,

@@ -1,0 +1,231 @@
+"""Seconds of a forward pass with and without collecting activation statistics.
+
+    .venv/bin/python benchmarks/collection_time.py [--json benchmarks/results/collection_time.json]
+
+The embedded demo model at full precision (or one of SD3-medium's size with random weights) runs a
+guided pair on random latents and texts:
+
+    plain       forward passes alone, each evaluated
+    collecting  the same passes by `observe.measure_image`, which the rule collect_activations
+                calls: with the statistics of all linear inputs, up to what is written to the file
+
+Rounds of a few steps alternate between the two, and every other round the second goes first, so
+that whatever slows the machine down meets both. `ratio` is the median over rounds of collecting /
+plain, with the quartiles; `processor` the same of processor seconds, which other jobs on a CPU
+disturb less. The parts of a measurement are then timed by themselves, in nanoseconds a value (the
+fastest of as many passes), on the inputs of one forward pass:
+
+    extremes     minimum and maximum of each channel
+    sums         sum and sum of squares of each channel
+    tokens       each token's largest square
+    bins         the histogram of |x|
+    bins by .at  the same by an ordinary scatter
+    all          what is collected, in one graph
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
+
+from ditquant.backend import compiled, describe_device, is_accelerated, mx, nn
+from ditquant.blocks import Linear, all_linears, tapped
+from ditquant.calibration import Conditioning, Trajectory
+from ditquant.histogram import NUM_BINS, bin_numbers, count_bins
+from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.spec import read_spec
+from ditquant.observe import largest_of_rows, measure_array, measure_image
+from ditquant.sampling import predict, sigma_schedule
+
+CFG_WEIGHT = 4.0
+# The inputs of the embedded model, as `forward_time.SIZES` has them.
+DEMO = {"latent": 16, "tokens": 20, "channels": 128, "pooled": 128}
+
+
+def random_trajectory(size: dict[str, int], dtype: mx.Dtype, steps: int) -> Trajectory:
+    """Noise in the place of latents and texts: the seconds are the same."""
+    inputs = random_inputs(size, dtype)
+    sigmas = sigma_schedule(steps, 3.0)
+    latents = mx.random.normal((steps + 1, *inputs.latents.shape[1:]), key=mx.random.key(2))
+    mx.eval(latents, sigmas)
+    return Trajectory(
+        latents=latents,
+        sigmas=sigmas,
+        timesteps=(sigmas[:-1] * 1000).astype(dtype),
+        conditioning=Conditioning(inputs.tokens, inputs.pooled),
+        cfg_weight=CFG_WEIGHT,
+        prompt="",
+    )
+
+
+def forward(model: nn.Module, trajectory: Trajectory, step: int) -> mx.array:
+    return predict(
+        model,
+        trajectory.latents[step : step + 1],
+        trajectory.sigmas[step],
+        trajectory.timesteps[step],
+        trajectory.conditioning.tokens,
+        trajectory.conditioning.pooled,
+        trajectory.cfg_weight,
+    )
+
+
+class Times(NamedTuple):
+    """Seconds of a call: on the clock, and of all this process's threads together."""
+
+    wall: float
+    processor: float
+
+
+def timed(call: Callable[[], Any]) -> Times:
+    mx.synchronize()
+    wall, processor = time.perf_counter(), time.process_time()
+    call()
+    mx.synchronize()
+    return Times(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def compare(model: nn.Module, trajectory: Trajectory, rounds: int) -> dict[str, Any]:
+    """Seconds a forward pass of either way, and their ratio; one uncounted round first."""
+    steps = range(trajectory.num_steps)
+
+    def plain() -> None:
+        for step in steps:
+            mx.eval(forward(model, trajectory, step))
+
+    def collecting() -> None:
+        measure_image(model, trajectory, steps, "benchmark", "0000")
+
+    calls = [plain, collecting]
+    times: dict[str, list[Times]] = {"plain": [], "collecting": []}
+    for number in range(rounds + 1):
+        for call in calls if number % 2 else calls[::-1]:
+            times[call.__name__].append(timed(call))
+    row: dict[str, Any] = {}
+    for kind in Times._fields:
+        alone, collected = (
+            [getattr(each, kind) for each in times[name][1:]] for name in ("plain", "collecting")
+        )
+        row[kind] = {
+            "plain_seconds": statistics.median(alone) / len(steps),
+            "collecting_seconds": statistics.median(collected) / len(steps),
+            "ratio_quartiles": quartiles([c / p for p, c in zip(alone, collected, strict=True)]),
+        }
+    for call in calls:
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        call()
+        row[f"{call.__name__}_peak_bytes"] = mx.get_peak_memory()
+    return row
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+
+
+# -------------------------------------------------------------------------------------- parts
+
+
+def inputs_of(model: nn.Module, trajectory: Trajectory) -> list[mx.array]:
+    """What the linears read in one forward pass, each array once, as rows."""
+    seen: list[mx.array] = []
+
+    def see(linear: Linear, x: mx.array) -> None:
+        if not seen or seen[-1] is not x:
+            seen.append(x)
+
+    with tapped(all_linears(model), see):
+        output = forward(model, trajectory, trajectory.num_steps // 2)
+    mx.eval(output, seen)
+    return [x.reshape(-1, x.shape[-1]) for x in seen]
+
+
+def bins_by_at(x: mx.array) -> mx.array:
+    """`count_bins` by MLX's scatter of any shape."""
+    counts = mx.zeros((NUM_BINS,), dtype=mx.int32)
+    return counts.at[bin_numbers(x).reshape(-1)].add(1)
+
+
+PARTS: dict[str, Callable[[mx.array], Any]] = {
+    "extremes": lambda x: [x.min(axis=0), x.max(axis=0)],
+    "sums": lambda x: [x.sum(axis=0), mx.square(x).sum(axis=0)],
+    "tokens": lambda x: largest_of_rows(mx.square(x)),
+    "bins": count_bins,
+    "bins by .at": bins_by_at,
+    "all": measure_array,
+}
+
+
+def parts(arrays: list[mx.array], repeat: int) -> dict[str, float]:
+    """Nanoseconds a value of each part: the fastest of `repeat` passes over all inputs."""
+    values = sum(array.size for array in arrays)
+    found = {}
+    for name, part in PARTS.items():
+        function = compiled(part)
+
+        def measure(function: Callable[[mx.array], Any] = function) -> None:
+            mx.eval([function(array) for array in arrays])
+
+        measure()
+        found[name] = min(timed(measure).wall for _ in range(repeat)) / values * 1e9
+    return found
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description="Seconds of a pass that collects statistics.")
+    parser.add_argument("--size", choices=["demo", *SIZES], default="demo")
+    parser.add_argument("--dtype", choices=DTYPES, help="float16; float32 on a CPU")
+    parser.add_argument("--steps", type=int, default=25, help="forward passes of a round")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds that are counted")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+
+    name = options.dtype or ("float16" if is_accelerated() else "float32")
+    dtype = DTYPES[name]
+    print(describe_device())
+    if options.size == "demo":
+        size, model = DEMO, load_mmdit(read_spec("demo", None), dtype)
+    else:
+        size = SIZES[options.size]
+        model = build("full", size, dtype)
+    trajectory = random_trajectory(size, dtype, options.steps)
+    row = compare(model, trajectory, options.rounds)
+    print(f"{options.size}, {name}, {options.rounds} rounds of {options.steps} forward passes")
+    print(f"{'':10} {'plain':>10} {'collecting':>13} {'ratio':>6}  quartiles")
+    for kind in Times._fields:
+        low, middle, high = row[kind]["ratio_quartiles"]
+        alone, collected = (row[kind][f"{call}_seconds"] for call in ("plain", "collecting"))
+        print(
+            f"{kind:10} {alone * 1e3:7.2f} ms {collected * 1e3:10.2f} ms {middle:6.3f}  "
+            f"{low:.3f} to {high:.3f}"
+        )
+    alone, collected = (row[f"{call}_peak_bytes"] / 1e9 for call in ("plain", "collecting"))
+    print(f"{'peak':10} {alone:7.3f} GB {collected:10.3f} GB", flush=True)
+    arrays = inputs_of(model, trajectory)
+    row["inputs"], row["values"] = len(arrays), sum(array.size for array in arrays)
+    print(f"{row['inputs']} inputs of {row['values']:,} values; nanoseconds a value:")
+    row["nanoseconds_a_value"] = parts(arrays, options.rounds)
+    for part, nanoseconds in row["nanoseconds_a_value"].items():
+        print(f"  {part:12} {nanoseconds:6.2f}")
+    record = {
+        "device": describe_device(),
+        "size": options.size,
+        "dtype": name,
+        "steps": options.steps,
+        "rounds": options.rounds,
+        **row,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return record
+
+
+if __name__ == "__main__":
+    main()
