@@ -198,7 +198,8 @@ rule visualize_activations:
         statistics=rules.merge_statistics.output.statistics,
         configs=plot_configs,
     output:
-        plot=f"{RESULTS}/activations/plots/{{plot}}.png",
+        png=f"{RESULTS}/activations/plots/{{plot}}.png",
+        svg=f"{RESULTS}/activations/plots/{{plot}}.svg",
     log:
         f"{RESULTS}/logs/visualize_activations/{{plot}}.log",
     benchmark:
@@ -212,11 +213,26 @@ rule visualize_activations:
         mem_mb=2000,
     params:
         snapshot_steps=config["activations"]["plots"]["snapshot_steps"],
+        layers=config["activations"]["plots"]["layers"],
         code=code("visualize_activations.py"),
     message:
         "Plotting activations: {wildcards.plot}"
     script:
         "../scripts/visualize_activations.py"
+
+
+use rule visualize_activations as animate_activations with:
+    """Draws the drift of the activations' ranges over the schedule as a moving picture."""
+    input:
+        statistics=rules.merge_statistics.output.statistics,
+    output:
+        gif=f"{RESULTS}/activations/plots/drift.gif",
+    log:
+        f"{RESULTS}/logs/animate_activations.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/animate_activations.tsv"
+    message:
+        "Animating the drift of activations"
 
 
 rule activations:
@@ -232,5 +248,5 @@ rule activations:
 rule plots:
     """Target: all plots of the activations, and of the learning of the configuration's recipe."""
     input:
-        expand(f"{RESULTS}/activations/plots/{{plot}}.png", plot=PLOTS),
+        ACTIVATION_PLOTS,
         HISTORY_PLOTS,

@@ -1,28 +1,49 @@
-"""Rule visualize_activations: one plot of the activations."""
+"""Rules visualize_activations and animate_activations: one plot of the activations."""
 
 from pathlib import Path
 
+from ditquant.activation_animation import animate_drift
+from ditquant.activation_panels import PlotOptions
 from ditquant.activation_plots import draw
 from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import atomic_path, read_json
+from ditquant.charts import as_png, as_svg
 from ditquant.job import job
 from ditquant.ranges import CONFIG_FORMAT
 
 
-def main(statistics: str, configs: list[str], plot: str, snapshot_steps: list[int]) -> None:
-    """Draws the plot that the output file is named after."""
-    documents = [read_json(path, CONFIG_FORMAT) for path in configs]
-    figure = draw(Path(plot).stem, load_statistics(statistics), documents, snapshot_steps)
-    with atomic_path(plot) as temporary:
-        # Without the writer's name and version the same picture has the same bytes.
-        figure.savefig(temporary, metadata={"Software": None})
+def main(
+    statistics: str, configs: list[str], plots: list[str], snapshot_steps: list[int], layers: int
+) -> None:
+    """Writes the plot that the output files are named after, each in the format of its suffix.
+
+    Args:
+        configs: what `activation_plots.PLOTS` says that the plot needs, in order.
+        plots: a PNG and an SVG file of the same name, or a GIF file, which moves.
+        snapshot_steps, layers: see `PlotOptions`.
+    """
+    measured = load_statistics(statistics)
+    contents = {}
+    if Path(plots[0]).suffix == ".gif":
+        contents[plots[0]] = animate_drift(measured)
+    else:
+        documents = [read_json(path, CONFIG_FORMAT) for path in configs]
+        options = PlotOptions(snapshot_steps, layers)
+        figure = draw(Path(plots[0]).stem, measured, documents, options)
+        for path in plots:
+            is_vector = Path(path).suffix == ".svg"
+            contents[path] = as_svg(figure).encode() if is_vector else as_png(figure)
+    for path, content in contents.items():
+        with atomic_path(path) as temporary:
+            Path(temporary).write_bytes(content)
 
 
 if "snakemake" in globals():
     with job(snakemake):
         main(
             snakemake.input.statistics,
-            snakemake.input.configs,
-            snakemake.output.plot,
+            snakemake.input.get("configs", []),
+            list(snakemake.output),
             snakemake.params.snapshot_steps,
+            snakemake.params.layers,
         )

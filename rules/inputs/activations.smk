@@ -53,19 +53,30 @@ def config_code(wildcards):
     )
 
 
-# What each plot needs beside the statistics.
+# What each plot of `activation_plots.PLOTS` needs beside the statistics; that module is not imported
+# here: planning needs no matplotlib.
 PLOT_CONFIGS = {
     "absmax": [],
     "drift": [],
     "heatmap": [],
-    "tiers": ["quant_config_multitier"],
+    "variability": [],
+    "channels": [],
+    "outliers": [],
     "distributions": ["quant_config"],
+    "ranges": ["quant_config"],
+    "scales": ["quant_config"],
+    "coverage": ["quant_config"],
+    "tiers": ["quant_config_multitier"],
 }
-PLOTS = [
-    plot
+DISTRIBUTIONS = {"channels", "outliers", "distributions", "ranges"}
+ACTIVATION_PLOTS = [
+    f"{RESULTS}/activations/plots/{plot}.{suffix}"
     for plot in PLOT_CONFIGS
-    if plot != "distributions" or config["activations"]["plots"]["distributions"]
+    if plot not in DISTRIBUTIONS or config["activations"]["plots"]["distributions"]
+    for suffix in ("png", "svg")
 ]
+if config["activations"]["plots"]["animate"]:
+    ACTIVATION_PLOTS.append(f"{RESULTS}/activations/plots/drift.gif")
 
 
 def plot_configs(wildcards):

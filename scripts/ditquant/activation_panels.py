@@ -1,15 +1,23 @@
-"""What the activation plots share: panels by stream and kind of layer, and their axes."""
+"""What the activation plots share: panels by stream and kind of layer, their axes and colours.
+
+Colours are those of Okabe and Ito, cividis and PuOr, which the colour-blind tell apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from .activation_statistics import Statistics
+from .charts import log_axis
 
 _KINDS = {
     "attn.q_proj": "q, k, v",
@@ -18,11 +26,28 @@ _KINDS = {
     "mlp.fc2": "fc2",
 }
 _STREAMS = {"img": "image stream", "txt": "text stream", "uni": "unified blocks"}
-# Okabe and Ito (2008), without black and the yellow that is pale on white.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
-SIGMA_LABEL = "σ (1 = noise; sampling runs left to right)"
-# Rows of a matrix that can still be labelled one by one.
-_MOST_LABELS = 80
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+GELU_BACKGROUND = "#FBF6EA"
+# There is no such layer: the last block of the text stream ends behind attention.
+ABSENT = "#E4E4E4"
+SIGMA = "noise level σ (no unit; 1 = pure noise, sampling runs left to right)"
+SHORT_SIGMA = "noise level σ (no unit)"
+PAGE_WIDTH = 13.0
+# A linear axis hides what is smaller than this part of its end.
+_LINEAR_SPREAD = 15.0
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """What a person may choose: keys below `activations.plots`.
+
+    Attributes:
+        snapshot_steps: steps that are drawn one by one; the nearest measured ones are taken.
+        layers: how many layers are drawn where only the most variable ones have room.
+    """
+
+    snapshot_steps: Sequence[int]
+    layers: int = 6
 
 
 def place(name: str) -> tuple[str, str, str]:
@@ -32,83 +57,170 @@ def place(name: str) -> tuple[str, str, str]:
     return block, stream, ".".join(rest[-2:])
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of the given size in inches that draws without a screen."""
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    return figure
-
-
-def panels(figure: Figure, statistics: Statistics) -> Iterator[tuple[Axes, list[str]]]:
-    """(axes, input names in order of blocks) for each stream (row) and kind of layer (column)."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name in statistics.inputs:
-        _, stream, kind = place(name)
-        groups.setdefault((stream, kind), []).append(name)
-    streams = [stream for stream in _STREAMS if any(key[0] == stream for key in groups)]
-    axes = figure.subplots(len(streams), len(_KINDS), squeeze=False)
-    for row, stream in enumerate(streams):
-        for column, kind in enumerate(_KINDS):
-            panel = axes[row, column]
-            names = groups.get((stream, kind), [])
-            if not names:
-                panel.set_axis_off()
-                continue
-            after = ", after GELU" if names[0] in statistics.post_gelu else ""
-            panel.set_title(f"{_STREAMS[stream]}: {_KINDS[kind]}{after}", fontsize=9)
-            panel.tick_params(labelsize=8)
-            panel.grid(alpha=0.25, linewidth=0.5)
-            if after:
-                panel.set_facecolor("#FBF6EA")
-            yield panel, names
-
-
-def rows_of_panels(statistics: Statistics) -> int:
-    """How many rows `panels` makes: one a stream."""
-    return len({place(name)[1] for name in statistics.inputs})
-
-
-def block_axis(panel: Axes, names: Sequence[str]) -> None:
-    """Blocks along the axis, every one of them named where there is room."""
-    every = max(1, -(-len(names) // 8))
-    panel.set_xticks(
-        range(0, len(names), every), [place(name)[0] for name in names[::every]], fontsize=8
-    )
-    panel.set_xlim(-0.5, len(names) - 0.5)
-
-
 def input_label(name: str) -> str:
     """What a plot calls an input: mm03.img q, k, v for "mm03.img.attn.q_proj"."""
     block, stream, kind = place(name)
     return f"{block if stream == 'uni' else f'{block}.{stream}'} {_KINDS[kind]}"
 
 
-def layer_axis(axes: Axes, statistics: Statistics) -> None:
-    """Every input's name where there is room, else the first input of each block."""
-    names = list(statistics.inputs)
-    if len(names) > _MOST_LABELS:
-        blocks = [place(name)[0] for name in names]
-        first = [i for i, block in enumerate(blocks) if i == 0 or blocks[i - 1] != block]
-        axes.set_yticks(first, [blocks[i] for i in first], fontsize=7)
-        axes.set_ylabel("block", fontsize=9)
-        return
-    axes.set_yticks(range(len(names)), [input_label(name) for name in names], fontsize=7)
-    axes.set_ylabel("input of (orange: after GELU)", fontsize=9)
-    for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        if name in statistics.post_gelu:
-            label.set_color(COLOURS[3])
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of the given size in inches that draws without a screen."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure
+
+
+def shades(count: int) -> np.ndarray:
+    """(count, 4) colours from dark to light, in the order of blocks or of the schedule."""
+    colours: np.ndarray = mpl.colormaps["cividis"](np.linspace(0.05, 0.92, count))
+    return colours
+
+
+def _groups(statistics: Statistics) -> dict[tuple[str, str], list[str]]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in statistics.inputs:
+        _, stream, kind = place(name)
+        groups.setdefault((stream, kind), []).append(name)
+    return groups
+
+
+def streams_of(statistics: Statistics) -> dict[str, list[str]]:
+    """Stream -> its blocks; the rows of panels, from top to bottom."""
+    blocks: dict[str, dict[str, None]] = {}
+    for name in statistics.inputs:
+        block, stream, _ = place(name)
+        blocks.setdefault(stream, {})[block] = None
+    return {stream: list(blocks[stream]) for stream in _STREAMS if stream in blocks}
+
+
+def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Axes, list[str]]]:
+    """(axes, input names in order of blocks) for each stream (row) and kind of layer (column).
+
+    Args:
+        figure: a figure or a part of one.
+        options: of `Figure.subplots`.
+    """
+    groups, streams = _groups(statistics), list(streams_of(statistics))
+    grid = figure.subplots(len(streams), len(_KINDS), squeeze=False, **options)
+    made = []
+    for row, stream in enumerate(streams):
+        for column, kind in enumerate(_KINDS):
+            panel, names = grid[row, column], groups.get((stream, kind), [])
+            if not names:
+                panel.set_axis_off()
+                continue
+            after_gelu = names[0] in statistics.post_gelu
+            after = ", after GELU" if after_gelu else ""
+            panel.set_title(f"{_STREAMS[stream]}: {_KINDS[kind]}{after}", fontsize=9)
+            panel.tick_params(labelsize=8)
+            panel.grid(True)
+            if after_gelu:
+                panel.set_facecolor(GELU_BACKGROUND)
+            made.append((panel, names))
+    return made
+
+
+def bottom_labels(figure: Any, text: str) -> None:
+    """A label under every lowest panel: unlike `supxlabel` it leaves room for a legend."""
+    for axes in figure.axes:
+        place_of = axes.get_subplotspec()
+        below = [
+            other
+            for other in figure.axes
+            if other.axison
+            and other.get_subplotspec().colspan.start == place_of.colspan.start
+            and other.get_subplotspec().rowspan.start > place_of.rowspan.start
+        ]
+        if axes.axison and not below:
+            axes.set_xlabel(text, fontsize=8.5)
+
+
+def panels_height(statistics: Statistics) -> float:
+    """Inches for `panels` of curves, with a title and labels."""
+    return 1.1 + 2.5 * len(streams_of(statistics))
+
+
+def block_axis(panel: Axes, names: Sequence[str]) -> None:
+    """Blocks along the axis, every one of them named where there is room."""
+    every = 1 if len(names) <= 6 else -(-len(names) // 5)
+    panel.set_xticks(
+        range(0, len(names), every), [place(name)[0] for name in names[::every]], fontsize=8
+    )
+    panel.set_xlim(-0.5, len(names) - 0.5)
+
+
+def block_handles(statistics: Statistics) -> list[Patch]:
+    """What the two ends of `shades` stand for, where lines are blocks."""
+    blocks = [place(name)[0] for name in statistics.inputs]
+    dark, light = shades(2)
+    return [
+        Patch(color=dark, label=f"{blocks[0]}, the first block"),
+        Patch(color=light, label=f"{blocks[-1]}, the last block"),
+    ]
+
+
+def range_axis(panel: Axes, low: float, high: float) -> None:
+    """A vertical axis for ranges from `low` to `high`: from zero, or logarithmic if they differ."""
+    if low > 0 and high / low > _LINEAR_SPREAD:
+        panel.set_ylim(low / 1.15, high * 1.15)
+        log_axis(panel, "y")
+        panel.set_ylim(low / 1.15, high * 1.15)
+    else:
+        panel.set_ylim(0, 1.08 * max(high, 1e-12))
 
 
 def sigma_axis(axes: Axes, sigmas: np.ndarray) -> None:
+    """A linear axis of sigma, from the first measured step on the left to the last."""
+    margin = 0.02 * float(sigmas[0] - sigmas[-1]) or 0.02
+    axes.set_xlim(float(sigmas[0]) + margin, float(sigmas[-1]) - margin)
+
+
+def columns_axis(axes: Axes, sigmas: np.ndarray, ticks: int) -> None:
     """Columns are measured steps; the ticks say which sigma each is."""
-    every = max(1, -(-len(sigmas) // 9))
-    axes.set_xticks(
-        range(0, len(sigmas), every), [f"{sigma:.2f}" for sigma in sigmas[::every]], fontsize=8
-    )
-    axes.set_xlabel(SIGMA_LABEL, fontsize=9)
+    shown = np.unique(np.linspace(0, len(sigmas) - 1, min(ticks, len(sigmas))).round().astype(int))
+    axes.set_xticks(shown, [f"{sigmas[index]:.2f}" for index in shown], fontsize=8)
 
 
-def matrix_height(count: int) -> float:
-    """Inches for a matrix with `count` rows and its axis."""
-    return 1.6 + (0.145 * count if count <= _MOST_LABELS else min(12.0, 0.05 * count))
+def matrix_panels_height(statistics: Statistics) -> float:
+    """Inches for `matrix_panels`: a row a block, of all streams below each other."""
+    blocks = sum(max(len(blocks), 5) for blocks in streams_of(statistics).values())
+    return 1.0 + 0.35 * len(streams_of(statistics)) + 0.148 * blocks
+
+
+def matrix_panels(
+    figure: Any, statistics: Statistics, values: Mapping[str, np.ndarray], **options: Any
+) -> tuple[Any, list[tuple[Axes, dict[str, int]]]]:
+    """Panels of one row a block and one column a measured step.
+
+    So laid out, the 48 text and image blocks of a large model have room for a name each.
+
+    Args:
+        values: input name -> (S,).
+        options: of `Axes.imshow`.
+
+    Returns:
+        An image to make a colour bar of, and (axes, input name -> row) of every panel.
+    """
+    blocks = streams_of(statistics)
+    heights = [max(len(names), 5) for names in blocks.values()]
+    made = []
+    image = None
+    seen: set[str] = set()
+    for panel, names in panels(figure, statistics, sharex=True, height_ratios=heights):
+        stream = place(names[0])[1]
+        rows = blocks[stream]
+        row_of = {name: rows.index(place(name)[0]) for name in names}
+        matrix = np.full((len(rows), len(statistics.sigmas)), np.nan)
+        for name, row in row_of.items():
+            matrix[row] = values[name]
+        panel.grid(False)
+        panel.set_facecolor(ABSENT)
+        image = panel.imshow(matrix, aspect="auto", interpolation="none", **options)
+        every = max(1, -(-len(rows) // 24))
+        labels = rows[::every] if stream not in seen else []
+        panel.set_yticks(range(0, len(rows), every) if labels else [], labels, fontsize=7)
+        seen.add(stream)
+        columns_axis(panel, statistics.sigmas, 6)
+        made.append((panel, row_of))
+    return image, made

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import __version__, report_data
+from .activation_plots import PLOTS
 from .artifacts import read_json
 from .block_report import block_chart, recipe_results, weight_sqnr
 from .charts import for_page
@@ -111,7 +112,8 @@ def collect(
     )
     sqnr = weight_sqnr(results / "weights" / own / "blocks") if own in recipes else {}
     ranges = report_data.activation_ranges(results)
-    activations = report_data.activation_summary(results)
+    notes = {name: plot.note for name, plot in PLOTS.items()}
+    activations = report_data.activation_summary(results, notes)
     sizes = _sizes(results, recipes, rows["full"]["model_bytes"] if "full" in rows else None)
     stages = report_data.stage_times(results / "benchmarks")
     return {

@@ -162,14 +162,32 @@ def _number(text: str | None) -> float:
 # ------------------------------------------------------------------------------ activations
 
 
-def activation_plots(folder: Path) -> list[Data]:
-    """The PNG plots of the activation track, by name; `wide` ones need the page's whole width."""
+_KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
+
+
+def activation_plots(folder: Path, notes: Mapping[str, str]) -> list[Data]:
+    """The plots of the activation track that there are, the smaller of PNG and SVG of each.
+
+    Args:
+        notes: name of a plot -> what there is to see, in the order of the page. A plot that moves
+            comes behind the still one of its name.
+    """
     plots = []
-    for path in sorted(folder.glob("*.png")):
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            wide = image.width > 1000
-        plots.append({"name": path.stem, "picture": data_uri(content), "wide": wide})
+    for name, note in notes.items():
+        still = [folder / f"{name}{suffix}" for suffix in (".svg", ".png")]
+        found = [path for path in still if path.is_file()]
+        moving = folder / f"{name}.gif"
+        shown = [(min(found, key=lambda path: path.stat().st_size), note)] if found else []
+        if moving.is_file():
+            shown.append((moving, "The same as a moving picture, from noise to image."))
+        plots += [
+            {
+                "name": name,
+                "note": text,
+                "picture": data_uri(path.read_bytes(), _KINDS[path.suffix]),
+            }
+            for path, text in shown
+        ]
     return plots
 
 
@@ -182,10 +200,13 @@ def activation_ranges(results: Path) -> dict[str, float]:
     return {name: max(layer["absmax"]) for name, layer in layers.items()}
 
 
-def activation_summary(results: Path) -> Data | None:
+def activation_summary(results: Path, notes: Mapping[str, str]) -> Data | None:
     """What was measured, how ranges drift, the shares of the tiers, and the plots.
 
     An absent part is None, an absent track is None altogether.
+
+    Args:
+        notes: see `activation_plots`.
     """
     folder = results / "activations"
     if not folder.is_dir():
@@ -202,7 +223,7 @@ def activation_summary(results: Path) -> Data | None:
     tiers = folder / "quant_config_multitier.json"
     if tiers.is_file():
         summary["tiers"] = read_json(tiers, "ditquant.quant_config")["summary"]
-    return {**summary, "plots": activation_plots(folder / "plots")}
+    return {**summary, "plots": activation_plots(folder / "plots", notes)}
 
 
 # --------------------------------------------------------------------------------- heat maps

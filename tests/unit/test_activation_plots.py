@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ditquant.activation_plots import PLOTS, draw, nearest_steps
+from ditquant.activation_panels import PlotOptions
+from ditquant.activation_plots import PLOTS, draw
+from ditquant.activation_ranking import (
+    drift,
+    most_outlying,
+    most_variable,
+    nearest_steps,
+    outlier_ratio,
+    variable_of_both_kinds,
+    variation,
+)
 from ditquant.activation_statistics import Statistics, save_statistics
 from ditquant.artifacts import write_json
+from ditquant.charts import as_png, as_svg
 from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
 from ditquant.tiers import multi_tier
 from support.activations import statistics
+from support.sd3_statistics import sd3_linears, sd3_statistics
 
+ROOT = Path(__file__).parents[2]
 TIERS = {"linear": [6.0, 10.0], "post_gelu": [5.0, 8.0]}
-CONFIGS = {"tiers": ["quant_config_multitier"], "distributions": ["quant_config"]}
 PLACES = ("attn.q_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")
+OPTIONS = PlotOptions(snapshot_steps=[0, 4, 8], layers=4)
 
 
 def model_statistics(multimodal: int, unified: int = 0, steps: int = 6) -> Statistics:
@@ -30,6 +44,8 @@ def model_statistics(multimodal: int, unified: int = 0, steps: int = 6) -> Stati
     values = {}
     for depth, prefix in enumerate(prefixes):
         for place in PLACES:
+            if (prefix, place) == (f"mm{multimodal - 1:02d}.txt", "mlp.fc1"):
+                break
             drift = np.linspace(1, 1 + depth / 4, steps)[:, None, None]
             made = drift * random.standard_normal((steps, 16, 8))
             values[f"{prefix}.{place}"] = np.maximum(made, -0.17 if place == "mlp.fc2" else -9e9)
@@ -38,22 +54,26 @@ def model_statistics(multimodal: int, unified: int = 0, steps: int = 6) -> Stati
     return statistics(as_float32, post_gelu=post_gelu)
 
 
-def documents(made: Statistics, plot: str) -> list[dict]:
+def documents(made: Statistics, plot: str, granularity: str = "step") -> list[dict]:
+    options = ScaleOptions(groups=3, degree=2)
     by_name = {
-        "quant_config": single_tier(made, 8, "step", "absmax"),
-        "quant_config_multitier": multi_tier(made, "step", "absmax", TIERS),
+        "quant_config": single_tier(made, 8, granularity, "absmax", options),
+        "quant_config_multitier": multi_tier(made, granularity, "absmax", TIERS, options),
     }
-    return [by_name[name] for name in CONFIGS.get(plot, [])]
+    return [by_name[name] for name in PLOTS[plot].configs]
 
 
-def figure_of(plot: str, made: Statistics):
-    return draw(plot, made, documents(made, plot), [0, 4, 8])
+def figure_of(plot: str, made: Statistics, options: PlotOptions = OPTIONS):
+    return draw(plot, made, documents(made, plot), options)
 
 
-def png(plot: str, made: Statistics) -> bytes:
-    buffer = io.BytesIO()
-    figure_of(plot, made).savefig(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+def titles(figure) -> list[str]:
+    return [
+        text
+        for axes in figure.axes
+        for text in (axes.get_title(), axes.get_title(loc="left"))
+        if text
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +81,59 @@ def small():
     return model_statistics(multimodal=3)
 
 
+@pytest.fixture(scope="module")
+def sd3():
+    """As many layers as SD3-medium has, of fewer channels and steps."""
+    return sd3_statistics(steps=5, channels=48)
+
+
 @pytest.mark.parametrize("plot", PLOTS)
-def test_a_plot_is_a_picture_with_the_same_bytes_each_time(plot, small):
-    first = png(plot, small)
-    assert first == png(plot, small)
-    with Image.open(io.BytesIO(first)) as picture:
+def test_a_plot_has_the_same_bytes_each_time_and_no_date(plot, small):
+    first, second = (figure_of(plot, small) for _ in range(2))
+    svg = as_svg(first)
+    assert svg == as_svg(second)
+    assert svg.startswith("<svg")
+    assert "<dc:date>" not in svg
+    png = as_png(first)
+    assert b"Matplotlib" not in png
+    with Image.open(io.BytesIO(png)) as picture:
         assert np.asarray(picture.convert("L")).std() > 5
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_many_blocks_and_unified_blocks_are_drawn_within_a_readable_height(plot):
-    figure = figure_of(plot, model_statistics(multimodal=24, unified=4, steps=3))
-    assert figure.get_size_inches()[1] < 18
+def test_285_layers_are_drawn_within_a_readable_height(plot, sd3):
+    assert len(sd3.input_of) == 285
+    figure = figure_of(plot, sd3)
+    width, height = figure.get_size_inches()
+    assert height < 1.2 * width
+    # As large on paper as for a small model: no label shrinks as layers are added.
+    sizes = [label.get_fontsize() for axes in figure.axes for label in axes.get_yticklabels()]
+    assert min(sizes) >= 7
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_unified_blocks_have_a_row_of_panels(plot):
+    figure = figure_of(plot, model_statistics(multimodal=2, unified=3, steps=3))
+    shown = " ".join(titles(figure))
+    if plot in ("absmax", "heatmap", "variability", "channels", "distributions", "scales", "tiers"):
+        assert "unified blocks: fc2, after GELU" in shown
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_plots_say_what_they_show(plot, small):
+    figure = figure_of(plot, small)
+    text = as_svg(figure)
+    assert figure.get_suptitle()
+    chosen_alone = plot in ("drift", "outliers", "coverage")
+    assert chosen_alone or "after GELU" in text
+    assert plot in ("absmax", "channels", "distributions", "ranges") or "noise level σ" in text
+    assert PLOTS[plot].note.endswith(".")
+
+
+def test_the_rules_know_every_plot_and_its_configurations():
+    rules = (ROOT / "rules" / "inputs" / "activations.smk").read_text("utf-8")
+    listed = re.search(r"PLOT_CONFIGS = (\{.*?\n\})", rules, re.DOTALL)[1]
+    assert eval(listed) == {name: list(plot.configs) for name, plot in PLOTS.items()}
 
 
 def test_absmax_draws_one_line_a_snapshot_with_the_measured_maxima(small):
@@ -85,46 +146,79 @@ def test_absmax_draws_one_line_a_snapshot_with_the_measured_maxima(small):
 
 
 def test_panels_say_which_inputs_have_passed_gelu(small):
-    titles = [axes.get_title() for axes in figure_of("absmax", small).axes]
-    assert "image stream: fc2, after GELU" in titles
-    assert "image stream: fc1" in titles
+    shown = titles(figure_of("absmax", small))
+    assert "image stream: fc2, after GELU" in shown
+    assert "image stream: fc1" in shown
 
 
-def test_drift_shows_the_inputs_that_move_most(small):
-    (axes,) = figure_of("drift", small).axes
-    drift = {name: s.absmax.max() / s.absmax.min() for name, s in small.inputs.items()}
-    most = max(drift, key=drift.__getitem__)
-    np.testing.assert_array_equal(axes.get_lines()[0].get_ydata(), small.inputs[most].absmax)
-    assert f"{drift[most]:.1f}-fold" in axes.get_legend().get_texts()[0].get_text()
+def test_ranges_that_differ_much_get_a_logarithmic_axis(sd3):
+    scales = {axes.get_title(): axes.get_yscale() for axes in figure_of("absmax", sd3).axes}
+    assert scales["text stream: fc1"] == "log"
+    assert "linear" in scales.values()
+
+
+@pytest.mark.parametrize("layers", [1, 4, 24])
+def test_drift_shows_the_inputs_that_move_most(sd3, layers):
+    options = PlotOptions(OPTIONS.snapshot_steps, layers)
+    figure = figure_of("drift", sd3, options)
+    ranges, relative = figure.axes
+    most = max(sd3.inputs, key=lambda name: drift(sd3.inputs[name]))
+    np.testing.assert_array_equal(ranges.get_lines()[0].get_ydata(), sd3.inputs[most].absmax)
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == layers
+    assert f"{drift(sd3.inputs[most]):.1f}-fold" in legend.get_texts()[0].get_text()
+    # All inputs in grey, and the chosen ones once more.
+    assert len(relative.get_lines()) == len(sd3.inputs) + layers
+    looks = {
+        (h.get_color(), h.get_marker(), h._unscaled_dash_pattern) for h in legend.legend_handles
+    }
+    assert len(looks) == layers
     # Sampling runs left to right: from noise at sigma 1.
-    assert axes.get_xlim()[0] > axes.get_xlim()[1]
+    assert ranges.get_xlim()[0] > ranges.get_xlim()[1]
 
 
-def test_tiers_draw_the_bits_of_every_input_and_shares_that_add_up(small):
-    share, matrix = figure_of("tiers", small).axes
-    layers = documents(small, "tiers")[0]["layers"]
-    np.testing.assert_array_equal(
-        matrix.images[0].get_array(), [layers[name]["bits"] for name in small.inputs]
-    )
-    heights = np.array([bar.get_height() for bar in share.patches]).reshape(3, -1)
-    np.testing.assert_allclose(heights.sum(axis=0), 100)
+def matrices(figure) -> dict[str, np.ndarray]:
+    return {
+        axes.get_title(): np.ma.filled(axes.images[0].get_array(), np.nan)
+        for axes in figure.axes
+        if axes.images
+    }
+
+
+def test_heat_maps_have_a_row_a_block_and_a_column_a_step(small):
+    ranges = matrices(figure_of("heatmap", small))
+    assert len(ranges) == 8
+    for block in range(3):
+        name = f"mm{block:02d}.img.mlp.fc1"
+        shown = ranges["image stream: fc1"][block]
+        np.testing.assert_allclose(shown, small.inputs[name].absmax, rtol=1e-6)
+    # The last text block ends behind attention: its row stays empty.
+    assert np.isnan(ranges["text stream: fc1"][-1]).all()
+    assert not np.isnan(ranges["text stream: fc1"][:-1]).any()
+
+
+def test_variability_is_relative_to_each_layers_own_mean(small):
+    figure = figure_of("variability", small)
+    absmax = small.inputs["mm02.img.mlp.fc2"].absmax
+    shown = matrices(figure)["image stream: fc2, after GELU"][2]
+    np.testing.assert_allclose(2**shown, absmax / absmax.mean(), rtol=1e-5)
+    panel = next(a for a in figure.axes if a.get_title() == "image stream: fc2, after GELU")
+    percent = 100 * variation(small.inputs["mm02.img.mlp.fc2"])
+    assert panel.texts[2].get_text() == f"{percent:.0f} %"
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_tiers_and_ranges_are_drawn_whatever_scales_follow(small, granularity):
-    options = ScaleOptions(groups=3, degree=2)
-    tiers = multi_tier(small, granularity, "absmax", TIERS, options)
-    _, matrix = draw("tiers", small, [tiers], [0]).axes
-    shown = np.array(matrix.images[0].get_array())
-    assert shown.shape == (len(small.inputs), len(small.sigmas))
+def test_tiers_draw_the_bits_of_every_input_and_shares_that_add_up(small, granularity):
+    (document,) = documents(small, "tiers", granularity)
+    figure = draw("tiers", small, [document], OPTIONS)
+    shown = np.concatenate([matrix.ravel() for matrix in matrices(figure).values()])
+    shown = shown[~np.isnan(shown)]
+    assert len(shown) == len(small.inputs) * len(small.sigmas)
     for bits in (4, 6, 8):
-        assert tiers["summary"]["shares"][f"A{bits}"] == pytest.approx((shown == bits).mean(), 1e-5)
-    single = single_tier(small, 8, granularity, "absmax", options)
-    panel = draw("distributions", small, [single], [0]).axes[0]
-    # The first panel has the image stream's q: the span up to the largest of their limits.
-    largest = max(m.absmax.max() for n, m in small.inputs.items() if n.endswith("img.attn.q_proj"))
-    right = panel.patches[0].get_x() + panel.patches[0].get_width()
-    assert right >= largest * (1 - 1e-6)
+        share = document["summary"]["shares"][f"A{bits}"]
+        assert share == pytest.approx((shown == bits).mean(), 1e-5)
+    heights = np.array([bar.get_height() for bar in figure.axes[0].patches]).reshape(3, -1)
+    np.testing.assert_allclose(heights.sum(axis=0), 100)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +229,43 @@ def test_snapshots_are_the_nearest_measured_steps_each_once(wanted, positions):
     assert nearest_steps(range(0, 50, 2), wanted) == positions
 
 
-def test_the_script_writes_the_plot_that_the_file_is_named_after(tmp_path, small):
+def test_rankings_are_ordered_and_take_both_kinds(sd3):
+    drifts = [drift(sd3.inputs[name]) for name in most_variable(sd3, 10)]
+    assert drifts == sorted(drifts, reverse=True)
+    assert drifts[0] == max(drift(measured) for measured in sd3.inputs.values())
+    worst = most_outlying(sd3, 5)
+    assert all(name.endswith("fc2") for name in worst)
+    assert outlier_ratio(sd3.inputs[worst[0]]) > 10
+    both = variable_of_both_kinds(sd3, 6)
+    assert sum(name in sd3.post_gelu for name in both) == 3
+    assert both == [name for name in sd3.inputs if name in both]
+    assert len(variable_of_both_kinds(sd3, 500)) == len(sd3.inputs)
+
+
+def test_the_synthetic_model_has_the_layers_of_sd3_medium():
+    linears = sd3_linears()
+    assert len(linears) == 285
+    assert len(set(linears.values())) == 189
+    assert "mm23.txt.attn.v_proj" in linears
+    assert "mm23.txt.attn.o_proj" not in linears
+
+
+def test_the_script_writes_the_plot_that_the_files_are_named_after(tmp_path, small):
     script = importlib.import_module("visualize_activations")
     save_statistics(tmp_path / "s.safetensors", small)
     config = tmp_path / "quant_config_multitier.json"
     write_json(config, CONFIG_FORMAT, documents(small, "tiers")[0])
-    plot = tmp_path / "plots" / "tiers.png"
-    script.main(str(tmp_path / "s.safetensors"), [str(config)], str(plot), [0])
-    assert plot.read_bytes() == png("tiers", small)
-    assert b"Matplotlib" not in plot.read_bytes()
-    assert [path.name for path in Path(plot.parent).iterdir()] == ["tiers.png"]
+    plots = [tmp_path / "plots" / f"tiers.{suffix}" for suffix in ("png", "svg")]
+    script.main(str(tmp_path / "s.safetensors"), [str(config)], [str(p) for p in plots], [0], 4)
+    figure = figure_of("tiers", small)
+    assert plots[0].read_bytes() == as_png(figure)
+    assert plots[1].read_text("utf-8") == as_svg(figure)
+    assert sorted(path.name for path in plots[0].parent.iterdir()) == ["tiers.png", "tiers.svg"]
+
+
+def test_the_script_writes_the_animation(tmp_path, small):
+    script = importlib.import_module("visualize_activations")
+    save_statistics(tmp_path / "s.safetensors", small)
+    film = tmp_path / "plots" / "drift.gif"
+    script.main(str(tmp_path / "s.safetensors"), [], [str(film)], [0], 4)
+    assert film.read_bytes().startswith(b"GIF89a")

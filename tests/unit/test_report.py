@@ -142,6 +142,9 @@ def write_activations(folder: Path) -> None:
     tiers = {"shares": {"A4": 0.25, "A6": 0.35, "A8": 0.4}, "average_bits": 6.3}
     write_json(folder / "quant_config_multitier.json", "ditquant.quant_config", {"summary": tiers})
     picture(folder / "plots" / "absmax.png", 99)
+    picture(folder / "plots" / "drift.png", 98)
+    write_text(folder / "plots" / "drift.svg", "<svg/>")
+    write_text(folder / "plots" / "drift.gif", "GIF89a")
 
 
 def benchmark(path: Path, seconds: float, rss: str) -> None:
@@ -222,7 +225,8 @@ def test_the_page_is_well_formed_and_self_contained(page):
     checker.feed(page)
     assert checker.open == []
     assert "script" not in checker.tags
-    assert all(source.startswith(("data:image/png;base64,", "#")) for source in checker.sources)
+    allowed = ("data:image/png;base64,", "data:image/svg+xml;base64,", "data:image/gif;base64,", "#")
+    assert all(source.startswith(allowed) for source in checker.sources)
     assert not re.search(r"@import|url\((?!#)", page)
 
 
@@ -260,6 +264,11 @@ def test_blocks_layers_and_activations(data, page):
         "6.0",
     ]
     assert "25 % of the inputs are A4" in page
+    # The smaller of PNG and SVG, and behind it the one that moves.
+    plots = [(p["name"], p["picture"].split(";")[0]) for p in data["activations"]["plots"]]
+    kinds = ["data:image/png", "data:image/svg+xml", "data:image/gif"]
+    assert plots == list(zip(["absmax", "drift", "drift"], kinds, strict=True))
+    assert page.count('of the activations"></figure>') == 3
     assert "simulated" in page
 
 
