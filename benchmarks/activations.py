@@ -21,7 +21,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from recipes import (
 )
 
 from ditquant import metrics
-from ditquant.activation_configs import make_config
+from ditquant.activation_configs import make_config, tier_configs
 from ditquant.activation_statistics import Statistics, merge
 from ditquant.artifacts import load_metadata, load_tensors
 from ditquant.backend import describe_device, mx, nn, to_numpy
@@ -53,6 +53,7 @@ from ditquant.sampling import decode, initial_latents, latent_shape, sample_eule
 from ditquant.sensitivity import input_gains
 from ditquant.settings import balances_channels
 from ditquant.simulate import simulated_activations
+from ditquant.velocity_sensitivity import VelocityErrors, velocity_errors
 
 _FIRST = 32  # captions that are reported on their own
 BeforeStep = Callable[[int, float], None]
@@ -106,22 +107,21 @@ class Captions:
         return np.array(errors), np.array(psnr)
 
 
-def measured(
-    model: nn.Module, spec: ModelSpec, tensors: dict[str, mx.array], plan: dict[str, Any]
-) -> Statistics:
-    """Statistics of a model's inputs along the full-precision trajectories, as rules make them."""
-    steps, asked = plan["num_steps"], plan["activations"]
+def trajectories(
+    spec: ModelSpec, tensors: dict[str, mx.array], plan: dict[str, Any], images: int
+) -> Iterator[Trajectory]:
+    """The full-precision paths of the first calibration images."""
+    steps = plan["num_steps"]
     first = {
-        name: tensor[: asked["num_images"]] if name.startswith("calibration") else tensor
+        name: tensor[:images] if name.startswith("calibration") else tensor
         for name, tensor in tensors.items()
     }
     final, path = sample(
         load_mmdit(spec, mx.float32), spec, first, "calibration", steps, plan["seed"], 64
     )
     sigmas, latents = sigma_schedule(steps, spec.shift), mx.stack([*path, final])
-    parts = []
     for image in range(len(final)):
-        trajectory = Trajectory(
+        yield Trajectory(
             latents=latents[:, image],
             sigmas=sigmas,
             timesteps=(sigmas[:-1] * 1000).astype(mx.float32),
@@ -129,9 +129,21 @@ def measured(
             cfg_weight=CFG_WEIGHT,
             prompt="",
         )
-        chosen = measured_steps(steps, asked["stride"])
-        parts.append(measure_image(model, trajectory, chosen, spec.name, f"{image:04d}"))
-    return merge(parts)
+
+
+def measured(
+    model: nn.Module, spec: ModelSpec, tensors: dict[str, mx.array], plan: dict[str, Any]
+) -> Statistics:
+    """Statistics of a model's inputs along the full-precision trajectories, as rules make them."""
+    asked = plan["activations"]
+    chosen = measured_steps(plan["num_steps"], asked["stride"])
+    paths = trajectories(spec, tensors, plan, asked["num_images"])
+    return merge(
+        [
+            measure_image(model, path, chosen, spec.name, f"{image:04d}")
+            for image, path in enumerate(paths)
+        ]
+    )
 
 
 def summary(
@@ -174,6 +186,7 @@ def main() -> None:
     print(f"measured {len(shared.images)} images, {time.perf_counter() - started:.0f} s")
     models: dict[str, tuple[nn.Module, Statistics]] = {"full": (full, shared)}
     bases: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+    sensitivities: dict[str, tuple[np.ndarray, VelocityErrors]] = {}
 
     def opened(recipe: str, scratch: Path) -> tuple[nn.Module, Statistics]:
         if recipe not in models:
@@ -186,6 +199,28 @@ def main() -> None:
             own = balances_channels(options)
             models[recipe] = model, measured(model, spec, tensors, plan) if own else shared
         return models[recipe]
+
+    def configured(recipe: str, asked: dict[str, Any]) -> dict[str, Any]:
+        model, statistics = models[recipe]
+
+        def sensitivity() -> tuple[np.ndarray, VelocityErrors]:
+            # Of the full-precision model, which recipes that balance nothing share.
+            own = recipe if statistics is not shared else "full"
+            key = json.dumps([own, asked], sort_keys=True)
+            if key not in sensitivities:
+                chosen = measured_steps(plan["num_steps"], asked["tiers"]["stride"])
+                found = [
+                    velocity_errors(models[own][0], path, chosen, tier_configs(statistics, asked))
+                    for path in trajectories(spec, tensors, plan, asked["tiers"]["images"])
+                ]
+                sigmas = to_numpy(sigma_schedule(plan["num_steps"], spec.shift))[chosen]
+                sensitivities[key] = (
+                    sigmas,
+                    {name: np.mean([part[name] for part in found], axis=0) for name in found[0]},
+                )
+            return sensitivities[key]
+
+        return make_config(statistics, asked, lambda: input_gains(model), sensitivity)
 
     def report(recipe: str, name: str, steps: int, config: dict[str, Any] | None) -> None:
         model, _ = models[recipe]
@@ -219,13 +254,13 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         for recipe, patterns, all_steps in map(parse_row, arguments.rows):
-            model, statistics = opened(recipe, Path(scratch))
+            opened(recipe, Path(scratch))
             for steps in all_steps:
                 if (recipe, steps) not in bases:
                     report(recipe, "weights", steps, None)
                 for name, asked in plan["activations"]["configs"].items():
                     if any(fnmatchcase(name, pattern) for pattern in patterns):
-                        config = make_config(statistics, asked, lambda m=model: input_gains(m))
+                        config = configured(recipe, asked)
                         report(recipe, name, steps, config)
 
 

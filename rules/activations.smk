@@ -71,7 +71,7 @@ rule analyze_activations:
         "../envs/mlx.yaml"
     threads: 1
     resources:
-        gpu=lambda wildcards: int(weighs_errors(config_name(wildcards))),
+        gpu=lambda wildcards: int(weighting(config_name(wildcards)) == "output"),
         mem_mb=8000,
     params:
         asked=asked_config,
@@ -83,8 +83,40 @@ rule analyze_activations:
         "../scripts/analyze_activations.py"
 
 
+rule measure_sensitivity:
+    """Measures what each input's quantization alone does to the velocity, on one image."""
+    input:
+        trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
+        statistics=rules.merge_statistics.output.statistics,
+    output:
+        errors=f"{RESULTS}/activations/sensitivity/{{scales}}/{{image}}.safetensors",
+    log:
+        f"{RESULTS}/logs/measure_sensitivity/{{scales}}-{{image}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_sensitivity/{{scales}}-{{image}}.tsv"
+    wildcard_constraints:
+        scales="|".join(ACTIVATION_CONFIGS),
+    conda:
+        "../envs/mlx.yaml"
+    threads: MODEL_THREADS
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        model=model_params(),
+        asked=sensitive_config,
+        code=code("measure_sensitivity.py", ["checkpoint"]),
+    message:
+        "Measuring the sensitivity of the velocity on image {wildcards.image} ({wildcards.scales})"
+    script:
+        "../scripts/measure_sensitivity.py"
+
+
 use rule analyze_activations as analyze_activations_multitier with:
     """Gives every layer at every sigma a tier (A4, A6 or A8) by its range or error, and its scales."""
+    input:
+        unpack(tier_inputs),
+        statistics=rules.merge_statistics.output.statistics,
     output:
         config=f"{RESULTS}/activations/quant_config_{{scales}}.json",
     log:
@@ -99,6 +131,9 @@ use rule analyze_activations as analyze_activations_multitier with:
 
 use rule analyze_activations as analyze_activations_variant with:
     """Chooses the scales, or the tiers, of another activation configuration."""
+    input:
+        unpack(tier_inputs),
+        statistics=rules.merge_statistics.output.statistics,
     output:
         config=f"{RESULTS}/activations/quant_config_{{scales}}.json",
     log:
@@ -149,6 +184,26 @@ use rule merge_statistics as merge_balanced_statistics with:
         "Merging activation statistics of recipe {wildcards.recipe}"
 
 
+use rule measure_sensitivity as measure_balanced_sensitivity with:
+    """Measures the sensitivity of a balanced recipe's model to its inputs, on one image."""
+    input:
+        unpack(balanced_checkpoint),
+        trajectory=rules.measure_sensitivity.input.trajectory,
+        statistics=rules.merge_balanced_statistics.output.statistics,
+    output:
+        errors=f"{RESULTS}/weights/{{recipe}}/activations/sensitivity/{{scales}}/{{image}}.safetensors",
+    log:
+        f"{RESULTS}/logs/measure_balanced_sensitivity/{{recipe}}-{{scales}}-{{image}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_balanced_sensitivity/{{recipe}}-{{scales}}-{{image}}.tsv"
+    params:
+        model=model_params(),
+        asked=sensitive_config,
+        code=code("measure_sensitivity.py"),
+    message:
+        "Measuring the sensitivity of recipe {wildcards.recipe} on image {wildcards.image} ({wildcards.scales})"
+
+
 use rule analyze_activations as analyze_balanced_activations with:
     """Chooses the scales of a balanced recipe's single-tier activation quantization."""
     input:
@@ -166,7 +221,7 @@ use rule analyze_activations as analyze_balanced_activations with:
 use rule analyze_activations as analyze_balanced_activations_multitier with:
     """Gives every layer of a balanced recipe at every sigma a tier, and its scales."""
     input:
-        unpack(weights_behind),
+        unpack(balanced_tier_inputs),
         statistics=rules.merge_balanced_statistics.output.statistics,
     output:
         config=f"{RESULTS}/weights/{{recipe}}/activations/quant_config_{{scales}}.json",

@@ -1,5 +1,6 @@
 """Rules analyze_activations and its kin: one activation configuration from the statistics."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.ranges import CONFIG_FORMAT
 from ditquant.sensitivity import input_gains
+from ditquant.velocity_sensitivity import load_velocity_errors
 
 
 def main(
@@ -20,6 +22,7 @@ def main(
     asked: dict[str, Any],
     model: dict[str, Any] | None = None,
     checkpoint: str | None = None,
+    sensitivity: Sequence[str] = (),
 ) -> None:
     """Writes the configuration that a variant simulates.
 
@@ -27,6 +30,7 @@ def main(
         asked: of `variant_names.activation_configs`.
         model, checkpoint: of the weights behind the inputs, where errors are weighted by them; see
             `collect_activations`.
+        sensitivity: files of `measure_sensitivity`, where tiers are chosen by them.
     """
 
     def gains() -> dict[str, float]:
@@ -36,7 +40,10 @@ def main(
             return input_gains(load_mmdit(spec, dtype))
         return input_gains(load_quantized(spec, Path(checkpoint).parent, dtype))
 
-    write_json(config, CONFIG_FORMAT, make_config(load_statistics(statistics), asked, gains))
+    document = make_config(
+        load_statistics(statistics), asked, gains, lambda: load_velocity_errors(sensitivity)
+    )
+    write_json(config, CONFIG_FORMAT, document)
 
 
 if "snakemake" in globals():
@@ -47,4 +54,5 @@ if "snakemake" in globals():
             snakemake.params.asked,
             snakemake.params.model,
             snakemake.input.get("checkpoint"),
+            snakemake.input.get("sensitivity", ()),
         )

@@ -20,10 +20,10 @@ def balanced_checkpoint(wildcards):
     return files
 
 
-def weighs_errors(name):
-    """Whether a configuration's tiers weigh errors by the weights: only then it needs a model."""
+def weighting(name):
+    """What a configuration's tiers are chosen by; None where they need no error."""
     tiers = ACTIVATION_CONFIGS[name].get("tiers", {})
-    return tiers.get("mode") == "sensitivity" and tiers["weighting"] == "output"
+    return tiers["weighting"] if tiers.get("mode") == "sensitivity" else None
 
 
 def config_name(wildcards):
@@ -31,11 +31,36 @@ def config_name(wildcards):
     return wildcards.get("scales", "a8")
 
 
-def weights_behind(wildcards):
-    """The checkpoint whose weights the measured inputs meet, where tiers are weighted by them."""
-    return (
-        balanced_checkpoint(wildcards) if weighs_errors(config_name(wildcards)) else {}
-    )
+def sensitivity_files(wildcards, folder):
+    """The measured images of a configuration whose tiers are chosen by the velocity's error."""
+    name = config_name(wildcards)
+    images = MEASURED_IMAGES[: ACTIVATION_CONFIGS[name]["tiers"]["images"]]
+    return [f"{folder}/sensitivity/{name}/{image}.safetensors" for image in images]
+
+
+def tier_inputs(wildcards):
+    """What tiers are chosen by, beside the statistics."""
+    if weighting(config_name(wildcards)) != "velocity":
+        return {}
+    return {"sensitivity": sensitivity_files(wildcards, f"{RESULTS}/activations")}
+
+
+def balanced_tier_inputs(wildcards):
+    """The same of a recipe with activations of its own, and the weights behind them."""
+    by = weighting(config_name(wildcards))
+    folder = f"{RESULTS}/weights/{wildcards.recipe}/activations"
+    if by == "velocity":
+        return {"sensitivity": sensitivity_files(wildcards, folder)}
+    return balanced_checkpoint(wildcards) if by == "output" else {}
+
+
+def sensitive_config(wildcards):
+    """A configuration whose tiers are chosen by the velocity's error."""
+    if weighting(wildcards.scales) != "velocity":
+        raise WorkflowError(
+            f"Activation configuration {wildcards.scales!r} needs no measured sensitivity."
+        )
+    return ACTIVATION_CONFIGS[wildcards.scales]
 
 
 def asked_config(wildcards):
@@ -43,14 +68,12 @@ def asked_config(wildcards):
 
 
 def config_model(wildcards):
-    return model_params() if weighs_errors(config_name(wildcards)) else None
+    return model_params() if weighting(config_name(wildcards)) == "output" else None
 
 
 def config_code(wildcards):
-    weighs = weighs_errors(config_name(wildcards))
-    return code(
-        "analyze_activations.py", [] if weighs else ["checkpoint", "load", "blocks"]
-    )
+    weighs = weighting(config_name(wildcards)) == "output"
+    return code("analyze_activations.py", [] if weighs else ["checkpoint", "load"])
 
 
 # What each plot of `activation_plots.PLOTS` needs beside the statistics; that module is not imported

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from .activation_statistics import Statistics
-from .ranges import ScaleOptions, single_tier
-from .sensitivity import sensitive_tiers
-from .tiers import multi_tier
+from .quant_config import QuantConfig, parse_quant_config
+from .ranges import ScaleOptions, rows_of_steps, single_tier
+from .sensitivity import predicted_errors, sensitive_tiers
+from .tiers import TIER_BITS, multi_tier
+from .velocity_sensitivity import VelocityErrors, latent_errors
 
 
 def make_config(
-    statistics: Statistics, asked: Mapping[str, Any], gains: Callable[[], Mapping[str, float]]
+    statistics: Statistics,
+    asked: Mapping[str, Any],
+    gains: Callable[[], Mapping[str, float]],
+    sensitivity: Callable[[], tuple[np.ndarray, VelocityErrors]],
 ) -> dict[str, Any]:
     """The document `ditquant.quant_config` of one of the workflow's activation configurations.
 
@@ -20,6 +27,8 @@ def make_config(
         asked: of `variant_names.activation_configs`.
         gains: gives `sensitivity.input_gains` of the weights behind the inputs; only called where
             tiers weigh errors by them.
+        sensitivity: gives sigmas and velocity errors, see
+            `velocity_sensitivity.load_velocity_errors`; likewise.
     """
     options = ScaleOptions(**asked["options"])
     scales = asked["granularity"], asked["range"]
@@ -29,5 +38,22 @@ def make_config(
     if tiers["mode"] == "threshold":
         limits = {kind: tiers[kind] for kind in ("linear", "post_gelu")}
         return multi_tier(statistics, *scales, limits, options)
-    weights = gains() if tiers["weighting"] == "output" else None
-    return sensitive_tiers(statistics, *scales, tiers["average_bits"], weights, options)
+    row_of = rows_of_steps(statistics, *scales, TIER_BITS[-1], options)
+    if tiers["weighting"] == "velocity":
+        errors = latent_errors(statistics, row_of, *sensitivity())
+    else:
+        weights = gains() if tiers["weighting"] == "output" else None
+        errors = predicted_errors(statistics, row_of, asked["range"], options, weights)
+    return sensitive_tiers(
+        statistics, *scales, tiers["average_bits"], tiers["weighting"], errors, options
+    )
+
+
+def tier_configs(statistics: Statistics, asked: Mapping[str, Any]) -> dict[int, QuantConfig]:
+    """A configuration of each tier alone, with the granularity of a multi-tier one: bits -> it."""
+    options = ScaleOptions(**asked["options"])
+    made = {
+        bits: single_tier(statistics, bits, asked["granularity"], asked["range"], options)
+        for bits in TIER_BITS
+    }
+    return {bits: parse_quant_config(one, f"{bits} bits") for bits, one in made.items()}

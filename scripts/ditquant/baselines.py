@@ -45,7 +45,7 @@ def baseline_variants(recipes: Recipes, variants: Sequence[str]) -> dict[str, st
         if variant == "noise-floor":
             continue
         recipe, kind = split_variant(variant)
-        if recipe not in recipes:
+        if recipe is None or recipe not in recipes:
             continue
         baseline = baseline_recipe(recipes, recipe)
         against = [f"{baseline}-{other}" for other in (kind, "weights")]

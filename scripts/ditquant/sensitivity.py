@@ -1,19 +1,21 @@
-"""Tiers by sensitivity: 4, 6 or 8 bits where they lower the error at the linears' outputs most.
+"""Tiers by sensitivity: 4, 6 or 8 bits where they lower the error most, under a budget of bits.
 
-An input x with W x behind it, quantized with an error of mean square e_b at b bits, disturbs the
-output by e_b ||W||_F^2 for each token: the errors of single values are small, of mean zero and
-unrelated. e_b is what the histogram predicts (`intervals.predicted_error`). Weighted
+Three ways to say what an input's quantization to b bits costs at one sigma:
 
-    output     as it is: squared output error, summed over tokens, steps and the linears that read x
-    relative   by the output's own energy, about ||W||_F^2 mean(x^2), so that W cancels: the sum of
-               noise-to-signal ratios of the inputs over linears and steps
+    velocity   measured: the part of the final latents' error that it makes (`velocity_sensitivity`)
+    output     predicted: x with W x behind it, quantized with an error of mean square e_b, disturbs
+               the output by e_b ||W||_F^2 for each token, since the errors of single values are
+               small, of mean zero and unrelated; e_b is what the histogram predicts
+               (`intervals.predicted_error`); summed over tokens, steps and the linears that read x
+    relative   the same divided by the output's own energy, about ||W||_F^2 mean(x^2), so that W
+               cancels: the sum of noise-to-signal ratios of the inputs over linears and steps
 
-the sum over all inputs and rows is made least under a budget of average bits (`budget`).
+The sum over all inputs and rows is made least under a budget of average bits (`budget`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,13 @@ from .activation_summary import rounded
 from .backend import mx, nn
 from .blocks import all_linears
 from .budget import allocate
+from .channel_ranges import check_groups
 from .intervals import SMALLEST_RANGE, predicted_error, range_and_shift
 from .ranges import DEFAULT_OPTIONS, ScaleOptions, header, rows_of_steps, scale_record
 from .segments import grouped
 from .tiers import TIER_BITS, tier_entry, tier_summary
 
-WEIGHTINGS = ("output", "relative")
+WEIGHTINGS = ("velocity", "output", "relative")
 
 
 def input_gains(model: nn.Module) -> dict[str, float]:
@@ -41,15 +44,36 @@ def input_gains(model: nn.Module) -> dict[str, float]:
     return {name: float(gain) for name, gain in gains.items()}
 
 
-def _errors(
+def predicted_errors(
+    statistics: Statistics,
+    row_of: Sequence[int],
+    rule: str,
+    options: ScaleOptions,
+    gains: Mapping[str, float] | None,
+) -> dict[str, np.ndarray]:
+    """Input name -> (rows, tiers) predicted error, over the steps of each row and all its linears.
+
+    With `polynomial` and dynamic ranges, and with groups of channels, the errors are those of one
+    scale for each measured sigma.
+
+    Args:
+        row_of: see `ranges.rows_of_steps`.
+        gains: of `input_gains`, for `output`; None: `relative`.
+    """
+    return {
+        name: _predicted(statistics, name, row_of, rule, options, gains)
+        for name in statistics.inputs
+    }
+
+
+def _predicted(
     statistics: Statistics,
     name: str,
-    row_of: list[int],
+    row_of: Sequence[int],
     rule: str,
     options: ScaleOptions,
     gains: Mapping[str, float] | None,
 ) -> np.ndarray:
-    """(rows, tiers) weighted error of an input, over the steps of each row and all its linears."""
     measured = grouped(statistics.inputs[name], row_of)
     post_gelu = name in statistics.post_gelu
     per_value = np.stack(
@@ -75,24 +99,26 @@ def sensitive_tiers(
     granularity: str,
     rule: str,
     average_bits: float,
-    gains: Mapping[str, float] | None,
+    weighting: str,
+    errors: Mapping[str, np.ndarray],
     options: ScaleOptions = DEFAULT_OPTIONS,
 ) -> dict[str, Any]:
     """The document `ditquant.quant_config` with tiers by sensitivity under a budget.
 
     The average weighs an input by its values in all linears and steps that read it, as
-    `average_bits` of the summary does. With `polynomial` and dynamic ranges the errors are those of
-    a scale for each measured sigma, which the others come close to.
+    `average_bits` of the summary does.
 
     Args:
         granularity, rule: see `ranges.single_tier`.
         average_bits: 4 to 8; the configuration's average is at most this.
-        gains: of `input_gains`, for weighting `output`; None: weighting `relative`.
+        weighting: one of WEIGHTINGS, for the record.
+        errors: input name -> (rows, tiers), of `predicted_errors` or
+            `velocity_sensitivity.latent_errors`.
     """
+    check_groups(statistics, options.channel_group)
     row_of = rows_of_steps(statistics, granularity, rule, TIER_BITS[-1], options)
     rows = max(row_of) + 1
     names = list(statistics.inputs)
-    errors = {name: _errors(statistics, name, row_of, rule, options, gains) for name in names}
     readers = list(statistics.input_of.values())
     sizes = np.concatenate(
         [grouped(statistics.inputs[name], row_of).count * readers.count(name) for name in names]
@@ -118,7 +144,7 @@ def sensitive_tiers(
             "tiers": {
                 "mode": "sensitivity",
                 "average_bits": average_bits,
-                "weighting": WEIGHTINGS[gains is None],
+                "weighting": weighting,
             },
             **scale_record(granularity, rule, options),
         },

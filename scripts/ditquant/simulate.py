@@ -6,7 +6,7 @@ MLX has no W4A8 product, so activations are quantized and dequantized in front o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -155,9 +155,12 @@ class _Quantizer:
 
 @contextmanager
 def simulated_activations(
-    model: nn.Module, config: QuantConfig
+    model: nn.Module, config: QuantConfig, only: Collection[str] | None = None
 ) -> Iterator[Callable[[int, float], None]]:
     """Within the context the inputs of every block linear are fake-quantized.
+
+    Args:
+        only: names of the inputs that are; None: all.
 
     Yields:
         `before_step(index, sigma)`, to be called before each forward pass (`sample_euler` does):
@@ -173,5 +176,6 @@ def simulated_activations(
     def before_step(index: int, sigma: float) -> None:
         quantizer.select(sigma)
 
-    with tapped(linears, quantizer.see):
+    chosen = [one for one in linears if only is None or config.layers[one.name].input in only]
+    with tapped(chosen, quantizer.see):
         yield before_step

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ditquant.activation_configs import make_config
 from ditquant.activation_statistics import save_statistics
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx
@@ -19,7 +20,7 @@ from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.quant_config import load_quant_config
 from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions
-from ditquant.sensitivity import input_gains, sensitive_tiers
+from ditquant.sensitivity import input_gains
 from ditquant.tiers import multi_tier
 from support.activations import statistics
 from support.models import build_mmdit
@@ -110,6 +111,21 @@ def made():
     return statistics(inputs, post_gelu=("fc2",))
 
 
+def sensitive(made, granularity, rule, average, gains, options=ScaleOptions()):  # noqa: B008
+    """Tiers by predicted error: weighted by `gains`, or `relative`."""
+    asked = {
+        "granularity": granularity,
+        "range": rule,
+        "options": vars(options),
+        "tiers": {
+            "mode": "sensitivity",
+            "average_bits": average,
+            "weighting": "relative" if gains is None else "output",
+        },
+    }
+    return make_config(made, asked, lambda: gains, lambda: pytest.fail("nothing was measured"))
+
+
 EQUAL = dict.fromkeys(("quiet", "loud", "drifting", "fc2"), 1.0)
 
 
@@ -126,7 +142,7 @@ def total(made, document) -> float:
 
 
 def test_bits_go_where_values_are_large(made):
-    document = sensitive_tiers(made, "step", "absmax", 5.0, EQUAL)
+    document = sensitive(made, "step", "absmax", 5.0, EQUAL)
     layers, summary = document["layers"], document["summary"]
     assert set(layers["quiet"]["bits"]) == {4}
     assert set(layers["loud"]["bits"]) == {8}
@@ -148,14 +164,14 @@ def test_bits_go_where_values_are_large(made):
 
 
 def test_a_layer_whose_weights_do_much_gets_more_bits(made):
-    few = sensitive_tiers(made, "step", "absmax", 5.0, EQUAL)
-    more = sensitive_tiers(made, "step", "absmax", 5.0, EQUAL | {"quiet": 1e6})
+    few = sensitive(made, "step", "absmax", 5.0, EQUAL)
+    more = sensitive(made, "step", "absmax", 5.0, EQUAL | {"quiet": 1e6})
     assert set(few["layers"]["quiet"]["bits"]) == {4}
     assert set(more["layers"]["quiet"]["bits"]) == {8}
 
 
 def test_relative_weighting_does_not_look_at_the_size_of_values(made):
-    document = sensitive_tiers(made, "step", "absmax", 6.0, None)
+    document = sensitive(made, "step", "absmax", 6.0, None)
     # Normal values in other units; the extremes of a sample differ a little.
     errors = [document["layers"][name]["predicted_error"]["A6"] for name in ("quiet", "loud")]
     np.testing.assert_allclose(*errors, rtol=0.6)
@@ -166,7 +182,7 @@ def test_relative_weighting_does_not_look_at_the_size_of_values(made):
 @pytest.mark.parametrize("average", [4.0, 6.5, 8.0])
 def test_the_budget_holds_and_every_granularity_can_be_read(tmp_path, made, granularity, average):
     options = ScaleOptions(groups=3, degree=2)
-    document = sensitive_tiers(made, granularity, "absmax", average, EQUAL, options)
+    document = sensitive(made, granularity, "absmax", average, EQUAL, options)
     path = tmp_path / "quant_config_multitier.json"
     write_json(path, CONFIG_FORMAT, document)
     config = load_quant_config(path)
@@ -180,7 +196,7 @@ def test_the_budget_holds_and_every_granularity_can_be_read(tmp_path, made, gran
     # At the ends there is nothing to choose.
     if average in (4.0, 8.0):
         assert set(bits.ravel()) == {int(average)}
-    again = sensitive_tiers(made, granularity, "absmax", average, EQUAL, options)
+    again = sensitive(made, granularity, "absmax", average, EQUAL, options)
     assert again == document
 
 
@@ -189,14 +205,14 @@ def test_better_than_the_threshold_rule_with_as_many_bits(made):
     # The summary has six digits: a hair more, so that the threshold rule's own choice fits.
     average = threshold["summary"]["average_bits"] + 1e-5
     assert 4 < average < 8
-    chosen = sensitive_tiers(made, "step", "absmax", average, EQUAL)
+    chosen = sensitive(made, "step", "absmax", average, EQUAL)
     assert total(made, chosen) < total(made, threshold)
 
 
 def test_inputs_that_are_shared_count_for_all_their_readers(made):
     shared = replace(made, input_of={**made.input_of, "also": "quiet"})
-    one = sensitive_tiers(made, "step", "absmax", 6.0, EQUAL)
-    two = sensitive_tiers(shared, "step", "absmax", 6.0, EQUAL | {"also": 2.0})
+    one = sensitive(made, "step", "absmax", 6.0, EQUAL)
+    two = sensitive(shared, "step", "absmax", 6.0, EQUAL | {"also": 2.0})
     single, double = (document["layers"]["quiet"]["predicted_error"] for document in (one, two))
     np.testing.assert_allclose(double["A4"], 3 * np.array(single["A4"]), rtol=1e-5)
     assert two["layers"]["also"]["bits"] == two["layers"]["quiet"]["bits"]

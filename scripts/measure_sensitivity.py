@@ -1,0 +1,55 @@
+"""Rule measure_sensitivity: what each input's quantization alone does to the velocity."""
+
+from pathlib import Path
+from typing import Any
+
+from ditquant.activation_configs import tier_configs
+from ditquant.activation_statistics import load_statistics
+from ditquant.calibration import load_trajectory
+from ditquant.checkpoint import load_quantized
+from ditquant.job import job
+from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.spec import read_spec
+from ditquant.observe import measured_steps
+from ditquant.progress import ticking
+from ditquant.velocity_sensitivity import num_passes, save_velocity_errors, velocity_errors
+
+
+def main(
+    trajectory: str,
+    statistics: str,
+    output: str,
+    asked: dict[str, Any],
+    model: dict[str, Any],
+    checkpoint: str | None = None,
+) -> None:
+    """Writes the velocity errors of one image, at every stride-th step, for every tier.
+
+    Args:
+        asked: of `variant_names.activation_configs`, a configuration with tiers.
+        checkpoint: of a recipe whose activations are its own; see `collect_activations`.
+    """
+    spec, dtype = read_spec(model["name"], model["checkpoint"]), DTYPES[model["dtype"]]
+    if checkpoint is None:
+        network = load_mmdit(spec, dtype)
+    else:
+        network = load_quantized(spec, Path(checkpoint).parent, dtype)
+    stored = load_trajectory(trajectory)
+    steps = measured_steps(stored.num_steps, asked["tiers"]["stride"])
+    configs = tier_configs(load_statistics(statistics), asked)
+    with ticking("forward passes of single inputs", num_passes(configs, steps)) as tick:
+        errors = velocity_errors(network, stored, steps, configs, tick)
+    sigmas = [float(stored.sigmas[step].item()) for step in steps]
+    save_velocity_errors(output, errors, sigmas, list(configs))
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(
+            snakemake.input.trajectory,
+            snakemake.input.statistics,
+            snakemake.output.errors,
+            snakemake.params.asked,
+            snakemake.params.model,
+            snakemake.input.get("checkpoint"),
+        )
