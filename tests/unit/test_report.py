@@ -225,7 +225,12 @@ def test_the_page_is_well_formed_and_self_contained(page):
     checker.feed(page)
     assert checker.open == []
     assert "script" not in checker.tags
-    allowed = ("data:image/png;base64,", "data:image/svg+xml;base64,", "data:image/gif;base64,", "#")
+    allowed = (
+        "data:image/png;base64,",
+        "data:image/svg+xml;base64,",
+        "data:image/gif;base64,",
+        "#",
+    )
     assert all(source.startswith(allowed) for source in checker.sources)
     assert not re.search(r"@import|url\((?!#)", page)
 
