@@ -20,10 +20,11 @@ from ditquant.activation_statistics import (
     to_fixed,
 )
 from ditquant.activation_summary import layer_summary, temporal_analysis
-from ditquant.artifacts import save_tensors
+from ditquant.artifacts import load_metadata, load_tensors, save_tensors
 from ditquant.backend import mx
 from ditquant.errors import UserError
 from ditquant.histogram import NUM_BINS
+from ditquant.segments import grouped
 from support.activations import input_statistics, statistics
 
 IMAGES = 6
@@ -100,9 +101,69 @@ def test_merged_values_are_those_of_all_values_together():
         np.mean([np.abs(v).max(axis=(1, 2)).astype(np.float64) for v in values], axis=0),
         rtol=0, atol=resolution,
     )  # fmt: skip
+    token_absmax = [np.abs(v).max(axis=2) for v in values]
+    np.testing.assert_allclose(
+        measured.average(measured.sum_token_absmax),
+        np.mean([v.astype(np.float64).mean(axis=1) for v in token_absmax], axis=0),
+        rtol=0, atol=resolution,
+    )  # fmt: skip
+    means = np.mean([v.astype(np.float64).mean(axis=1) for v in values], axis=0)
+    np.testing.assert_allclose(measured.average_mean, means, rtol=0, atol=resolution)
+    np.testing.assert_array_equal(measured.token_histogram, together.token_histogram)
+    np.testing.assert_array_equal(measured.token_histogram.sum(axis=1), [27, 27])
+    np.testing.assert_array_equal(measured.forwards, [3, 3])
     pooled = measured.pooled()
     assert pooled.absmax == max(np.abs(v).max() for v in values)
     assert pooled.count == 216
+    assert pooled.forwards == 6
+    np.testing.assert_allclose(pooled.average_mean[0], means.mean(axis=0), rtol=0, atol=resolution)
+
+
+def test_groups_of_steps_average_over_their_own_forward_passes():
+    values = np.random.default_rng(3).normal(size=(3, 9, 4)).astype(np.float32)
+    groups = grouped(statistics({"a": values}).of("a"), [0, 0, 1])
+    np.testing.assert_array_equal(groups.forwards, [2, 1])
+    wide = values.astype(np.float64)
+    expected = [wide[:2].mean(axis=(0, 1)), wide[2].mean(axis=0)]
+    np.testing.assert_allclose(groups.average_mean, expected, rtol=0, atol=2.0**-20)
+
+
+def corrected_momentum(midranges: np.ndarray) -> np.ndarray:
+    """TaQ-DiT's running shift after all images (images, channels), its start corrected."""
+    z = np.zeros(midranges.shape[1])
+    for midrange in midranges:
+        z = 0.95 * z + 0.05 * midrange
+    return z / (1 - 0.95 ** len(midranges))
+
+
+def test_the_average_shift_is_what_a_momentum_shift_follows():
+    images, channels, orders = 60, 8, 400
+    random = np.random.default_rng(4)
+    # Post-GELU values: skewed, and each image with a size of its own.
+    values = np.abs(random.normal(size=(images, 1, 20, channels))) - 0.17
+    values = (values * np.exp(random.normal(size=(images, 1, 1, 1)) / 3)).astype(np.float32)
+    merged = merge([statistics({"a": v}, image=f"{i:04d}") for i, v in enumerate(values)])
+    shift = merged.of("a").average_shift
+    wide = values.astype(np.float64)[:, 0]
+    midranges = (wide.min(axis=1) + wide.max(axis=1)) / 2
+    np.testing.assert_allclose(shift[0], midranges.mean(axis=0), rtol=0, atol=2.0**-20)
+
+    # In any order sum_i (w_i - 1/n) (m_i - m) is at most the product of the norms (Cauchy-Schwarz).
+    weights = 0.05 * 0.95 ** np.arange(images) / (1 - 0.95**images)
+    norm = np.sqrt(((weights - 1 / images) ** 2).sum())
+    deviations = midranges - midranges.mean(axis=0)
+    bound = norm * np.sqrt((deviations**2).sum(axis=0))
+    found = np.array(
+        [corrected_momentum(midranges[random.permutation(images)]) for _ in range(orders)]
+    )
+    assert np.all(np.abs(found - shift) <= bound + 2.0**-20)
+    # Over random orders z has variance norm^2 times that of the m_i (drawn without replacement):
+    # six standard errors of the mean over the orders, for any seed.
+    error = norm * deviations.std(axis=0, ddof=1) / np.sqrt(orders)
+    assert np.all(np.abs(found.mean(axis=0) - shift) <= 6 * error + 2.0**-20)
+    # Which is no wide gate: a shift that follows the extremes over all images lies outside.
+    extremes = (wide.min(axis=(0, 1)) + wide.max(axis=(0, 1))) / 2
+    assert np.all(np.abs(extremes - shift) > 6 * error)
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
@@ -120,6 +181,31 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
                 found = getattr(loaded.inputs[name], field)
                 assert found.dtype == array.dtype
                 np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize("count", [1, 2**15, 2**31, 2**40])
+def test_counts_of_any_size_come_back(count, tmp_path):
+    """Files hold integers in the narrowest type that will do."""
+    measured = PARTS[0].inputs["z"]
+    histogram = np.full_like(measured.histogram, count)
+    changed = dataclasses.replace(measured, histogram=histogram)
+    inputs = {**PARTS[0].inputs, "z": changed}
+    path = tmp_path / "s.safetensors"
+    save_statistics(path, dataclasses.replace(PARTS[0], inputs=inputs))
+    found = load_statistics(path).of("z").histogram
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, histogram)
+
+
+def test_a_file_is_narrow(tmp_path):
+    """A merged file has at most 24 bytes a channel, and 4 a bin: sums and counts are small."""
+    path = tmp_path / "s.safetensors"
+    merged = merge(PARTS)
+    save_statistics(path, merged)
+    header = 16_000
+    channels = sum(m.channel_min.size for m in merged.inputs.values())
+    bins = sum(2 * m.histogram.size for m in merged.inputs.values())
+    assert path.stat().st_size <= 24 * channels + 4 * bins + header
 
 
 def test_minus_zero_is_zero():
@@ -157,6 +243,16 @@ def test_another_kind_of_file_is_refused(tmp_path):
         load_statistics(tmp_path / "x.safetensors")
 
 
+def test_a_file_of_an_earlier_release_is_refused(tmp_path):
+    path = tmp_path / "s.safetensors"
+    save_statistics(path, PARTS[0])
+    tensors, metadata = load_tensors(path), load_metadata(path)
+    kept = {name: values for name, values in tensors.items() if "token" not in name}
+    save_tensors(tmp_path / "old.safetensors", kept, metadata)
+    with pytest.raises(UserError, match="earlier release"):
+        load_statistics(tmp_path / "old.safetensors")
+
+
 @pytest.mark.parametrize("value", [2.0**30, -(2.0**31), np.inf, np.nan])
 def test_values_outside_the_documented_range_are_refused(value):
     with pytest.raises(ValueError, match="exceeds"):
@@ -177,6 +273,16 @@ def test_summaries_report_what_was_measured():
         [(1.25 / 8) ** 0.5, (16.25 / 8) ** 0.5, (4.25 / 8) ** 0.5], rel=1e-5
     )
     assert layer["values"] == 24
+    # Of eight values the largest alone lies above the 99 % point: all three are in its bin.
+    for name in ("p99", "p999", "p9999"):
+        np.testing.assert_allclose(layer[name], [1.0, 4.0, 2.0], rtol=1 / 16)
+    assert layer["p99"] <= layer["p999"] <= layer["p9999"]
+    # The tokens' largest values are 0, 0, 0.5 and 1 (4, 2).
+    tokens = layer["token_absmax"]
+    assert tokens["mean"] == [0.375, 1.125, 0.625]
+    assert tokens["median"] == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(tokens["p99"], [1.0, 4.0, 2.0], rtol=1 / 16)
+    assert tokens["largest"] == [1.0, 4.0, 2.0]
     temporal = temporal_analysis(made)
     assert temporal["layers"]["a"] == {
         "post_gelu": True,
@@ -188,3 +294,13 @@ def test_summaries_report_what_was_measured():
         "step_of_min": 0,
     }
     assert temporal["summary"]["most_variable"] == ["a"]
+
+
+def test_tokens_of_very_different_sizes_gain_bits_by_scales_of_their_own():
+    values = np.random.default_rng(5).uniform(-1, 1, size=(1, 101, 16)).astype(np.float32)
+    values[0, 0] *= 64
+    values[:, :, 0] = np.sign(values[:, :, 0])
+    values[0, 0, 0] = 64
+    tokens = layer_summary(statistics({"a": values}))["layers"]["a"]["token_absmax"]
+    # The median is one bin's width off at most.
+    assert tokens["gain_bits"][0] == pytest.approx(6, abs=np.log2(17 / 16))

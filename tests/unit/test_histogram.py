@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant import histogram
 from ditquant.backend import mx, to_numpy
-from ditquant.histogram import NUM_BINS, bin_centers, bin_edges, count_bins, quantile
+from ditquant.histogram import (
+    NUM_BINS,
+    bin_centers,
+    bin_edges,
+    count_bins,
+    count_bins_of_parts,
+    quantile,
+)
 
 
 def expected_counts(values: np.ndarray) -> np.ndarray:
@@ -44,6 +52,21 @@ def test_counts_are_those_of_a_search_among_the_edges(dtype):
 def test_what_lies_outside_counts_in_the_outermost_bins():
     counts = to_numpy(count_bins(mx.array([[1e-30, -1e-40, 1e30, -3e38, 0.0]])))
     assert {int(i): int(counts[i]) for i in np.flatnonzero(counts)} == {0: 1, 1: 2, NUM_BINS - 1: 2}
+
+
+def test_parts_are_counted_each_by_itself():
+    parts = [mx.exp(3 * mx.random.normal((size,))) for size in (1, 40, 7)]
+    parts[1][3] = 0.0
+    counts = to_numpy(count_bins_of_parts(mx.concatenate(parts), [1, 40, 7]))
+    expected = [expected_counts(to_numpy(part)) for part in parts]
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_lanes_of_a_gpu_add_up_to_the_same_counts(monkeypatch):
+    x = mx.random.normal((30, 40))
+    plain = to_numpy(count_bins(x))
+    monkeypatch.setattr(histogram, "is_accelerated", lambda: True)
+    np.testing.assert_array_equal(to_numpy(histogram._count_bins(x)), plain)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])

@@ -11,7 +11,13 @@ from ditquant.blocks import all_linears, tapped
 from ditquant.calibration import Conditioning, Trajectory
 from ditquant.errors import UserError
 from ditquant.histogram import count_bins
-from ditquant.observe import measure_image, measured_steps
+from ditquant.observe import (
+    _Measurement,
+    largest_of_rows,
+    measure_array,
+    measure_image,
+    measured_steps,
+)
 from ditquant.sampling import predict, sigma_schedule
 from support.models import build_mmdit
 
@@ -82,10 +88,34 @@ def test_statistics_are_those_of_the_inputs(model, measured):
             np.testing.assert_allclose(
                 mean_square, (values.astype(np.float64) ** 2).mean(), rtol=1e-4, atol=2**-20
             )
+            np.testing.assert_allclose(
+                found.average_mean[row], values.mean(axis=0, dtype=np.float64), rtol=1e-5, atol=1e-5
+            )
+            token_absmax = np.abs(values).max(axis=1)
+            np.testing.assert_allclose(
+                found.average(found.sum_token_absmax)[row], token_absmax.mean(), **tolerance
+            )
+            tokens = to_numpy(count_bins(mx.array(token_absmax)[:, None]))
+            assert found.token_histogram[row].sum() == len(values)
+            assert np.abs(found.token_histogram[row] - tokens).sum() <= 2
             expected = to_numpy(count_bins(mx.array(values)))
             assert found.count[row] == values.size
             # A value on the edge of a bin may fall to either side.
             assert np.abs(found.histogram[row] - expected).sum() <= max(2, values.size // 1000)
+
+
+@pytest.mark.parametrize("columns", [8, 24, 5, 1])
+def test_the_largest_of_rows(columns):
+    x = mx.random.normal((7, columns), key=mx.random.key(columns))
+    assert mx.array_equal(largest_of_rows(x), x.max(axis=1))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_roots_of_squares_are_the_values_again(dtype):
+    """Token maxima are found among squares: no bit of them may be lost."""
+    x = (mx.exp(5 * mx.random.normal((50, 16), key=mx.random.key(0)))).astype(dtype)
+    found = mx.sqrt(_Measurement(*measure_array(x)).token_square)
+    assert mx.array_equal(found, mx.abs(x).max(axis=1).astype(mx.float32))
 
 
 def test_sigmas_are_those_of_the_measured_steps(measured):
