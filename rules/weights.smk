@@ -62,9 +62,41 @@ rule optimize_block:
         "../scripts/optimize_block.py"
 
 
+rule tune_weights:
+    """Tunes the scales and biases of all blocks of one recipe together, by the network's velocity."""
+    input:
+        blocks=tuned_blocks,
+        trajectories=expand(
+            f"{RESULTS}/calibration/{{image}}.safetensors", image=WEIGHT_IMAGES
+        ),
+    output:
+        weights=f"{RESULTS}/weights/{{recipe}}/tuned.safetensors",
+        result=f"{RESULTS}/weights/{{recipe}}/tuned.json",
+    log:
+        f"{RESULTS}/logs/tune_weights/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tune_weights/{{recipe}}.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: MODEL_THREADS
+    resources:
+        gpu=1,
+        mem_mb=16000,
+    params:
+        model=model_params(),
+        recipe=recipe_params,
+        seed=config["seed"],
+        code=code("tune_weights.py"),
+    message:
+        "Tuning the blocks of recipe {wildcards.recipe} together"
+    script:
+        "../scripts/tune_weights.py"
+
+
 rule assemble_weights:
     """Joins the blocks of one recipe and the unquantized rest into a checkpoint."""
     input:
+        unpack(tuned_weights),
         weights=expand(
             f"{RESULTS}/weights/{{{{recipe}}}}/blocks/{{block}}.safetensors",
             block=BLOCKS,
@@ -98,6 +130,7 @@ rule assemble_weights:
 rule plot_history:
     """Draws how the learning of a recipe went in every block."""
     input:
+        unpack(tuned_result),
         results=learned_results,
     output:
         png=f"{RESULTS}/weights/{{recipe}}/plots/history.png",

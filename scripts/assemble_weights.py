@@ -1,4 +1,4 @@
-"""Rule assemble_weights: quantized blocks and the other linears -> a native checkpoint."""
+"""Rule assemble_weights: quantized blocks, tuned or not, and the rest -> a native checkpoint."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from ditquant.checkpoint import (
     quantization_config,
     read_packed,
     read_parameters,
+    read_tuned,
     stored_sizes,
 )
 from ditquant.job import LOG, job
@@ -24,8 +25,13 @@ def main(
     model: dict,
     name: str,
     recipe: dict,
+    tuned: str | None = None,
 ) -> None:
-    """Writes config.json and model.safetensors as mlx-lm's conventions have them."""
+    """Writes config.json and model.safetensors as mlx-lm's conventions have them.
+
+    Args:
+        tuned: scales and biases of the blocks' linears, if the recipe is tuned.
+    """
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
     network.load_weights(list(read_parameters(blocks).items()), strict=False)
@@ -36,7 +42,10 @@ def main(
         LOG.info("%s: groups of %d, which divide its inputs", path, size)
     for path in others.kept:
         LOG.info("%s keeps its precision: no group size of MLX divides its inputs", path)
-    quantized = {**read_packed(blocks), **others.packed}
+    packed = read_packed(blocks)
+    if tuned is not None:
+        packed = read_tuned(tuned, packed)
+    quantized = {**packed, **others.packed}
     tensors = checkpoint_tensors(network, quantized)
     save_tensors(output, tensors)
     sizes = stored_sizes(tensors, quantized)
@@ -65,4 +74,5 @@ if "snakemake" in globals():
             params.model,
             snakemake.wildcards.recipe,
             params.recipe,
+            snakemake.input.get("tuned"),
         )

@@ -1,25 +1,17 @@
 """Rule optimize_block: one block's inputs and outputs -> its quantized weights."""
 
-import hashlib
-import json
 from pathlib import Path
 
 from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.block_io import read_block
 from ditquant.job import LOG, job
+from ditquant.learning_state import resume_key
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.prefix import prefix_streams
 from ditquant.recipes import quantize_block, recipe_grid
 from ditquant.reconstruct import block_problem
-
-
-def resume_key(sources: list[str], settings: dict) -> str:
-    """Tells one job from another: an interrupted job's state is used by the same job alone."""
-    status = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in sources]
-    text = json.dumps([settings, status], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main(

@@ -1,17 +1,22 @@
-"""Rule plot_history: the learning of every block of a recipe, as a picture."""
+"""Rule plot_history: the learning of every block of a recipe, and its tuning, as a picture."""
 
 from pathlib import Path
 
 from ditquant.artifacts import atomic_path, read_json
-from ditquant.block_report import BLOCK_FORMAT
+from ditquant.block_report import BLOCK_FORMAT, TUNING_FORMAT
 from ditquant.charts import as_png, as_svg
 from ditquant.history_plots import draw_histories
 from ditquant.job import job
 
 
-def main(results: list[str], png: str, svg: str, recipe: str) -> None:
-    """Writes the same chart as PNG and as SVG."""
-    chart = draw_histories(recipe, [read_json(path, BLOCK_FORMAT) for path in results])
+def main(results: list[str], png: str, svg: str, recipe: str, tuned: str | None = None) -> None:
+    """Writes the same chart as PNG and as SVG.
+
+    Args:
+        tuned: result of the recipe's tuning, if it is tuned.
+    """
+    tuning = read_json(tuned, TUNING_FORMAT) if tuned else None
+    chart = draw_histories(recipe, [read_json(path, BLOCK_FORMAT) for path in results], tuning)
     for path, content in ((png, as_png(chart)), (svg, as_svg(chart).encode())):
         with atomic_path(path) as temporary:
             Path(temporary).write_bytes(content)
@@ -24,4 +29,5 @@ if "snakemake" in globals():
             snakemake.output.png,
             snakemake.output.svg,
             snakemake.wildcards.recipe,
+            snakemake.input.get("tuned"),
         )

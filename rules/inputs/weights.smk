@@ -50,10 +50,34 @@ def block_inputs(wildcards):
     return inputs
 
 
+TUNED_RECIPES = [name for name in RECIPES if settings.is_tuned(config["recipes"][name])]
+
+
+def tuned_blocks(wildcards):
+    """All blocks of a recipe that is tuned."""
+    recipe = known("recipe that is tuned", wildcards.recipe, TUNED_RECIPES)
+    folder = f"{RESULTS}/weights/{recipe}/blocks"
+    return expand(f"{folder}/{{block}}.safetensors", block=BLOCKS)
+
+
+def tuned_weights(wildcards):
+    """The tuned grids, for the checkpoint of a recipe that is tuned."""
+    if known("recipe", wildcards.recipe, RECIPES) not in TUNED_RECIPES:
+        return {}
+    return {"tuned": f"{RESULTS}/weights/{wildcards.recipe}/tuned.safetensors"}
+
+
+def tuned_result(wildcards):
+    """How the tuning of a recipe went, if it is tuned."""
+    if wildcards.recipe not in TUNED_RECIPES:
+        return {}
+    return {"tuned": f"{RESULTS}/weights/{wildcards.recipe}/tuned.json"}
+
+
 LEARNED_RECIPES = [
     name
     for name, recipe in config["recipes"].items()
-    if recipe["rounding"] in settings.LEARNED
+    if recipe["rounding"] in settings.LEARNED or name in TUNED_RECIPES
 ]
 
 
@@ -67,8 +91,10 @@ HISTORY_PLOTS = [
 
 
 def learned_results(wildcards):
-    """Every block's result of a recipe that learns."""
+    """Every block's result of a recipe that learns; none where only the tuning does."""
     recipe = known("recipe that learns", wildcards.recipe, LEARNED_RECIPES)
+    if config["recipes"][recipe]["rounding"] not in settings.LEARNED:
+        return []
     return expand(f"{RESULTS}/weights/{recipe}/blocks/{{block}}.json", block=BLOCKS)
 
 

@@ -18,8 +18,10 @@ from .charts import (
     log_axis,
     styled,
 )
+from .settings import is_tuned
 
 BLOCK_FORMAT = "ditquant.block_result"
+TUNING_FORMAT = "ditquant.tuning"
 
 Data = dict[str, Any]
 
@@ -43,6 +45,13 @@ def _block(document: Mapping[str, Any]) -> Data:
 
 def _grid(options: Mapping[str, Any]) -> str:
     return "per channel" if options["grid"] == "channel" else f"groups of {options['group_size']}"
+
+
+def _tuning(file: Path) -> Data:
+    """Held-out velocity error before and after the tuning of a whole network."""
+    document = read_json(file, TUNING_FORMAT)
+    start, tuned = (document["error"][key] for key in ("start", "tuned"))
+    return {"start": start, "tuned": tuned, "ratio": tuned / start, "kept": document["kept"]}
 
 
 def recipe_results(weights: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Data]:
@@ -71,6 +80,7 @@ def recipe_results(weights: Path, recipes: Mapping[str, Mapping[str, Any]]) -> l
                 "smallest_binary_share": min(shares, default=None),
                 "learned": options["rounding"] != "rtn",
                 "accepted": sum(block["accepted"] for block in blocks),
+                "tuning": _tuning(weights / name / "tuned.json") if is_tuned(options) else None,
                 "blocks": blocks,
             }
         )

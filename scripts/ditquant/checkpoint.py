@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ def read_packed(files: Sequence[str | Path]) -> dict[str, Packed]:
         for name, size in sizes.items():
             packed[name] = packed_of(name, tensors, size)
     return packed
+
+
+def read_tuned(file: str | Path, packed: Mapping[str, Packed]) -> dict[str, Packed]:
+    """The same codes on the grids that `tune_weights` wrote: "<name>.scales" and ".biases"."""
+    tensors = load_tensors(file)
+    return {
+        name: replace(weight, scales=tensors[f"{name}.scales"], biases=tensors[f"{name}.biases"])
+        for name, weight in packed.items()
+    }
 
 
 def smallest_dtype(tensor: mx.array) -> mx.array:

@@ -1,4 +1,4 @@
-"""How the learning of a recipe went, block by block: error and share of roundings decided."""
+"""How the learning of a recipe went block by block, and the tuning of the whole network."""
 
 from __future__ import annotations
 
@@ -38,15 +38,39 @@ def _draw_block(axes: Axes, document: Mapping[str, Any]) -> Axes:
     return shares
 
 
+def _draw_tuning(axes: Axes, document: Mapping[str, Any]) -> None:
+    """The velocity error of the whole network while its grids are tuned."""
+    history, errors = document["history"], document["error"]
+    iterations = [point["iteration"] for point in history]
+    axes.plot(iterations, [point["error"] for point in history], color=PALETTE[0], lw=1.3)
+    judged = [point for point in history if "held_out" in point]
+    axes.plot(
+        [0, *(point["iteration"] for point in judged)],
+        [errors["start"], *(point["held_out"] for point in judged)],
+        color=PALETTE[3], lw=1.3, marker="o", ms=2.5,
+    )  # fmt: skip
+    log_axis(axes, "y")
+    kept = "" if document["kept"] == "tuned" else ", kept the start"
+    axes.set_title(f"tuning: {errors['tuned'] / errors['start']:.2f} × start{kept}", fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
 @styled()
-def draw_histories(recipe: str, documents: Sequence[Mapping[str, Any]]) -> Figure:
-    """One panel a block, in the order given.
+def draw_histories(
+    recipe: str,
+    documents: Sequence[Mapping[str, Any]],
+    tuning: Mapping[str, Any] | None = None,
+) -> Figure:
+    """One panel a block, in the order given, and one for the tuning.
 
     Args:
-        documents: block results ("ditquant.block_result") whose rounding was learned.
+        documents: block results ("ditquant.block_result") whose rounding was learned; may be empty
+            if there is a `tuning`.
+        tuning: of the whole network ("ditquant.tuning").
     """
-    columns = min(_COLUMNS, len(documents))
-    rows = math.ceil(len(documents) / columns)
+    count = len(documents) + (tuning is not None)
+    columns = min(_COLUMNS, count)
+    rows = math.ceil(count / columns)
     width, height = _PANEL_INCHES
     chart = Figure(figsize=(columns * width + 0.6, rows * height + 0.9), layout="constrained")
     panels = chart.subplots(rows, columns, squeeze=False).ravel()
@@ -54,13 +78,19 @@ def draw_histories(recipe: str, documents: Sequence[Mapping[str, Any]]) -> Figur
         shares = _draw_block(axes, document)
         if index % columns != columns - 1 and index + 1 < len(documents):
             shares.set_yticklabels([])
-    for axes in panels[len(documents) :]:
+    if tuning is not None:
+        _draw_tuning(panels[len(documents)], tuning)
+    for axes in panels[count:]:
         axes.set_visible(False)
-    chart.suptitle(
-        f"{recipe}: block error while learning (blue: batches, dotted: hard at the end, "
-        "dashed orange: rtn, training rows)\nand share of roundings decided in % (green)",
-        fontsize=9,
-    )
+    lines = []
+    if documents:
+        lines += [
+            "block error while learning (blue: batches, dotted: hard at the end, dashed orange: "
+            "rtn, training rows)\nand share of roundings decided in % (green)"
+        ]
+    if tuning is not None:
+        lines += ["velocity error while tuning (blue: batches, other: held-out rows)"]
+    chart.suptitle(f"{recipe}: " + "\n".join(lines), fontsize=9)
     chart.supxlabel("iteration", fontsize=9)
-    chart.supylabel("error / update energy", fontsize=9)
+    chart.supylabel("error / update energy" if documents else "relative error", fontsize=9)
     return chart

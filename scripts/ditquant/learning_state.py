@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,19 @@ from .errors import UserError
 
 _ARRAYS = ("alphas", "means", "squares", "steps", "step_means", "step_squares")
 _TUNING_ARRAYS = ("offsets", "means", "squares")
+
+
+def resume_key(sources: Sequence[str | Path], settings: Mapping[str, Any]) -> str:
+    """Tells one job from another: an interrupted job's state is used by the same job alone.
+
+    Args:
+        sources: files that the job reads; they count by name, size and time.
+    """
+    status = [
+        (str(path), Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in sources
+    ]
+    text = json.dumps([settings, status], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,12 +142,16 @@ class Tuner:
         self._batch = min(options.batch_size, len(self.train))
         self._at_once = min(options.rows_at_once or self._batch, self._batch)
         self._scale = _loss_scale(rows, self._at_once)
-        self._slopes = mx.value_and_grad(self._scaled_error)
-        self._errors: list[mx.array] = []
+        # Of the scaled mean error over some rows, with respect to the offsets.
+        self.slopes = mx.value_and_grad(self._scaled_error)
 
     def start(self) -> TuningState:
         shapes = [grid.shape for grids in self.grids.values() for grid in grids]
         return new_tuning([mx.zeros(shape) for shape in shapes for _ in range(2)])
+
+    def tuned_blocks(self) -> AbstractContextManager[None]:
+        """Within the context the network computes with the offsets."""
+        return blocks_replaced(self._model, lambda block: self._blocks[block.name])
 
     def _scaled_error(
         self, offsets: list[mx.array], latents: mx.array, tokens: mx.array, index: mx.array
@@ -166,10 +170,10 @@ class Tuner:
         parts = len(index) // self._at_once
         slopes: list[mx.array] = []
         error = mx.array(0.0)
-        with blocks_replaced(self._model, lambda block: self._blocks[block.name]):
+        with self.tuned_blocks():
             for part in np.split(index[: parts * self._at_once], parts):
                 latents, tokens = enter(self._model, self._rows, part)
-                own, rising = self._slopes(state.offsets, latents, tokens, mx.array(part))
+                own, rising = self.slopes(state.offsets, latents, tokens, mx.array(part))
                 error = error + own
                 slopes = [a + b for a, b in zip(slopes, rising, strict=True)] if slopes else rising
                 mx.eval(error, slopes)

@@ -41,3 +41,24 @@ def test_the_same_documents_give_the_same_bytes():
     pictures = [draw_histories("best", [document(0), document(1)]) for _ in range(2)]
     assert as_png(pictures[0]) == as_png(pictures[1])
     assert as_svg(pictures[0]) == as_svg(pictures[1])
+
+
+def tuning(kept: str = "tuned") -> dict:
+    history = [{"iteration": step, "error": 0.01 / step} for step in range(10, 101, 10)]
+    history[-1]["held_out"] = 0.006
+    return {"error": {"start": 0.01, "tuned": 0.006}, "kept": kept, "history": history}
+
+
+@pytest.mark.parametrize("blocks", [0, 2, 6])
+def test_the_tuning_has_a_panel_of_its_own(blocks):
+    chart = draw_histories("best", [document(index) for index in range(blocks)], tuning())
+    titles = [axes.get_title() for axes in chart.axes if axes.get_title()]
+    assert titles[blocks:] == ["tuning: 0.60 × start"]
+    assert "velocity error" in chart.get_suptitle()
+    held_out = next(axes for axes in chart.axes if "tuning" in axes.get_title()).lines[1]
+    assert list(held_out.get_ydata()) == [0.01, 0.006]
+
+
+def test_a_refused_tuning_says_so():
+    chart = draw_histories("gptq", [], tuning("start"))
+    assert chart.axes[0].get_title().endswith("kept the start")

@@ -92,3 +92,12 @@ def test_a_recipe_has_the_options_that_it_reads():
     options = {**ADAROUND}
     assert settings.recipe_options(options) == ADAROUND
     assert settings.recipe_options({**options, "rounding": "rtn"}) == RTN
+
+
+def test_only_tuned_recipes_have_options_of_the_tuning():
+    options = {**ADAROUND, "tune_iterations": 0, "tune_batch_size": 16}
+    assert not settings.is_tuned(options)
+    assert not any(key.startswith("tune_") for key in settings.recipe_options(options))
+    tuned = settings.recipe_options({**options, "tune_iterations": 9})
+    assert (tuned["tune_iterations"], tuned["tune_batch_size"]) == (9, 16)
+    assert settings.block_options(tuned) == settings.block_options(settings.recipe_options(options))

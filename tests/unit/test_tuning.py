@@ -1,0 +1,244 @@
+"""End-to-end tuning: what it learns, what it keeps, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ditquant import tuning
+from ditquant.backend import mx, to_numpy
+from ditquant.blocks import all_linears
+from ditquant.calibration import Trajectory
+from ditquant.grids import Grid, dequantize
+from ditquant.learning_state import load_tuning
+from ditquant.other_linears import round_to_nearest
+from ditquant.sampling import velocity_at
+from ditquant.tuning import Options, Tuner, tune, tune_recipe
+from ditquant.velocity_rows import velocity_rows
+from support.block_data import random_trajectory
+from support.models import build_mmdit
+from support.problems import full_recipe
+
+SHORT = Options(iterations=24, batch_size=8, learning_rate=0.01)
+
+
+def network(**options):
+    return build_mmdit(seed=4, **options)
+
+
+def packed_of(model, bits: int = 3, kind: str = "group"):
+    grid = Grid(kind, bits, 32)
+    return {
+        linear.name: round_to_nearest(linear.module.weight, grid) for linear in all_linears(model)
+    }
+
+
+def trajectories(count: int = 5, dtype: mx.Dtype = mx.float32) -> list[Trajectory]:
+    return [random_trajectory(image, dtype=dtype) for image in range(count)]
+
+
+def tuned(options: Options = SHORT, kind: str = "group", model=None, **how):
+    model = model or network()
+    packed = packed_of(model, kind=kind)
+    rows = velocity_rows(model, trajectories(), 1)
+    return packed, tune(model, packed, kind, rows, options, 7, 0.2, **how)
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(
+        mx.array_equal(getattr(one[name], part), getattr(other[name], part)).item()
+        for name in one
+        for part in ("weight", "scales", "biases")
+    )
+
+
+@pytest.fixture(scope="module")
+def straight():
+    return tuned()
+
+
+def test_targets_are_the_velocities_of_the_sampler():
+    model = network()
+    rows = velocity_rows(model, trajectories(2), 2)
+    assert rows.rows_per_image == (4, 4)
+    trajectory = trajectories(2)[1]
+    text, negative = rows.targets[6:7], rows.targets[7:8]  # the second image's second step
+    guided = negative + 4.0 * (text - negative)
+    conditioning = trajectory.conditioning
+    expected = velocity_at(
+        model, trajectory.latents[2:3], trajectory.sigmas[2], trajectory.timesteps[2],
+        conditioning.tokens, conditioning.pooled, 4.0,
+    )  # fmt: skip
+    assert mx.allclose(guided, expected, rtol=1e-3, atol=1e-3)
+    assert rows.energies[6].item() == pytest.approx(mx.mean(text**2).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_gradient_of_the_velocity_error(which):
+    model = network()
+    packed = packed_of(model)
+    rows = velocity_rows(model, trajectories(2), 1)
+    tuner = Tuner(model, packed, "group", rows, SHORT, 0, 0.5)
+    state = tuner.start()
+    part = np.array([0, 3, 5])
+    with tuner.tuned_blocks():
+        how = (*tuning.enter(model, rows, part), mx.array(part))
+        error, slopes = tuner.slopes(state.offsets, *how)
+        assert error.item() > 0
+        linear = 2 * 5 + which
+        direction = mx.sign(slopes[linear])
+        ends = []
+        for sign in (1, -1):
+            moved = list(state.offsets)
+            moved[linear] = moved[linear] + sign * 0.02 * direction
+            ends.append(tuner.slopes(moved, *how)[0].item())
+    measured = (ends[0] - ends[1]) / 0.04
+    assert measured == pytest.approx(mx.sum(slopes[linear] * direction).item(), rel=0.03)
+
+
+def test_tuning_lowers_the_error_and_moves_no_code(straight):
+    packed, result = straight
+    document = result.document
+    assert document["kept"] == "tuned"
+    assert document["error"]["tuned"] < 0.9 * document["error"]["start"]
+    assert result.packed.keys() == packed.keys()
+    moved = {
+        name for name, one in packed.items()
+        if not mx.array_equal(one.scales, result.packed[name].scales)
+    }  # fmt: skip
+    # What the last block's text queries find goes nowhere.
+    assert packed.keys() - moved == {"mm01.txt.attn.q_proj"}
+    for name, one in packed.items():
+        assert mx.array_equal(one.weight, result.packed[name].weight)
+    assert document["history"][-1]["iteration"] == SHORT.iterations
+    assert document["history"][-1]["held_out"] == document["error"]["tuned"]
+    assert document["rows"] == {"train": 32, "held_out": 8}
+    assert 0 < document["offsets"]["scale"] < 0.5
+
+
+def test_the_held_out_error_is_that_of_the_stored_weights(straight):
+    _, result = straight
+    model = network()
+    rows = velocity_rows(model, trajectories(), 1)
+    for linear in all_linears(model):
+        linear.module.weight = dequantize(result.packed[linear.name])
+    errors = []
+    for row in range(32, 40):
+        part = np.array([row])
+        output = model(*tuning.enter(model, rows, part), tuning.ANY_TIMESTEP)
+        errors.append(tuning.row_errors(rows, output, mx.array(part)).item())
+    assert np.mean(errors) == pytest.approx(result.document["error"]["tuned"], rel=1e-3)
+
+
+def test_what_does_not_help_is_not_kept():
+    packed, result = tuned(Options(iterations=3, batch_size=4, learning_rate=5.0))
+    assert result.document["kept"] == "start"
+    assert result.document["error"]["tuned"] > result.document["error"]["start"]
+    assert same(result.packed, packed)
+
+
+def test_a_second_run_gives_the_same_bits(straight):
+    _, result = tuned()
+    assert same(result.packed, straight[1].packed)
+    assert result.document == straight[1].document
+
+
+def test_parts_of_a_batch_give_the_same_gradient(straight):
+    _, result = tuned(Options(24, 8, 0.01, rows_at_once=2))
+    wanted = straight[1].document["error"]["tuned"]
+    assert result.document["error"]["tuned"] == pytest.approx(wanted, rel=0.02)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(straight, tmp_path, monkeypatch):
+    resume = tmp_path / ".tuned.resume.safetensors"
+    iterate = Tuner.iterate
+
+    def stopping(self, state):
+        if state.iteration == 13:
+            raise Stop
+        iterate(self, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tuner, "iterate", stopping)
+        with pytest.raises(Stop):
+            tuned(resume=resume, key="k")
+    kept = load_tuning(resume, "k")
+    assert kept is not None
+    assert 0 < kept.iteration <= 13
+    _, result = tuned(resume=resume, key="k")
+    assert same(result.packed, straight[1].packed)
+    assert result.document == straight[1].document
+
+
+def test_a_state_of_another_job_is_ignored(straight, tmp_path):
+    resume = tmp_path / ".tuned.resume.safetensors"
+    tuned(Options(4, 4, 0.5), resume=resume, key="other")
+    assert load_tuning(resume, "k") is None
+    _, result = tuned(resume=resume, key="k")
+    assert same(result.packed, straight[1].packed)
+    resume.write_bytes(resume.read_bytes()[:500])
+    assert load_tuning(resume, "k") is None
+
+
+def test_linears_that_are_left_alone_stay(straight):
+    model = network()
+    packed = packed_of(model)
+    left = "mm01.img.mlp.fc2"
+    weight = next(one for one in all_linears(model) if one.name == left).module.weight
+    del packed[left]
+    rows = velocity_rows(model, trajectories(), 1)
+    result = tune(model, packed, "group", rows, SHORT, 7, 0.2)
+    assert left not in result.packed
+    assert result.document["kept"] == "tuned"
+    after = next(one for one in all_linears(model) if one.name == left).module.weight
+    assert mx.array_equal(weight, after)
+
+
+def test_a_channel_grid_is_tuned_row_by_row():
+    _, result = tuned(kind="channel")
+    assert result.document["kept"] == "tuned"
+    for one in result.packed.values():
+        assert mx.array_equal(one.scales, mx.broadcast_to(one.scales[:, :1], one.scales.shape))
+
+
+def test_half_precision_learns_too():
+    model = network()
+    model.set_dtype(mx.float16)
+    packed = packed_of(model)
+    rows = velocity_rows(model, trajectories(dtype=mx.float16), 1)
+    result = tune(model, packed, "group", rows, SHORT, 7, 0.2)
+    assert result.document["kept"] == "tuned"
+    assert all(np.isfinite(to_numpy(one.scales)).all() for one in result.packed.values())
+
+
+def test_unified_blocks_are_tuned_too():
+    model = network(depth_unified=1)
+    packed, result = tuned(model=model)
+    assert any(name.startswith("uni00") for name in packed)
+    assert result.document["error"]["tuned"] < result.document["error"]["start"]
+
+
+def test_a_recipe_is_tuned_with_everything_as_it_will_run():
+    recipe = full_recipe("gptq")
+    recipe |= {
+        "tune_iterations": 12, "tune_batch_size": 8, "tune_learning_rate": 0.01,
+        "tune_rows_at_once": 4, "tune_stride": 2, "quantize": "all", "other_bits": 4,
+    }  # fmt: skip
+    model = network()
+    packed = packed_of(model)
+    name = "multimodal_transformer_blocks.0.image_transformer_block.attn.q_proj.bias"
+    parameters = {name: mx.full((64,), 0.1)}
+    result = tune_recipe(model, packed, parameters, trajectories(), recipe, 0)
+    assert result.document["recipe"] == recipe
+    assert result.document["rows"] == {"train": 16, "held_out": 4}
+    bias = model.multimodal_transformer_blocks[0].image_transformer_block.attn.q_proj.bias
+    assert mx.array_equal(bias, parameters[name])
+    # Others are quantized while it is tuned: at 4 bits that costs something.
+    alone = tune_recipe(
+        network(), packed, parameters, trajectories(), {**recipe, "quantize": "blocks"}, 0
+    )
+    assert alone.document["error"]["start"] != result.document["error"]["start"]
