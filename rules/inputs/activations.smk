@@ -102,7 +102,17 @@ if config["activations"]["plots"]["animate"]:
     ACTIVATION_PLOTS.append(f"{RESULTS}/activations/plots/drift.gif")
 
 
+# In the place of quant_config.json the file of another configuration may be drawn.
+PLOTTED = known(
+    "activation configuration",
+    config["activations"]["plots"]["configuration"],
+    ACTIVATION_CONFIGS,
+)
+
+
 def plot_configs(wildcards):
+    drawn = {"quant_config": PLOTTED, "quant_config_multitier": "multitier"}
     return [
-        f"{RESULTS}/activations/{name}.json" for name in PLOT_CONFIGS[wildcards.plot]
+        f"{RESULTS}/activations/{variant_names.config_file(drawn[name])}"
+        for name in PLOT_CONFIGS[wildcards.plot]
     ]

@@ -6,7 +6,9 @@ certain; elsewhere half are taken to be positive, and behind GELU what `interval
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,16 @@ from .activation_statistics import InputStatistics
 from .histogram import bin_edges
 from .intervals import largest_code, positive_share
 from .quant_config import Numbers
+from .ranges import DYNAMIC
+
+_GRANULARITIES = {
+    "static": "one scale for each layer",
+    "step": "a scale for each measured σ",
+    "group": "a scale for each σ group",
+    "polynomial": "a polynomial in σ for each layer",
+    "dynamic-tensor": "made at run time for each layer",
+    "dynamic-token": "made at run time for each token",
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,15 @@ def codes_of(numbers: Numbers, measured: InputStatistics, step: int) -> Codes:
     else:
         scale = float(np.max(numbers.scale))
     return Codes(low, high, max(scale, 1e-12), shift)
+
+
+def made_by(document: Mapping[str, Any]) -> str:
+    """How a configuration's ranges are made, for a title."""
+    made = document["configuration"]
+    group = made.get("channel_group")
+    of_groups = f" and group of {group} channels" if group else ""
+    words = f"{_GRANULARITIES[made.get('granularity', 'step')]}{of_groups}"
+    return words if made.get("granularity") in DYNAMIC else f"{words}, range by {made['range']}"
 
 
 def entropy(shares: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .activation_density import Codes, Distribution, codes_of, distribution, entropy
+from .activation_density import Codes, Distribution, codes_of, distribution, entropy, made_by
 from .activation_panels import (
     BLUE,
     PAGE_WIDTH,
@@ -28,6 +28,7 @@ from .activation_ranking import variable_of_both_kinds
 from .activation_statistics import Statistics
 from .histogram import NUM_BINS, bin_edges
 from .quant_config import QuantConfig, parse_quant_config
+from .ranges import DYNAMIC
 
 # Where a layer's range is smallest over the schedule, and where it is largest.
 _ENDS = (BLUE, VERMILION)
@@ -53,16 +54,19 @@ def _largest_values(config: QuantConfig, name: str, statistics: Statistics) -> n
     return np.array(ends)
 
 
+def _ranges(config: QuantConfig) -> str:
+    return "the widest ranges of the calibration" if config.granularity in DYNAMIC else "ranges"
+
+
 def draw_distributions(
     statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
 ) -> Figure:
     """Histograms of |x| of all steps by stream and kind of layer, and the configured ranges."""
     (document,) = documents
     config = parse_quant_config(document, "quant_config")
-    rule = document["configuration"]["range"]
     figure = new_figure(
         PAGE_WIDTH, panels_height(statistics),
-        f"Distribution of |x| of every layer's input, and the configured ranges ({rule})",
+        f"Distribution of |x| of every layer's input, and its ranges ({made_by(document)})",
     )  # fmt: skip
     edges = bin_edges()
     # Two bins together are smooth enough to read; bin 0, exact zeros, has no place on a log axis.
@@ -94,7 +98,7 @@ def draw_distributions(
     handles = [
         *block_handles(statistics),
         Patch(color=VERMILION, alpha=0.22,
-              label="where configured ranges end, over blocks and σ (dashed: median)"),
+              label=f"where {_ranges(config)} end, over blocks and σ (dashed: median)"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
@@ -164,6 +168,12 @@ def _shift_label(numbers: Sequence[Any]) -> str:
     return "no shift"
 
 
+def _codes(config: QuantConfig) -> str:
+    if config.granularity in DYNAMIC:
+        return "codes at the calibration's extremes"
+    return "codes of the widest group" if config.channel_group else "codes"
+
+
 def draw_ranges(
     statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
 ) -> Figure:
@@ -171,11 +181,9 @@ def draw_ranges(
     (document,) = documents
     config = parse_quant_config(document, "quant_config")
     chosen = variable_of_both_kinds(statistics, options.layers)
-    made_by = document["configuration"]
     figure = new_figure(
         PAGE_WIDTH, 1.0 + 2.15 * len(chosen),
-        "Configured ranges over the distributions of the most variable inputs "
-        f"({made_by['granularity']} scales by {made_by['range']})",
+        f"Ranges over the distributions of the most variable inputs ({made_by(document)})",
     )  # fmt: skip
     grid = figure.add_gridspec(len(chosen), 3)
     for row, name in enumerate(chosen):
@@ -197,7 +205,7 @@ def draw_ranges(
         shown = [raw]
         if is_shifted:
             shifted = figure.add_subplot(grid[row, 1])
-            z = " and ".join(f"{shift:.3g}" for shift in shifts)
+            z = " and ".join(f"{shift:.3g}" for shift in shifts).replace("-", "−")
             shifted.set_title(f"x − z, z = {z}", fontsize=9, loc="left")
             _draw_density(shifted, values, codes, shifts)
             shown.append(shifted)
@@ -214,7 +222,7 @@ def draw_ranges(
         Patch(color=blue, alpha=0.5, label="σ of the smallest range"),
         Patch(color=vermilion, alpha=0.5, label="σ of the largest range"),
         Patch(color="#777777", alpha=0.5,
-              label="below an axis: the interval that codes stand for, a tick a level"),
+              label=f"below an axis: the interval of {_codes(config)}, a tick a level"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

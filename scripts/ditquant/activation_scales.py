@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from .activation_density import codes_of
+from .activation_density import codes_of, made_by
 from .activation_panels import (
     PAGE_WIDTH,
     SHORT_SIGMA,
@@ -38,6 +39,7 @@ from .ranges import DYNAMIC
 
 _POINTS = 240
 _STEP = 1e-6
+_TOKEN_SHARES = (0.05, 0.5, 0.95)
 _COLUMNS = 3
 
 
@@ -76,13 +78,19 @@ def scales_at(config: QuantConfig, name: str, sigmas: np.ndarray) -> np.ndarray:
     return np.array([[scale.min(), scale.max()] for scale in scales], dtype=np.float64).T
 
 
-def _measured_scales(config: QuantConfig, name: str, measured: InputStatistics) -> np.ndarray:
-    """(S,) scales that dynamic ranges would take for the extremes of the calibration."""
-    scales = []
-    for step, sigma in enumerate(config.sigmas):
-        codes = codes_of(config.numbers(config.layers[name], sigma), measured, step)
-        scales.append(codes.scale)
-    return np.array(scales)
+def _run_time_scales(config: QuantConfig, name: str, measured: InputStatistics) -> np.ndarray:
+    """(3, S) scales that the calibration's inputs get at run time: low, usual and high.
+
+    Of each tensor one; of tokens those that a twentieth, half and all but a twentieth fall below.
+    """
+    if config.granularity == "dynamic-tensor":
+        reach = np.tile(measured.absmax.astype(np.float64), (3, 1))
+    else:
+        reach = np.array([quantile(measured.token_histogram, share) for share in _TOKEN_SHARES])
+    numbers = [config.numbers(config.layers[name], sigma) for sigma in config.sigmas]
+    codes = [codes_of(one, measured, step) for step, one in enumerate(numbers)]
+    shifts = np.array([code.shift for code in codes])
+    return (reach - shifts) / np.array([code.high for code in codes])
 
 
 def draw_scales(
@@ -93,17 +101,17 @@ def draw_scales(
     config = parse_quant_config(document, "quant_config")
     dynamic = config.granularity in DYNAMIC
     sigmas = np.array(config.sigmas) if dynamic else _sigmas_between(config)
-    made_at = "made at run time; here of the calibration's extremes" if dynamic else "by σ"
-    title = f"Scales of the configuration ({config.granularity}, {made_at})"
+    title = f"Scales of every layer's input ({made_by(document)})"
     figure = new_figure(PAGE_WIDTH, panels_height(statistics), title)
     made = panels(figure, statistics, sharex=True)
     for panel, names in made:
         for name, shade in zip(names, shades(len(names)), strict=True):
             if dynamic:
-                low = high = _measured_scales(config, name, statistics.inputs[name])
+                low, usual, high = _run_time_scales(config, name, statistics.inputs[name])
             else:
                 low, high = scales_at(config, name, sigmas)
-            panel.plot(sigmas, high, color=shade, linewidth=1.1)
+                usual = high
+            panel.plot(sigmas, usual, color=shade, linewidth=1.1)
             if np.any(low < high):
                 panel.fill_between(sigmas, low, high, color=shade, alpha=0.12, linewidth=0)
         log_axis(panel, "y")
@@ -113,7 +121,16 @@ def draw_scales(
                 panel.axvline(boundary, color="#777777", linewidth=0.6, linestyle=(0, (3, 2)))
     bottom_labels(figure, SHORT_SIGMA)
     figure.supylabel("scale: input units a code (logarithmic)", fontsize=9)
-    figure.legend(handles=block_handles(statistics), loc="outside lower center", ncols=2)
+    handles: list[Any] = [*block_handles(statistics)]
+    if config.granularity == "dynamic-token":
+        label = "nine in ten tokens (line: median)"
+        if config.channel_group:
+            label = "the widest group of nine in ten tokens (line: of the median token)"
+        handles.append(Patch(color="#777777", alpha=0.3, label=label))
+    elif config.channel_group and not dynamic:
+        label = "smallest to largest group of channels (line: largest)"
+        handles.append(Patch(color="#777777", alpha=0.3, label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -125,7 +142,13 @@ def _draw_coverage(
     bulk = quantile(measured.histogram, 0.999)
     axes.plot(sigmas, measured.absmax, "o", color="black", markersize=3)
     axes.plot(sigmas, bulk, color="#555555", linewidth=1.0, linestyle=(0, (1, 1.2)))
-    if config.granularity in DYNAMIC:
+    if config.granularity == "dynamic-token":
+        low, usual, high = (quantile(measured.token_histogram, share) for share in _TOKEN_SHARES)
+        axes.plot(sigmas, usual, color=VERMILION, linewidth=1.4)
+        axes.fill_between(sigmas, low, high, color=VERMILION, alpha=0.15, linewidth=0)
+        return float(min(bulk.min(), low.min())), float(measured.absmax.max())
+    if config.granularity == "dynamic-tensor":
+        axes.plot(sigmas, measured.absmax, color=VERMILION, linewidth=1.4)
         return float(bulk.min()), float(measured.absmax.max())
     fine = _sigmas_between(config)
     numbers = [config.numbers(config.layers[name], float(sigma)) for sigma in fine]
@@ -140,6 +163,16 @@ def _draw_coverage(
     return float(bulk.min()), float(max(measured.absmax.max(), ends.max()))
 
 
+def _reach_label(config: QuantConfig) -> str:
+    if config.granularity == "dynamic-token":
+        widest = ", its widest group" if config.channel_group else ""
+        return f"range of the median token{widest} (band: nine in ten tokens)"
+    if config.granularity == "dynamic-tensor":
+        return "range of a tensor"
+    of_groups = " (band: of all groups of channels)" if config.channel_group else ""
+    return f"value of the largest code, by σ{of_groups}"
+
+
 def draw_coverage(
     statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
 ) -> Figure:
@@ -152,7 +185,7 @@ def draw_coverage(
     figure = new_figure(
         PAGE_WIDTH, 1.1 + 2.5 * rows,
         "What was measured of the most variable inputs, and what codes reach "
-        f"({config.granularity})",
+        f"({made_by(document)})",
     )  # fmt: skip
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes, name in zip(grid, chosen, strict=False):
@@ -168,7 +201,7 @@ def draw_coverage(
     bottom_labels(figure, SIGMA if columns == 1 else SHORT_SIGMA)
     figure.supylabel("|x|", fontsize=9)
     handles = [
-        Line2D([], [], color=VERMILION, linewidth=1.4, label="value of the largest code, by σ"),
+        Line2D([], [], color=VERMILION, linewidth=1.4, label=_reach_label(config)),
         Line2D([], [], color="black", marker="o", markersize=3, linestyle="", label="max |x|"),
         Line2D([], [], color="#555555", linestyle=(0, (1, 1.2)), label="99.9 % of |x| lie below"),
     ]
