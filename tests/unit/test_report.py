@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import re
 import shutil
@@ -363,3 +364,18 @@ def test_chromium_shows_the_page(tmp_path, page, width):
     # Random pictures alone have thousands of colours; an empty page has one.
     assert colors is not None
     assert len(colors) > 1000
+
+
+@pytest.mark.parametrize("kept", ["tuned", "start"])
+def test_a_tuned_recipe_says_what_tuning_did(results, config, kept):
+    config = copy.deepcopy(config)
+    config["recipes"]["adaround"]["tune_iterations"] = 100
+    document = {"error": {"start": 0.004, "tuned": 0.003}, "kept": kept}
+    write_json(results / "weights" / "adaround" / "tuned.json", "ditquant.tuning", document)
+    data = report.collect(results, config, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
+    tunings = {recipe["name"]: recipe["tuning"] for recipe in data["recipes"]}
+    assert tunings["rtn"] is None
+    assert tunings["adaround"]["ratio"] == pytest.approx(0.75)
+    page = report.render(data)
+    assert "adaround: tuning all scales and biases together" in page
+    assert ("the start was kept" in page) == (kept == "start")
