@@ -12,7 +12,8 @@ MLX's `dequantize` rounds twice in the scale's dtype: scale * q, then + bias. He
 few significant bits, and the bias is so exact a multiple of it, that neither rounding does
 anything: with fp16 scales of 11 - bits significant bits and bias = -z * scale (integer z), products
 and sums are exact in every order on every backend, for up to 6 bits. Eight bits leave no room for
-that; there the values are what `dequantize` rounds them to. Scales may be negative.
+that; there the values are what `dequantize` rounds them to. Scales may be negative. Grids that were
+tuned have zero points with a fraction, by which products and sums stay as exact (`stored_affine`).
 
 `mx.quantize` is not idempotent (quantizing its own result again moves a third of the codes), so
 codes chosen here are packed here and never pass through it.
@@ -140,7 +141,8 @@ def stored_affine(
     Up to 6 bits a scale becomes a whole multiple of a power of two u, below 2^(11 - bits) u, and
     the bias any whole multiple k u such that every value of the group stays within 2^11 u: products
     and sums are multiples of u that float16 holds, and so exact in every order, as they are with
-    whole zero points. Eight bits leave no room; scale and bias are rounded to float16.
+    whole zero points. (Sums below 2^-14 are subnormal; a device that flushes them gives 0.) Eight
+    bits leave no room; scale and bias are rounded to float16.
 
     Args:
         scales: (rows, groups) float32, s.
