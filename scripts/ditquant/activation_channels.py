@@ -99,8 +99,9 @@ def _draw_profile(axes: Axes, measured: InputStatistics) -> None:
     _, largest = _columns(ranges, np.maximum)
     outlying = largest > limit
     axes.stairs(highest, edges, baseline=lowest, fill=True, color=_BAND)
+    # Where there is no outlier there is no number, so that nothing is drawn there.
     axes.stairs(
-        np.where(outlying, highest, 0), edges, baseline=np.where(outlying, lowest, 0),
+        np.where(outlying, highest, np.nan), edges, baseline=np.where(outlying, lowest, np.nan),
         fill=True, color=VERMILION,
     )  # fmt: skip
     for sign in (-1, 1) if low.min() < -limit / OUTLIER else (1,):

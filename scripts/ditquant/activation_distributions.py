@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -104,6 +105,14 @@ def draw_distributions(
     return figure
 
 
+def _draw_shares(axes: Axes, shares: np.ndarray, edges: np.ndarray, colour: str) -> None:
+    lowest = _SMALLEST_SHARE / 10
+    axes.stairs(
+        np.maximum(shares, lowest), edges, baseline=lowest, fill=True,
+        facecolor=to_rgba(colour, 0.18), edgecolor=colour, linewidth=1.0,
+    )  # fmt: skip
+
+
 def _draw_density(
     axes: Axes, values: Sequence[Distribution], codes: Sequence[Codes], around: Sequence[float]
 ) -> None:
@@ -117,11 +126,7 @@ def _draw_density(
     for which, (value, code, z, colour) in enumerate(
         zip(values, codes, around, _ENDS, strict=True)
     ):
-        share = np.maximum(value.between(edges + z), _SMALLEST_SHARE / 10)
-        axes.stairs(share, edges, color=colour, linewidth=1.1, baseline=_SMALLEST_SHARE / 10)
-        axes.stairs(
-            share, edges, color=colour, alpha=0.18, fill=True, baseline=_SMALLEST_SHARE / 10
-        )
+        _draw_shares(axes, value.between(edges + z), edges, colour)
         # Under the zero of the axis: the interval as a bar, in it a tick a level.
         bottom, top = -0.12 - 0.1 * which, -0.04 - 0.1 * which
         across = axes.get_xaxis_transform()
@@ -147,11 +152,7 @@ def _draw_levels(axes: Axes, values: Sequence[Distribution], codes: Sequence[Cod
     for value, code, colour in zip(values, codes, _ENDS, strict=True):
         shares = code.shares(value)
         edges = np.arange(code.low, code.high + 2) - 0.5
-        shown = np.maximum(shares, _SMALLEST_SHARE / 10)
-        axes.stairs(shown, edges, color=colour, linewidth=0.9, baseline=_SMALLEST_SHARE / 10)
-        axes.stairs(
-            shown, edges, color=colour, alpha=0.18, fill=True, baseline=_SMALLEST_SHARE / 10
-        )
+        _draw_shares(axes, shares, edges, colour)
         carried.append(f"{entropy(shares):.1f}")
     axes.set_xlim(codes[-1].low - 0.5, codes[-1].high + 0.5)
     axes.set_xticks([codes[-1].low, 0, codes[-1].high])
@@ -164,7 +165,8 @@ def _shift_label(numbers: Sequence[Any]) -> str:
     if any(np.size(one.shift) > 1 for one in numbers):
         low = min(float(np.min(one.shift)) for one in numbers)
         high = max(float(np.max(one.shift)) for one in numbers)
-        return f"each channel has a shift z of its own, {low:.2g} to {high:.2g} (not drawn)"
+        span = f"{low:.2g} to {high:.2g}".replace("-", "−")
+        return f"each channel has a shift z of its own, {span} (not drawn)"
     return "no shift"
 
 
