@@ -45,6 +45,7 @@ _HISTORY_POINTS = 50
 _JUDGED_POINTS = 5
 _SAVES = 20
 _ROWS_AT_ONCE = 16
+_NO_WEIGHT = mx.array(0.0)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ class _TunedBlock:
             output = self._block.module(
                 *streams, ANY_TIMESTEP, positional_encodings=positional_encodings
             )
+            # The graph holds the weights as long as it needs them, the modules hold none.
+            for grid in self._grids:
+                grid.linear.module.weight = _NO_WEIGHT
             outputs = output if isinstance(output, tuple) else (output,)
             is_dropped[:] = [stream is None for stream in outputs]
             return [stream for stream in outputs if stream is not None]
