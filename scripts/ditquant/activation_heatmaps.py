@@ -137,11 +137,13 @@ def draw_tiers(
     above, below = figure.subfigures(2, 1, height_ratios=[1.9, height])
     share = above.subplots()
     bottom = np.zeros(len(statistics.sigmas))
+    edges = np.arange(len(bottom) + 1) - 0.5
     for bits, colour in zip(TIER_BITS, _TIER_COLOURS, strict=True):
         percent = 100 * np.array(summary["layers_per_sigma"][f"A{bits}"]) / linears
         label = f"A{bits}: {_percent(summary['shares'][f'A{bits}'])}"
-        share.bar(range(len(percent)), percent, 1.0, bottom=bottom, color=colour, label=label)
-        bottom += percent
+        # One area a tier: between bars a reader of SVG files would see gaps.
+        share.stairs(bottom + percent, edges, baseline=bottom, fill=True, color=colour, label=label)
+        bottom = bottom + percent
     share.set_ylim(0, 100)
     share.set_ylabel("share of linears, %")
     share.set_xlim(-0.5, len(statistics.sigmas) - 0.5)

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from .activation_statistics import Statistics
 from .charts import log_axis
@@ -77,6 +77,13 @@ def shades(count: int) -> np.ndarray:
     return colours
 
 
+def paint(panel: Axes, colour: str) -> None:
+    """A background that an SVG file keeps: of transparent figures the axes' own is left out."""
+    panel.add_patch(
+        Rectangle((0, 0), 1, 1, transform=panel.transAxes, color=colour, linewidth=0, zorder=-9)
+    )
+
+
 def _groups(statistics: Statistics) -> dict[tuple[str, str], list[str]]:
     groups: dict[tuple[str, str], list[str]] = {}
     for name in statistics.inputs:
@@ -116,7 +123,7 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
             panel.tick_params(labelsize=8)
             panel.grid(True)
             if after_gelu:
-                panel.set_facecolor(GELU_BACKGROUND)
+                paint(panel, GELU_BACKGROUND)
             made.append((panel, names))
     return made
 
@@ -215,7 +222,7 @@ def matrix_panels(
         for name, row in row_of.items():
             matrix[row] = values[name]
         panel.grid(False)
-        panel.set_facecolor(ABSENT)
+        paint(panel, ABSENT)
         image = panel.imshow(matrix, aspect="auto", interpolation="none", **options)
         every = max(1, -(-len(rows) // 24))
         labels = rows[::every] if stream not in seen else []

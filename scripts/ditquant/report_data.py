@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .activation_density import made_by
 from .artifacts import read_json
 from .comparison import difference
 from .variant_names import FULL, config_file, split_variant
@@ -219,7 +220,8 @@ def activation_summary(results: Path, notes: Mapping[str, str]) -> Data | None:
         summary["measured"] = {"images": len(document["images"]), "steps": len(document["steps"])}
     single = folder / "quant_config.json"
     if single.is_file():
-        summary["single"] = read_json(single, "ditquant.quant_config")["configuration"]
+        document = read_json(single, "ditquant.quant_config")
+        summary["single"] = {**document["configuration"], "made_by": made_by(document)}
     tiers = folder / "quant_config_multitier.json"
     if tiers.is_file():
         summary["tiers"] = read_json(tiers, "ditquant.quant_config")["summary"]

@@ -217,8 +217,11 @@ def test_tiers_draw_the_bits_of_every_input_and_shares_that_add_up(small, granul
     for bits in (4, 6, 8):
         share = document["summary"]["shares"][f"A{bits}"]
         assert share == pytest.approx((shown == bits).mean(), 1e-5)
-    heights = np.array([bar.get_height() for bar in figure.axes[0].patches]).reshape(3, -1)
+    areas = [patch.get_data() for patch in figure.axes[0].patches]
+    heights = np.array([area.values - area.baseline for area in areas])
     np.testing.assert_allclose(heights.sum(axis=0), 100)
+    counts = document["summary"]["layers_per_sigma"]["A8"]
+    np.testing.assert_allclose(heights[2], 100 * np.array(counts) / len(document["layers"]))
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,7 @@ def test_blocks_layers_and_activations(data, page):
         "6.0",
     ]
     assert "25 % of the inputs are A4" in page
+    assert "a scale for each measured σ, range by absmax." in page
     # The smaller of PNG and SVG, and behind it the one that moves.
     plots = [(p["name"], p["picture"].split(";")[0]) for p in data["activations"]["plots"]]
     kinds = ["data:image/png", "data:image/svg+xml", "data:image/gif"]

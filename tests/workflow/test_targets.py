@@ -62,7 +62,9 @@ def test_one_thing_builds_only_what_it_needs(workspace, target, expected):
 def test_one_plot_builds_no_other(finished, tmp_path):
     copy = finished.copy(tmp_path / "copy")
     plots = sorted((copy.results / "activations" / "plots").glob("*.png"))
-    assert len(plots) >= 3
+    assert len(plots) == 11
+    assert all(plot.with_suffix(".svg").is_file() for plot in plots)
+    assert (plots[0].parent / "drift.gif").is_file()
     for plot in plots:
         plot.unlink()
     target = str(plots[0].relative_to(copy.folder))
