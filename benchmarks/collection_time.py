@@ -5,15 +5,16 @@
 The embedded demo model at full precision (or one of SD3-medium's size with random weights) runs a
 guided pair on random latents and texts:
 
-    plain       forward passes alone, each evaluated
-    collecting  the same passes by `observe.measure_image`, which the rule collect_activations
-                calls: with the statistics of all linear inputs, up to what is written to the file
+    plain       a forward pass alone, evaluated
+    collecting  the same by `observe.measure_image`, which the rule collect_activations calls: with
+                the statistics of all linear inputs, and for each step its share of what follows
+                the last one, up to what is written to the file
 
-Rounds of a few steps alternate between the two, and every other round the second goes first, so
-that whatever slows the machine down meets both. `ratio` is the median over rounds of collecting /
+After each step that is measured the same step runs plain, on a second model of the same weights, so
+that whatever slows the machine down meets both. `ratio` is the median over steps of collecting /
 plain, with the quartiles; `processor` the same of processor seconds, which other jobs on a CPU
 disturb less. The parts of a measurement are then timed by themselves, in nanoseconds a value (the
-fastest of as many passes), on the inputs of one forward pass:
+fastest of several passes), on the inputs of one forward pass:
 
     extremes     minimum and maximum of each channel
     sums         sum and sum of squares of each channel
@@ -78,51 +79,75 @@ def forward(model: nn.Module, trajectory: Trajectory, step: int) -> mx.array:
 
 
 class Times(NamedTuple):
-    """Seconds of a call: on the clock, and of all this process's threads together."""
+    """Seconds on the clock, and of all this process's threads together."""
 
     wall: float
     processor: float
 
+    def since(self, earlier: Times) -> Times:
+        return Times(self.wall - earlier.wall, self.processor - earlier.processor)
 
-def timed(call: Callable[[], Any]) -> Times:
+
+def now() -> Times:
     mx.synchronize()
-    wall, processor = time.perf_counter(), time.process_time()
-    call()
-    mx.synchronize()
-    return Times(time.perf_counter() - wall, time.process_time() - processor)
+    return Times(time.perf_counter(), time.process_time())
 
 
-def compare(model: nn.Module, trajectory: Trajectory, rounds: int) -> dict[str, Any]:
-    """Seconds a forward pass of either way, and their ratio; one uncounted round first."""
-    steps = range(trajectory.num_steps)
+class Alternation:
+    """Times the steps of `measure_image`, and after each the same step alone."""
 
-    def plain() -> None:
-        for step in steps:
-            mx.eval(forward(model, trajectory, step))
+    def __init__(self, twin: nn.Module, trajectory: Trajectory):
+        self.twin, self.trajectory = twin, trajectory
+        self.plain: list[Times] = []
+        self.collecting: list[Times] = []
+        self._start = now()
 
-    def collecting() -> None:
-        measure_image(model, trajectory, steps, "benchmark", "0000")
+    def tick(self) -> None:
+        measured = now()
+        self.collecting.append(measured.since(self._start))
+        step = len(self.plain) % self.trajectory.num_steps
+        mx.eval(forward(self.twin, self.trajectory, step))
+        self._start = now()
+        self.plain.append(self._start.since(measured))
 
-    calls = [plain, collecting]
-    times: dict[str, list[Times]] = {"plain": [], "collecting": []}
-    for number in range(rounds + 1):
-        for call in calls if number % 2 else calls[::-1]:
-            times[call.__name__].append(timed(call))
+    def measure(self, model: nn.Module) -> None:
+        """One image; what comes after its last step is spread over its steps."""
+        steps = range(self.trajectory.num_steps)
+        self._start = now()
+        measure_image(model, self.trajectory, steps, "benchmark", "0000", self.tick)
+        rest = now().since(self._start)
+        self.collecting[-len(steps) :] = [
+            Times(*(spent + more / len(steps) for spent, more in zip(step, rest, strict=True)))
+            for step in self.collecting[-len(steps) :]
+        ]
+
+
+def compare(
+    model: nn.Module, twin: nn.Module, trajectory: Trajectory, images: int
+) -> dict[str, Any]:
+    """Seconds a forward pass of either way, and their ratio; an uncounted image comes first."""
+    Alternation(twin, trajectory).measure(model)
+    found = Alternation(twin, trajectory)
+    for _ in range(images):
+        found.measure(model)
     row: dict[str, Any] = {}
     for kind in Times._fields:
-        alone, collected = (
-            [getattr(each, kind) for each in times[name][1:]] for name in ("plain", "collecting")
-        )
+        alone = [getattr(times, kind) for times in found.plain]
+        collected = [getattr(times, kind) for times in found.collecting]
         row[kind] = {
-            "plain_seconds": statistics.median(alone) / len(steps),
-            "collecting_seconds": statistics.median(collected) / len(steps),
+            "plain_seconds": statistics.median(alone),
+            "collecting_seconds": statistics.median(collected),
             "ratio_quartiles": quartiles([c / p for p, c in zip(alone, collected, strict=True)]),
         }
-    for call in calls:
+    steps = range(trajectory.num_steps)
+    for name, call in {
+        "plain": lambda: [mx.eval(forward(twin, trajectory, step)) for step in steps],
+        "collecting": lambda: measure_image(model, trajectory, steps, "benchmark", "0000"),
+    }.items():
         mx.clear_cache()
         mx.reset_peak_memory()
         call()
-        row[f"{call.__name__}_peak_bytes"] = mx.get_peak_memory()
+        row[f"{name}_peak_bytes"] = mx.get_peak_memory()
     return row
 
 
@@ -169,35 +194,39 @@ def parts(arrays: list[mx.array], repeat: int) -> dict[str, float]:
     found = {}
     for name, part in PARTS.items():
         function = compiled(part)
-
-        def measure(function: Callable[[mx.array], Any] = function) -> None:
+        times = []
+        for _ in range(repeat + 1):
+            start = now()
             mx.eval([function(array) for array in arrays])
-
-        measure()
-        found[name] = min(timed(measure).wall for _ in range(repeat)) / values * 1e9
+            times.append(now().since(start).wall)
+        found[name] = min(times[1:]) / values * 1e9
     return found
+
+
+def model_of(size: str, dtype: mx.Dtype) -> nn.Module:
+    if size == "demo":
+        return load_mmdit(read_spec("demo", None), dtype)
+    return build("full", SIZES[size], dtype)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="Seconds of a pass that collects statistics.")
     parser.add_argument("--size", choices=["demo", *SIZES], default="demo")
     parser.add_argument("--dtype", choices=DTYPES, help="float16; float32 on a CPU")
-    parser.add_argument("--steps", type=int, default=25, help="forward passes of a round")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds that are counted")
+    parser.add_argument("--steps", type=int, default=25, help="measured steps of an image")
+    parser.add_argument("--images", type=int, default=8, help="images that are counted")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
 
     name = options.dtype or ("float16" if is_accelerated() else "float32")
     dtype = DTYPES[name]
     print(describe_device())
-    if options.size == "demo":
-        size, model = DEMO, load_mmdit(read_spec("demo", None), dtype)
-    else:
-        size = SIZES[options.size]
-        model = build("full", size, dtype)
+    model, twin = model_of(options.size, dtype), model_of(options.size, dtype)
+    twin.update(model.parameters())
+    size = {"demo": DEMO, **SIZES}[options.size]
     trajectory = random_trajectory(size, dtype, options.steps)
-    row = compare(model, trajectory, options.rounds)
-    print(f"{options.size}, {name}, {options.rounds} rounds of {options.steps} forward passes")
+    row = compare(model, twin, trajectory, options.images)
+    print(f"{options.size}, {name}, {options.images} images of {options.steps} steps")
     print(f"{'':10} {'plain':>10} {'collecting':>13} {'ratio':>6}  quartiles")
     for kind in Times._fields:
         low, middle, high = row[kind]["ratio_quartiles"]
@@ -211,7 +240,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     arrays = inputs_of(model, trajectory)
     row["inputs"], row["values"] = len(arrays), sum(array.size for array in arrays)
     print(f"{row['inputs']} inputs of {row['values']:,} values; nanoseconds a value:")
-    row["nanoseconds_a_value"] = parts(arrays, options.rounds)
+    row["nanoseconds_a_value"] = parts(arrays, 10)
     for part, nanoseconds in row["nanoseconds_a_value"].items():
         print(f"  {part:12} {nanoseconds:6.2f}")
     record = {
@@ -219,7 +248,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "size": options.size,
         "dtype": name,
         "steps": options.steps,
-        "rounds": options.rounds,
+        "images": options.images,
         **row,
     }
     if options.json:

@@ -23,7 +23,7 @@ def collection_time(monkeypatch):
 @pytest.mark.parametrize("size", ["small", "demo"])
 def test_both_ways_and_all_parts_are_measured(collection_time, size, tmp_path, capsys):
     path = tmp_path / "numbers.json"
-    collection_time.main(["--size", size, "--steps", "2", "--rounds", "2", "--json", str(path)])
+    collection_time.main(["--size", size, "--steps", "2", "--images", "2", "--json", str(path)])
     record = json.loads(path.read_text())
     for kind in ("wall", "processor"):
         row = record[kind]
