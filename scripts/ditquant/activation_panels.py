@@ -184,8 +184,12 @@ def sigma_axis(axes: Axes, sigmas: np.ndarray) -> None:
 
 
 def columns_axis(axes: Axes, sigmas: np.ndarray, ticks: int) -> None:
-    """Columns are measured steps; the ticks say which sigma each is."""
-    shown = np.unique(np.linspace(0, len(sigmas) - 1, min(ticks, len(sigmas))).round().astype(int))
+    """Columns are measured steps; evenly spaced ticks, `ticks` at most, say which sigma each is."""
+    last = max(len(sigmas) - 1, 1)
+    closest = -(-last // (ticks - 1))
+    # A little wider apart, one of them may fall on the last column.
+    every = next((e for e in range(closest, closest + 3) if last % e == 0), closest)
+    shown = range(0, len(sigmas), every)
     axes.set_xticks(shown, [f"{sigmas[index]:.2f}" for index in shown], fontsize=8)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from ditquant.activation_panels import PlotOptions
+from ditquant.activation_panels import PlotOptions, columns_axis
 from ditquant.activation_plots import PLOTS, draw
 from ditquant.activation_ranking import (
     drift,
@@ -222,6 +223,20 @@ def test_tiers_draw_the_bits_of_every_input_and_shares_that_add_up(small, granul
     np.testing.assert_allclose(heights.sum(axis=0), 100)
     counts = document["summary"]["layers_per_sigma"]["A8"]
     np.testing.assert_allclose(heights[2], 100 * np.array(counts) / len(document["layers"]))
+
+
+@pytest.mark.parametrize(("steps", "ticks"), [(25, 6), (10, 6), (50, 13), (2, 6), (1, 6), (14, 4)])
+def test_columns_are_labelled_evenly_and_not_too_often(steps, ticks):
+    sigmas = np.linspace(1, 0.1, steps)
+    axes = Figure().subplots()
+    columns_axis(axes, sigmas, ticks)
+    shown = axes.get_xticks()
+    assert len(shown) <= ticks
+    assert shown[0] == 0
+    assert len(set(np.diff(shown))) <= 1
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        f"{sigmas[int(index)]:.2f}" for index in shown
+    ]
 
 
 @pytest.mark.parametrize(
