@@ -1,5 +1,6 @@
 """Rule evaluate_variant: a variant's captions against the full-precision reference."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from ditquant.job import job
 from ditquant.models.load import DTYPES, load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.progress import ticking
+from ditquant.ranges import CONFIG_FORMAT
+from ditquant.simulate import Simulation
 from ditquant.trajectories import (
     Run,
     Setting,
@@ -32,10 +35,21 @@ def verdict(judging: bool, image: np.ndarray, caption: str) -> dict[str, Any] | 
     return {"ok": bool(result.ok), "problems": [str(problem) for problem in result.problems]}
 
 
+def activations_of(quant_config: str) -> dict[str, Any]:
+    """How the variant's activations are quantized, and with how many bits on average."""
+    document = read_json(quant_config, CONFIG_FORMAT)
+    made_by = document["configuration"]
+    bits = made_by["bits"] if "bits" in made_by else document["summary"]["average_bits"]
+    return {"granularity": made_by["granularity"], "average_bits": bits, "configuration": made_by}
+
+
 def measure_blocks(
     opened: Variant, reference: Run, reference_blocks: str, setting: Setting
-) -> dict[str, Any]:
-    """Every block's error at full precision's latents; see `block_errors.block_sqnr`."""
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Errors of every block and of every quantized input, at full precision's latents.
+
+    See `block_errors.block_sqnr` and `simulate.Simulation.measuring`.
+    """
     outputs = output_streams(
         opened.network,
         opened.before_step,
@@ -44,8 +58,13 @@ def measure_blocks(
         reference.sigmas,
         opened.dtype,
     )
-    with ticking("forward passes for block errors", num_passes(setting)) as tick:
-        return block_sqnr(outputs, load_tensors(reference_blocks), tick)
+    simulation = opened.before_step if isinstance(opened.before_step, Simulation) else None
+    with (
+        ticking("forward passes for block errors", num_passes(setting)) as tick,
+        simulation.measuring() if simulation else nullcontext() as inputs,
+    ):
+        blocks = block_sqnr(outputs, load_tensors(reference_blocks), tick)
+    return blocks, inputs and {name: list(by_sigma.values()) for name, by_sigma in inputs.items()}
 
 
 def main(
@@ -69,7 +88,7 @@ def main(
     dtype = DTYPES[model["dtype"]]
     setting = read_setting(plan, shards)
     reference: Run = load_run(reference_file)
-    blocks = None
+    blocks, inputs = None, None
     if variant == "full":
         run = reference
         took = read_json(reference_timing, "ditquant.timing")
@@ -85,7 +104,7 @@ def main(
                 opened.dtype,
                 forced_at=reference.latents,
             )
-            blocks = measure_blocks(opened, reference, reference_blocks, setting)
+            blocks, inputs = measure_blocks(opened, reference, reference_blocks, setting)
     judging = model["name"] == "demo"
     captions = [
         {
@@ -111,6 +130,8 @@ def main(
         "measured_sigmas": [float(reference.sigmas[step]) for step in steps],
         "captions": captions,
         "block_sqnr": blocks,
+        "input_sqnr": inputs,
+        "activations": quant_config and activations_of(quant_config),
     }
     write_json(output, FORMAT, document)
     times = {key: took[key] for key in ("step_seconds", "peak_bytes")}

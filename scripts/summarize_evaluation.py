@@ -5,7 +5,7 @@ from pathlib import Path
 from ditquant.artifacts import read_json, write_bytes, write_text
 from ditquant.charts import as_png, as_svg
 from ditquant.evaluation import FORMAT, summary_csv, summary_row
-from ditquant.evaluation_plots import CHARTS
+from ditquant.evaluation_charts import CHARTS
 from ditquant.job import LOG, job
 from ditquant.readable import fmt
 
@@ -20,7 +20,7 @@ def main(
     """Writes summary.csv, one row a variant in the order given, and every plot as SVG and PNG.
 
     Args:
-        plots: the SVG files, named like the entries of `evaluation_plots.CHARTS`; the PNG files
+        plots: the SVG files, named like the entries of `evaluation_charts.CHARTS`; the PNG files
             stand beside them.
         baselines: variant -> the variant that its error is divided by.
     """

@@ -6,7 +6,7 @@ from ditquant.baselines import baseline_variants
 
 CAPTIONS = range(config["evaluation"]["captions"])
 EVALUATED_VARIANTS = variant_names.evaluated_variants(config)
-# The charts of `evaluation_plots.CHARTS`, which is not imported here: planning needs no matplotlib.
+# The charts of `evaluation_charts.CHARTS`, which is not imported here: planning needs no matplotlib.
 EVALUATION_PLOTS = [
     "errors",
     "psnr",
@@ -14,6 +14,8 @@ EVALUATION_PLOTS = [
     "divergence",
     "blocks",
     "block-sigma",
+    "bits",
+    "inputs",
     "size",
 ]
 # Every recipe that something is shown of, in the order of the table.

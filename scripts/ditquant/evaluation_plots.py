@@ -1,14 +1,15 @@
 """Charts of an evaluation: errors by variant, by block, along the schedule, and against size.
 
+`evaluation_charts` lists them all.
+
 Every function takes the evaluations (format "ditquant.evaluation") of the same captions, in the
 order of the table, and gives a figure. `full` is never shown: its errors are zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,12 @@ _SIGMA = "sigma (1: noise, 0: picture)"
 _FLOOR = "noise-floor"
 
 
-def _compared(documents: Sequence[Document]) -> list[Document]:
+def compared(documents: Sequence[Document]) -> list[Document]:
     """All but `full`, whose errors are zero and have no place on a logarithmic axis."""
     return [document for document in documents if document["variant"] != "full"]
 
 
-def _names(documents: Sequence[Document]) -> list[str]:
+def variants_of(documents: Sequence[Document]) -> list[str]:
     return [document["variant"] for document in documents]
 
 
@@ -120,8 +121,8 @@ def plot_scores(documents: Sequence[Document], key: str) -> Figure:
     Args:
         key: "latent_relative_error" or "psnr"; equal pictures have no finite PSNR and no dot.
     """
-    shown, score = _compared(documents), _SCORES[key]
-    names = _names(shown)
+    shown, score = compared(documents), _SCORES[key]
+    names = variants_of(shown)
     colors = variant_colors(names)
     chart, axes = figure(4.9, 0.9 + 0.42 * len(names))
     rows = {
@@ -152,7 +153,7 @@ def plot_scores(documents: Sequence[Document], key: str) -> Figure:
 # ------------------------------------------------------------------------- along the schedule
 
 
-def _draw_curves(
+def draw_curves(
     axes: Axes,
     places: Sequence[float],
     curves: Mapping[str, np.ndarray],
@@ -174,7 +175,7 @@ def _draw_curves(
     axes.grid(axis="y")
 
 
-def _sigma_axis(axes: Axes) -> None:
+def sigma_axis(axes: Axes) -> None:
     axes.set_xlim(1.03, -0.03)
     axes.set_xlabel(_SIGMA)
 
@@ -200,13 +201,13 @@ def plot_sigma_curves(documents: Sequence[Document], key: str) -> Figure:
         key: "velocity_errors" (one step's error, at the reference's latents) or "divergence" (of
             the free-running latents; the first step starts from the same noise).
     """
-    shown = _compared(documents)
+    shown = compared(documents)
     chart, axes = figure(4.7, 3.1 + legend_height(len(shown), 2))
     curves = {document["variant"]: _middle(document, key) for document in shown}
     sigmas = documents[0]["measured_sigmas"]
-    _draw_curves(axes, sigmas, curves, line_styles(_names(shown)), log=True)
+    draw_curves(axes, sigmas, curves, line_styles(variants_of(shown)), log=True)
     axes.set_ylabel(_CURVES[key])
-    _sigma_axis(axes)
+    sigma_axis(axes)
     legend_below(chart, axes, 2)
     return chart
 
@@ -225,7 +226,7 @@ def _streams(document: Document) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _measured(documents: Sequence[Document]) -> list[Document]:
-    return [document for document in _compared(documents) if document.get("block_sqnr")]
+    return [document for document in compared(documents) if document.get("block_sqnr")]
 
 
 def _median(values: np.ndarray) -> float:
@@ -242,7 +243,7 @@ _DECIBELS = "SQNR in dB (higher is better)"
 def plot_block_sqnr(documents: Sequence[Document]) -> Figure:
     """SQNR of every block's output, the median over the measured steps; one panel a stream."""
     shown = _measured(documents)
-    styles = line_styles(_names(_compared(documents)))
+    styles = line_styles(variants_of(compared(documents)))
     streams = {document["variant"]: _streams(document) for document in shown}
     kinds = next(iter(streams.values()), {})
     chart, axes = panels(9.6, 3.1 + legend_height(len(shown), 4), max(1, len(kinds)))
@@ -252,7 +253,7 @@ def plot_block_sqnr(documents: Sequence[Document]) -> Figure:
             name: np.array([_median(own[kind][block]) for block in blocks])
             for name, own in streams.items()
         }
-        _draw_curves(panel, range(len(blocks)), curves, styles, title=_STREAM_TITLES[kind])
+        draw_curves(panel, range(len(blocks)), curves, styles, title=_STREAM_TITLES[kind])
         every = 1 if len(blocks) <= 12 else 2
         panel.set_xticks(range(0, len(blocks), every), blocks[::every])
         panel.tick_params(axis="x", rotation=90 if len(blocks) > 8 else 0)
@@ -271,9 +272,9 @@ def plot_sqnr_by_sigma(documents: Sequence[Document]) -> Figure:
         streams = _streams(document)
         curves[document["variant"]] = list(streams.get("uni", streams["img"]).values())[-1]
     sigmas = documents[0]["measured_sigmas"]
-    _draw_curves(axes, sigmas, curves, line_styles(_names(_compared(documents))))
+    draw_curves(axes, sigmas, curves, line_styles(variants_of(compared(documents))))
     axes.set_ylabel(_DECIBELS)
-    _sigma_axis(axes)
+    sigma_axis(axes)
     legend_below(chart, axes, 2)
     return chart
 
@@ -293,8 +294,8 @@ def _dodged(sizes: Sequence[float], step: float) -> list[float]:
 @styled()
 def plot_size(documents: Sequence[Document]) -> Figure:
     """Median latent error with its interval against the bytes of the model, of quantized models."""
-    shown = [document for document in _compared(documents) if document["variant"] != _FLOOR]
-    styles = line_styles(_names(_compared(documents)))
+    shown = [document for document in compared(documents) if document["variant"] != _FLOOR]
+    styles = line_styles(variants_of(compared(documents)))
     sizes = [document["model_bytes"] / 1e6 for document in shown]
     smallest, largest = min(sizes, default=0.0), max(sizes, default=1.0)
     span = max(largest - smallest, 0.1 * largest)
@@ -315,62 +316,3 @@ def plot_size(documents: Sequence[Document]) -> Figure:
     axes.grid(axis="both")
     legend_below(chart, axes, 2)
     return chart
-
-
-# ------------------------------------------------------------------------------ all of them
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart of the evaluation.
-
-    Attributes:
-        title, note: over it in the report.
-        draw: from the evaluations.
-        wide: needs the page's whole width.
-    """
-
-    title: str
-    note: str
-    draw: Callable[[Sequence[Document]], Figure]
-    wide: bool = False
-
-
-CHARTS = {
-    "errors": Chart(
-        "Distance of the final latents.",
-        "One dot a caption, the bar is the median.",
-        partial(plot_scores, key="latent_relative_error"),
-    ),
-    "psnr": Chart(
-        "Distance of the pictures.",
-        "One dot a caption, the bar is the median.",
-        partial(plot_scores, key="psnr"),
-    ),
-    "velocity": Chart(
-        "What one step adds.",
-        "Error of single steps at full precision's latents.",
-        partial(plot_sigma_curves, key="velocity_errors"),
-    ),
-    "divergence": Chart(
-        "How errors add up.",
-        "Distance of the free-running latents, relative.",
-        partial(plot_sigma_curves, key="divergence"),
-    ),
-    "blocks": Chart(
-        "Signal to noise behind every block.",
-        "Of the streams that leave it, at full precision's latents; the median over the steps.",
-        plot_block_sqnr,
-        wide=True,
-    ),
-    "block-sigma": Chart(
-        "Signal to noise behind the last block.",
-        "Of the image stream, along the schedule.",
-        plot_sqnr_by_sigma,
-    ),
-    "size": Chart(
-        "Size against quality.",
-        "Equal sizes stand beside each other; bars are 95 % intervals of the median.",
-        plot_size,
-    ),
-}

@@ -21,7 +21,7 @@ from .artifacts import read_json
 from .block_report import block_chart, recipe_results, weight_sqnr
 from .charts import for_page
 from .evaluation import FORMAT, read_summary
-from .evaluation_plots import CHARTS
+from .evaluation_charts import CHARTS
 from .headlines import headline_cards, lede
 from .readable import fmt
 from .report_data import Data

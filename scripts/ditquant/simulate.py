@@ -12,10 +12,11 @@ from functools import cache
 
 import numpy as np
 
-from .backend import compiled, mx, nn
+from .backend import compiled, mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .errors import UserError
 from .intervals import SMALLEST_RANGE
+from .metrics import decibels
 from .quant_config import Numbers, QuantConfig
 from .ranges import DYNAMIC
 
@@ -118,8 +119,12 @@ def _check_fit(linears: list[Linear], config: QuantConfig) -> None:
     )
 
 
-class _Quantizer:
-    """Fake-quantizes inputs with the numbers of the current sigma."""
+class Simulation:
+    """Fake-quantizes inputs with the numbers of the current sigma.
+
+    Called with (index, sigma) before each forward pass (`sample_euler` does), it selects the
+    numbers of that sigma, whatever the number of steps.
+    """
 
     def __init__(self, config: QuantConfig):
         self._config = config
@@ -128,13 +133,19 @@ class _Quantizer:
             self._kernel = _dynamic_kernel(config.granularity, config.channel_group)
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
         self._last: tuple[mx.array, str, mx.array] | None = None
+        # Of each forward pass since measuring began: input -> energies of x and of its error.
+        self._energies: list[tuple[float, dict[str, mx.array]]] | None = None
 
-    def select(self, sigma: float) -> None:
+    def __call__(self, index: int, sigma: float) -> None:
         self._last = None
         self._numbers = {}
         for layer in self._config.layers.values():
             if layer.input not in self._numbers:
                 self._numbers[layer.input] = _arrays(self._config.numbers(layer, sigma))
+        if self._energies is not None:
+            # What was measured is computed before the next pass holds as much again.
+            mx.eval([energies for _, energies in self._energies[-1:]])
+            self._energies.append((sigma, {}))
 
     def see(self, linear: Linear, x: mx.array) -> mx.array:
         layer = self._config.layers[linear.name]
@@ -150,32 +161,54 @@ class _Quantizer:
             )
         quantized = self._kernel(x, *self._numbers[layer.input])
         self._last = (x, layer.input, quantized)
+        if self._energies is not None:
+            exact = x.astype(mx.float32)
+            error = quantized.astype(mx.float32) - exact
+            energies = [mx.sum(mx.square(part)) for part in (exact, error)]
+            self._energies[-1][1][layer.input] = mx.stack(energies)
         return quantized
+
+    @contextmanager
+    def measuring(self) -> Iterator[dict[str, dict[float, float | None]]]:
+        """Within the context, errors of the inputs are measured; what they were is known behind it.
+
+        Yields:
+            Input name -> sigma -> 10 log10(sum x^2 / sum (x_q - x)^2) in dB, over all forward
+            passes at that sigma; None where nothing was lost. Filled when the context ends.
+        """
+        self._energies = []
+        found: dict[str, dict[float, float | None]] = {}
+        try:
+            yield found
+            sums: dict[str, dict[float, np.ndarray]] = {}
+            for sigma, energies in self._energies:
+                for name, pair in energies.items():
+                    by_sigma = sums.setdefault(name, {})
+                    by_sigma[sigma] = by_sigma.get(sigma, 0.0) + to_numpy(pair).astype(np.float64)
+            for name, by_sigma in sums.items():
+                found[name] = {sigma: decibels(*pair) for sigma, pair in by_sigma.items()}
+        finally:
+            self._energies = None
 
 
 @contextmanager
 def simulated_activations(
     model: nn.Module, config: QuantConfig, only: Collection[str] | None = None
-) -> Iterator[Callable[[int, float], None]]:
+) -> Iterator[Simulation]:
     """Within the context the inputs of every block linear are fake-quantized.
 
     Args:
         only: names of the inputs that are; None: all.
 
     Yields:
-        `before_step(index, sigma)`, to be called before each forward pass (`sample_euler` does):
-        it selects the numbers of that sigma, whatever the number of steps.
+        What is to be called as `before_step(index, sigma)` before each forward pass.
 
     Raises:
         UserError: the configuration names other layers than the model has, or other widths.
     """
     linears = all_linears(model)
     _check_fit(linears, config)
-    quantizer = _Quantizer(config)
-
-    def before_step(index: int, sigma: float) -> None:
-        quantizer.select(sigma)
-
+    simulation = Simulation(config)
     chosen = [one for one in linears if only is None or config.layers[one.name].input in only]
-    with tapped(chosen, quantizer.see):
-        yield before_step
+    with tapped(chosen, simulation.see):
+        yield simulation

@@ -12,7 +12,7 @@ from ditquant import evaluation
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.charts import as_png, as_svg, figure, for_page, line_styles, log_axis
-from ditquant.evaluation_plots import CHARTS
+from ditquant.evaluation_charts import CHARTS
 from ditquant.trajectories import Run
 
 ROOT = Path(__file__).parents[2]
@@ -154,13 +154,16 @@ DOCUMENTS = [
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_charts_name_every_variant_but_full(name):
-    svg = as_svg(CHARTS[name].draw(DOCUMENTS))
+    of_activations = name in ("bits", "inputs")
+    documents = QUANTIZED if of_activations else DOCUMENTS
+    svg = as_svg(CHARTS[name].draw(documents))
     assert svg.startswith("<svg")
     assert ">rtn-a8<" in svg
-    # Size and quality are those of quantized models.
-    assert bool(re.search(">noise.floor[<:]|noise floor:", svg)) == (name != "size")
+    # These are of quantized models, the others have the noise floor too.
+    floor = bool(re.search(">noise.floor[<:]|noise floor:", svg))
+    assert floor == (name != "size" and not of_activations)
     assert ">full<" not in svg
-    assert svg == as_svg(CHARTS[name].draw(DOCUMENTS))
+    assert svg == as_svg(CHARTS[name].draw(documents))
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -270,3 +273,52 @@ def test_the_workflow_makes_every_chart():
     text = (ROOT / "rules" / "inputs" / "evaluate.smk").read_text()
     listed = re.search(r"EVALUATION_PLOTS = \[(.*?)\]", text, re.DOTALL)[1]
     assert re.findall(r'"([\w-]+)"', listed) == list(CHARTS)
+
+
+# ----------------------------------------------------------------------- activation quantization
+
+
+def quantized(variant: str, errors: list[float], bits: float, decibels: float) -> dict:
+    """An evaluation of a variant whose activations are quantized."""
+    inputs = {
+        f"mm{block:02d}.{stream}.{place}": [decibels + block, decibels - block]
+        for block in range(3)
+        for stream in ("img", "txt")
+        for place in ("attn.q_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")
+    }
+    return {
+        **document(variant, errors),
+        "activations": {"granularity": "step", "average_bits": bits},
+        "input_sqnr": inputs,
+    }
+
+
+QUANTIZED = [
+    document("full", [0.0, 0.0]),
+    document("rtn-weights", [0.02, 0.03]),
+    quantized("rtn-a8", [0.03, 0.05], 8, 40.0),
+    quantized("rtn-a6", [0.2, 0.3], 6, 28.0),
+    quantized("full-t65", [0.1, 0.2], 6.5, 31.0),
+]
+
+
+def test_errors_stand_over_the_average_bits():
+    (axes,) = CHARTS["bits"].draw(QUANTIZED).axes
+    points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert points["rtn-a8"] == [[8, 0.04]]
+    assert points["full-t65"] == [[6.5, pytest.approx(0.15)]]
+    # The weights alone are a line across at their own error; `full` has none.
+    assert [text.get_text() for text in axes.texts] == ["rtn-weights"]
+
+
+def test_inputs_are_medians_over_blocks_by_kind():
+    chart = CHARTS["inputs"].draw(QUANTIZED)
+    assert len(chart.axes) == 4
+    for axes in chart.axes:
+        shown = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+        assert shown == {"rtn-a8": [41, 39], "rtn-a6": [29, 27], "full-t65": [32, 30]}
+
+
+@pytest.mark.parametrize("name", ["bits", "inputs"])
+def test_charts_of_activations_say_that_there_are_none(name):
+    assert "no evaluated variant quantizes" in as_svg(CHARTS[name].draw(DOCUMENTS[:1]))

@@ -17,7 +17,7 @@ import summarize_evaluation
 from ditquant.artifacts import load_metadata, load_tensors, read_json, save_tensors
 from ditquant.backend import mx, to_numpy
 from ditquant.evaluation import read_summary
-from ditquant.evaluation_plots import CHARTS
+from ditquant.evaluation_charts import CHARTS
 from ditquant.metrics import psnr, relative_error
 from support.models import write_folder
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ditquant import evaluation, report, report_data
 from ditquant.artifacts import write_json, write_text
 from ditquant.charts import as_svg
-from ditquant.evaluation_plots import CHARTS
+from ditquant.evaluation_charts import CHARTS
 from ditquant.readable import fmt
 
 ROOT = Path(__file__).parents[2]

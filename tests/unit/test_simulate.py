@@ -285,3 +285,37 @@ def test_a_garbled_file_is_refused(tmp_path, document):
     del changed["layers"]["mm00.txt.mlp.fc1"]["scales"]
     with pytest.raises(UserError, match="lacks or garbles 'scales'"):
         configuration(tmp_path, changed)
+
+
+def test_errors_of_inputs_are_measured_by_sigma(model, conditioning, tmp_path, document):
+    config = configuration(tmp_path, document)
+    with simulated_activations(model, config) as before_step:
+        with before_step.measuring() as errors:
+            measured_run = sample(model, conditioning, before_step=before_step)
+        # Measuring changes nothing, and ends with its context.
+        np.testing.assert_array_equal(measured_run, sample(model, conditioning, 6, before_step))
+    assert set(errors) == {layer.input for layer in config.layers.values()}
+    for name, by_sigma in errors.items():
+        assert list(by_sigma) == [
+            float(sigma) for sigma in to_numpy(sigma_schedule(STEPS, 3.0))[:-1]
+        ]
+        # A range of a few standard deviations in 255 steps: 20 log10(255 / 2 r) + 10.8 with a range
+        # of r deviations is 43 dB at 3 and 31 at 12.
+        assert all(28 < decibels < 50 for decibels in by_sigma.values()), name
+
+
+def test_the_measured_error_is_that_of_the_input():
+    import ditquant.simulate as simulate_module
+    from ditquant.blocks import Linear
+    from ditquant.quant_config import LayerConfig, QuantConfig
+
+    layer = LayerConfig("a", 3, (8,), (0.5,), (0.0,))
+    config = QuantConfig("m", (1.0,), {"a": layer}, "static", (0,))
+    simulation = simulate_module.Simulation(config)
+    linear = Linear("a", "a", [], "0")
+    with simulation.measuring() as errors:
+        for x in ([1.1, 2.0, 3.0], [1.0, 2.2, 3.0]):
+            simulation(0, 1.0)
+            simulation.see(linear, mx.array([x]))
+    expected = 10 * np.log10((1.1**2 + 4 + 9 + 1 + 2.2**2 + 9) / (0.1**2 + 0.2**2))
+    assert errors["a"][1.0] == pytest.approx(expected, rel=1e-5)
