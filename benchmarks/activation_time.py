@@ -1,0 +1,140 @@
+"""What simulated activation quantization costs: a sampler's step with it over one without.
+
+    .venv/bin/python benchmarks/activation_time.py [--size sd3-medium]
+        [--json benchmarks/results/activation_time.json]
+
+A step is what each step of the sampler does: the numbers of its sigma are selected, the modulation
+is computed, and the network runs on a guided pair. Sizes: `demo` is the embedded model, and
+`sd3-medium` one of that size with random weights (512 x 512 pixels; see `forward_time.py`). Weights
+are full precision, so every second that is added is the simulation's. Steps without and with it
+alternate, so that a machine that is slower for a while is so for both; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
+
+from ditquant.backend import describe_device, is_accelerated, mx, nn
+from ditquant.blocks import ANY_TIMESTEP, all_linears
+from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.spec import read_spec
+from ditquant.quant_config import LayerConfig, QuantConfig
+from ditquant.ranges import DYNAMIC
+from ditquant.sampling import modulate, modulation_inputs
+from ditquant.simulate import simulated_activations
+
+# Granularity and channels of a group.
+CONFIGS: dict[str, tuple[str, int | None]] = {
+    "static": ("static", None),
+    "step": ("step", None),
+    "step, groups of 64": ("step", 64),
+    "dynamic-tensor": ("dynamic-tensor", None),
+    "dynamic-token": ("dynamic-token", None),
+    "dynamic-token, groups of 64": ("dynamic-token", 64),
+}
+SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.25)
+# Widths of the embedded model, as `forward_time.SIZES` has them.
+DEMO = {"latent": 16, "tokens": 24, "channels": 128, "pooled": 128}
+
+
+def configuration(model: nn.Module, granularity: str, group: int | None) -> QuantConfig:
+    """Eight bits for every input; the numbers in it do not count for the time."""
+    rows = 1 if granularity == "static" else len(SIGMAS)
+    layers = {}
+    for linear in all_linears(model):
+        name = linear.name.replace("k_proj", "q_proj").replace("v_proj", "q_proj")
+        channels = linear.module.weight.shape[1]
+        is_static, ordinary = granularity not in DYNAMIC, not linear.is_post_gelu
+        factors = ((0.5,) * (channels // group),) * rows if group and is_static else ()
+        layers[linear.name] = LayerConfig(
+            input=name,
+            channels=channels,
+            bits=(8,) * rows,
+            scales=(0.05,) * rows if is_static else (),
+            shifts=(0.0,) * rows if ordinary else (-0.17,) * rows,
+            unsigned=linear.is_post_gelu and not is_static,
+            multipliers=factors if ordinary else (),
+            channel_shift=(0.01,) * channels if group and ordinary else (),
+        )
+    row_of = tuple(range(rows)) if rows > 1 else (0,) * len(SIGMAS)
+    return QuantConfig("benchmark", SIGMAS, layers, granularity, row_of, channel_group=group)
+
+
+def timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    mx.eval(call())
+    return time.perf_counter() - start
+
+
+def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> dict[str, float]:
+    """Medians of steps without and with the simulation, and their ratio."""
+
+    def step() -> mx.array:
+        modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
+        return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
+
+    def simulated(index: int) -> float:
+        with simulated_activations(model, config) as before_step:
+
+            def selected() -> mx.array:
+                before_step(index, SIGMAS[index % len(SIGMAS)])
+                return step()
+
+            if index < 0:
+                mx.eval(selected())
+            return timed(selected)
+
+    mx.eval(step())
+    simulated(-1)
+    pairs = [(timed(step), simulated(index)) for index in range(repeat)]
+    plain, quantized = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return {"plain_seconds": plain, "simulated_seconds": quantized, "ratio": quantized / plain}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description="The cost of simulated activations.")
+    parser.add_argument("--size", choices=["demo", *SIZES], default="demo")
+    parser.add_argument("--dtype", choices=DTYPES, help="float16; float32 on a CPU")
+    parser.add_argument("--repeat", type=int, default=20, help="pairs of steps")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    options = parser.parse_args(arguments)
+    dtype = options.dtype or ("float16" if is_accelerated() else "float32")
+    if options.size == "demo":
+        model = load_mmdit(read_spec("demo"), DTYPES[dtype])
+        inputs = random_inputs(DEMO, DTYPES[dtype])
+    else:
+        model = build("full", SIZES[options.size], DTYPES[dtype])
+        inputs = random_inputs(SIZES[options.size], DTYPES[dtype])
+    print(f"{describe_device()}; {options.size}, {dtype}, a guided pair")
+    rows = {}
+    for name, (granularity, group) in CONFIGS.items():
+        config = configuration(model, granularity, group)
+        rows[name] = measure(model, inputs, config, options.repeat)
+        plain, quantized = rows[name]["plain_seconds"], rows[name]["simulated_seconds"]
+        print(
+            f"{name:28} {plain * 1e3:8.2f} ms without {quantized * 1e3:8.2f} ms with "
+            f"{rows[name]['ratio']:6.3f} x",
+            flush=True,
+        )
+    record = {
+        "device": describe_device(),
+        "size": options.size,
+        "dtype": dtype,
+        "repeat": options.repeat,
+        "rows": rows,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return record
+
+
+if __name__ == "__main__":
+    main()
