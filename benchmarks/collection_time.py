@@ -17,8 +17,8 @@ disturb less. The parts of a measurement are then timed by themselves, in nanose
 fastest of several passes), on the inputs of one forward pass:
 
     extremes     minimum and maximum of each channel
-    sums         sum and sum of squares of each channel
-    tokens       each token's largest square
+    sums         sum of each channel, and the sum of all squares
+    tokens       the bin of each token's largest |x|; takes the bins' numbers, as `bins` does
     bins         the histogram of |x|
     bins by .at  the same by an ordinary scatter
     all          what is collected, in one graph
@@ -42,7 +42,7 @@ from ditquant.calibration import Conditioning, Trajectory
 from ditquant.histogram import NUM_BINS, bin_numbers, count_bins
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.observe import largest_of_rows, measure_array, measure_image
+from ditquant.observe import measure_array, measure_image, sum_of_squares
 from ditquant.sampling import predict, sigma_schedule
 
 CFG_WEIGHT = 4.0
@@ -180,8 +180,8 @@ def bins_by_at(x: mx.array) -> mx.array:
 
 PARTS: dict[str, Callable[[mx.array], Any]] = {
     "extremes": lambda x: [x.min(axis=0), x.max(axis=0)],
-    "sums": lambda x: [x.sum(axis=0), mx.square(x).sum(axis=0)],
-    "tokens": lambda x: largest_of_rows(mx.square(x)),
+    "sums": lambda x: [x.sum(axis=0), sum_of_squares(x.astype(mx.float32))],
+    "tokens": lambda x: bin_numbers(x).max(axis=1),
     "bins": count_bins,
     "bins by .at": bins_by_at,
     "all": measure_array,

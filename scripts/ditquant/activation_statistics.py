@@ -58,7 +58,6 @@ class InputStatistics:
         sum_mean: (S, channels) int64, the channels' means over tokens.
         sum_absmax: (S,) int64, the largest |x|.
         sum_mean_square: (S,) int64, the mean of x^2.
-        sum_token_absmax: (S,) int64, the mean over tokens of each token's largest |x|.
         histogram: (S, NUM_BINS) int64 counts of |x|, see `histogram`.
         token_histogram: (S, NUM_BINS) int64 counts of each token's largest |x|.
     """
@@ -71,7 +70,6 @@ class InputStatistics:
     sum_mean: np.ndarray
     sum_absmax: np.ndarray
     sum_mean_square: np.ndarray
-    sum_token_absmax: np.ndarray
     histogram: np.ndarray
     token_histogram: np.ndarray
 
@@ -147,7 +145,6 @@ def of_one_image(
     channel_max: np.ndarray,
     sum_mean: np.ndarray,
     sum_mean_square: np.ndarray,
-    sum_token_absmax: np.ndarray,
     histogram: np.ndarray,
     token_histogram: np.ndarray,
 ) -> InputStatistics:
@@ -164,7 +161,6 @@ def of_one_image(
         sum_mean=sum_mean,
         sum_absmax=to_fixed(absmax),
         sum_mean_square=sum_mean_square,
-        sum_token_absmax=sum_token_absmax,
         histogram=histogram,
         token_histogram=token_histogram,
     )
@@ -242,7 +238,6 @@ _ALWAYS = (
     "channel_max",
     "sum_mean",
     "sum_mean_square",
-    "sum_token_absmax",
     "histogram",
     "token_histogram",
 )

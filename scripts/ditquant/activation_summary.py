@@ -36,7 +36,6 @@ def _token_summary(measured: InputStatistics) -> dict[str, list[float]]:
         np.minimum(quantile(measured.token_histogram, share), largest) for share in (0.5, 0.99)
     )
     return {
-        "mean": rounded(measured.average(measured.sum_token_absmax)),
         "median": rounded(median),
         "p99": rounded(p99),
         "largest": rounded(largest),
@@ -52,8 +51,8 @@ def layer_summary(statistics: Statistics) -> dict[str, Any]:
     99, 99.9 and 99.99 % points of |x| and rms the root of the mean square.
 
     token_absmax tells what scales of their own could save tokens: of the tokens' largest |x|, the
-    mean, the median, the 99 % point and the largest, and as gain_bits the bits that the median
-    token loses under one scale for all, log2(largest / median).
+    median, the 99 % point and the largest, and as gain_bits the bits that the median token loses
+    under one scale for all, log2(largest / median).
     """
     layers = {}
     for name in statistics.input_of:

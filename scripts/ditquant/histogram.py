@@ -48,10 +48,11 @@ def bin_centers() -> np.ndarray:
 
 
 def bin_numbers(x: mx.array) -> mx.array:
-    """The bin of each |x|, int32 of the same shape; any float dtype."""
+    """The bin of each |x|, uint16 of the same shape; any float dtype. Larger |x|, larger number."""
     bits = x.astype(mx.float32).view(mx.int32) & 0x7FFFFFFF
     # The minimum with the bits themselves leaves 0 for zeros alone.
-    return mx.minimum(mx.clip((bits >> _SHIFT) - (_FIRST - 1), 1, NUM_BINS - 1), bits)
+    numbers = mx.minimum(mx.clip((bits >> _SHIFT) - (_FIRST - 1), 1, NUM_BINS - 1), bits)
+    return numbers.astype(mx.uint16)
 
 
 def _occurrences(numbers: mx.array, length: int) -> mx.array:
@@ -72,34 +73,33 @@ def _occurrences(numbers: mx.array, length: int) -> mx.array:
 _compiled_occurrences = compiled(_occurrences)
 
 
-def _count_bins(x: mx.array) -> mx.array:
-    numbers = bin_numbers(x)
+def count_numbers(numbers: mx.array) -> mx.array:
+    """(NUM_BINS,) int32 counts of bin numbers (..., channels); lazy."""
     if not is_accelerated():
-        return _compiled_occurrences(numbers.astype(mx.uint16).reshape(-1), NUM_BINS)
-    lanes = mx.arange(x.shape[-1], dtype=mx.int32) % _GPU_LANES
-    counters = (numbers + lanes * NUM_BINS).astype(mx.uint16)
-    counts = _compiled_occurrences(counters.reshape(-1), _GPU_LANES * NUM_BINS)
+        return _compiled_occurrences(numbers.reshape(-1), NUM_BINS)
+    lanes = mx.arange(numbers.shape[-1], dtype=mx.uint16) % _GPU_LANES
+    counts = _compiled_occurrences((numbers + lanes * NUM_BINS).reshape(-1), _GPU_LANES * NUM_BINS)
     return counts.reshape(_GPU_LANES, NUM_BINS).sum(axis=0)
 
 
-_compiled_count_bins = compiled(_count_bins)
+def count_numbers_of_parts(numbers: mx.array, sizes: Sequence[int]) -> mx.array:
+    """(parts, NUM_BINS) int32: counts of many short arrays in one pass; lazy.
+
+    Args:
+        numbers: (N,) bin numbers, the parts one after the other.
+        sizes: of the parts, N together.
+    """
+    first = np.repeat(np.arange(len(sizes), dtype=np.int32) * NUM_BINS, sizes)
+    counts = _compiled_occurrences(mx.array(first) + numbers, len(sizes) * NUM_BINS)
+    return counts.reshape(len(sizes), NUM_BINS)
+
+
+_compiled_count_bins = compiled(lambda x: count_numbers(bin_numbers(x)))
 
 
 def count_bins(x: mx.array) -> mx.array:
     """(NUM_BINS,) int32 counts of |x| for an array (..., channels) of any float dtype; lazy."""
     return _compiled_count_bins(x)
-
-
-def count_bins_of_parts(x: mx.array, sizes: Sequence[int]) -> mx.array:
-    """(parts, NUM_BINS) int32: `count_bins` of many short arrays in one pass; lazy.
-
-    Args:
-        x: (N,), the parts one after the other.
-        sizes: of the parts, N together.
-    """
-    first = np.repeat(np.arange(len(sizes), dtype=np.int32) * NUM_BINS, sizes)
-    counts = _compiled_occurrences(bin_numbers(x) + mx.array(first), len(sizes) * NUM_BINS)
-    return counts.reshape(len(sizes), NUM_BINS)
 
 
 def quantile(counts: np.ndarray, share: float) -> np.ndarray:

@@ -13,15 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .activation_statistics import InputStatistics, Statistics, of_one_image, to_fixed
-from .backend import compiled, mx, nn, to_numpy
+from .backend import compiled, is_accelerated, mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .calibration import Trajectory
 from .errors import UserError
-from .histogram import count_bins, count_bins_of_parts
+from .histogram import bin_numbers, count_numbers, count_numbers_of_parts
 from .sampling import predict
-
-# Parts of a row whose largest values MLX's CPU finds side by side, see `largest_of_rows`.
-_PARTS = 8
 
 
 def measured_steps(num_steps: int, stride: int) -> list[int]:
@@ -33,40 +30,41 @@ class _Measurement(NamedTuple):
     """Lazy statistics of one array of rows (tokens, channels).
 
     Attributes:
-        channel_min, channel_max, channel_sum, channel_square: (channels,) float32 over tokens; the
-            last adds up squares.
-        token_square: (tokens,) float32, each token's largest square.
+        channel_min, channel_max, channel_sum: (channels,) float32 over tokens.
+        square_sum: (1,) float32, over all values.
+        token_bin: (tokens,) uint16, the bin of each token's largest |x|.
         histogram: (NUM_BINS,) int32 counts of |x|.
     """
 
     channel_min: mx.array
     channel_max: mx.array
     channel_sum: mx.array
-    channel_square: mx.array
-    token_square: mx.array
+    square_sum: mx.array
+    token_bin: mx.array
     histogram: mx.array
 
 
-def largest_of_rows(x: mx.array) -> mx.array:
-    """(rows, columns) -> (rows,). MLX's CPU compares whole rows fast, and the values in one slowly:
-    first the parts of a row with each other, then within one part."""
-    if x.shape[1] % _PARTS:
-        return x.max(axis=1)
-    return x.reshape(x.shape[0], _PARTS, -1).max(axis=1).max(axis=1)
+def sum_of_squares(x: mx.array) -> mx.array:
+    """(1,) float32. On the CPU a product of BLAS, which writes no squares down; a GPU's products
+    round float32."""
+    if is_accelerated():
+        return mx.square(x).sum(keepdims=True).reshape(1)
+    return mx.inner(x.reshape(1, -1), x.reshape(1, -1)).reshape(1)
 
 
 def measure_array(x: mx.array) -> tuple[mx.array, ...]:
     """The fields of `_Measurement`, in their order, of an array (..., channels)."""
     rows = x.reshape(-1, x.shape[-1])
     wide = rows.astype(mx.float32)
-    square = mx.square(wide)
+    # Bin numbers are in the order of |x|: a token's largest value has its largest bin.
+    numbers = bin_numbers(rows)
     return (
         rows.min(axis=0).astype(mx.float32),
         rows.max(axis=0).astype(mx.float32),
         wide.sum(axis=0),
-        square.sum(axis=0),
-        largest_of_rows(square),
-        count_bins(rows),
+        sum_of_squares(wide),
+        numbers.max(axis=1),
+        count_numbers(numbers),
     )
 
 
@@ -106,10 +104,8 @@ class _Recorder:
     def evaluate(self) -> dict[str, np.ndarray]:
         """Runs the graph once; field -> the values of all inputs, one after the other."""
         rows = {field: mx.concatenate(arrays) for field, arrays in self._columns().items()}
-        # The root of a rounded square is |x| again (below 1e-19, where squares underflow, it is 0).
-        rows["token_absmax"] = mx.sqrt(rows.pop("token_square"))
-        rows["token_histogram"] = count_bins_of_parts(
-            rows["token_absmax"], self._sizes()["token_absmax"]
+        rows["token_histogram"] = count_numbers_of_parts(
+            rows.pop("token_bin"), self._sizes()["token_bin"]
         ).reshape(-1)
         mx.eval(rows)
         return {field: to_numpy(row) for field, row in rows.items()}
@@ -134,29 +130,30 @@ class _Recorder:
         }
 
     def _sizes(self) -> dict[str, list[int]]:
-        """Field of `evaluate` -> how many values each input has."""
+        """Field -> how many values each input has."""
         sizes = {name: [array.size for array in arrays] for name, arrays in self._columns().items()}
-        sizes["token_absmax"] = sizes.pop("token_square")
         return {**sizes, "token_histogram": sizes["histogram"]}
 
 
 def _input_statistics(name: str, values: Mapping[str, np.ndarray]) -> InputStatistics:
     """Statistics of an input from the fields of its measurements, each (S, ...)."""
     # A value that is not finite leaves no finite sum of squares.
-    if not np.isfinite(values["channel_square"]).all():
+    if not np.isfinite(values["square_sum"]).all():
         raise UserError(
             f"The inputs of {name} are not finite: the model overflows in this dtype. Set "
             "model.dtype to bfloat16 or float32."
         )
-    tokens = values["token_absmax"].shape[1]
+    histogram = values["histogram"].astype(np.int64)
+    token_histogram = values["token_histogram"].astype(np.int64)
+    square_sum = values["square_sum"][:, 0].astype(np.float64)
+    tokens = token_histogram.sum(axis=1, keepdims=True)
     return of_one_image(
         channel_min=values["channel_min"],
         channel_max=values["channel_max"],
         sum_mean=to_fixed(values["channel_sum"].astype(np.float64) / tokens),
-        sum_mean_square=to_fixed(values["channel_square"].mean(axis=1, dtype=np.float64) / tokens),
-        sum_token_absmax=to_fixed(values["token_absmax"].mean(axis=1, dtype=np.float64)),
-        histogram=values["histogram"].astype(np.int64),
-        token_histogram=values["token_histogram"].astype(np.int64),
+        sum_mean_square=to_fixed(square_sum / histogram.sum(axis=1)),
+        histogram=histogram,
+        token_histogram=token_histogram,
     )
 
 

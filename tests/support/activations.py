@@ -14,15 +14,13 @@ from ditquant.histogram import count_bins
 def input_statistics(steps: np.ndarray) -> InputStatistics:
     """Statistics of one image from float32 values (S, tokens, channels)."""
     wide = steps.astype(np.float64)
-    token_absmax = np.abs(steps).max(axis=2)
     return of_one_image(
         channel_min=steps.min(axis=1),
         channel_max=steps.max(axis=1),
         sum_mean=to_fixed(wide.mean(axis=1)),
         sum_mean_square=to_fixed((wide**2).mean(axis=(1, 2))),
-        sum_token_absmax=to_fixed(token_absmax.astype(np.float64).mean(axis=1)),
         histogram=_counts(steps),
-        token_histogram=_counts(token_absmax[..., None]),
+        token_histogram=_counts(np.abs(steps).max(axis=2, keepdims=True)),
     )
 
 

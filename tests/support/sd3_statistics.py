@@ -61,7 +61,6 @@ def _input(
         channel_max=channel_max,
         sum_mean=to_fixed((channel_min + channel_max) / 4),
         sum_mean_square=to_fixed(size**2),
-        sum_token_absmax=to_fixed(absmax / 2),
         histogram=np.array(histogram),
         token_histogram=np.array(histogram),
     )

@@ -104,7 +104,6 @@ def measured(low: np.ndarray, high: np.ndarray):
         channel_max=high.astype(np.float32),
         sum_mean=np.zeros(low.shape, dtype=np.int64),
         sum_mean_square=ones,
-        sum_token_absmax=ones,
         histogram=counts,
         token_histogram=counts,
     )

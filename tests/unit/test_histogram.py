@@ -11,8 +11,10 @@ from ditquant.histogram import (
     NUM_BINS,
     bin_centers,
     bin_edges,
+    bin_numbers,
     count_bins,
-    count_bins_of_parts,
+    count_numbers,
+    count_numbers_of_parts,
     quantile,
 )
 
@@ -57,7 +59,7 @@ def test_what_lies_outside_counts_in_the_outermost_bins():
 def test_parts_are_counted_each_by_itself():
     parts = [mx.exp(3 * mx.random.normal((size,))) for size in (1, 40, 7)]
     parts[1][3] = 0.0
-    counts = to_numpy(count_bins_of_parts(mx.concatenate(parts), [1, 40, 7]))
+    counts = to_numpy(count_numbers_of_parts(bin_numbers(mx.concatenate(parts)), [1, 40, 7]))
     expected = [expected_counts(to_numpy(part)) for part in parts]
     np.testing.assert_array_equal(counts, expected)
 
@@ -66,7 +68,7 @@ def test_lanes_of_a_gpu_add_up_to_the_same_counts(monkeypatch):
     x = mx.random.normal((30, 40))
     plain = to_numpy(count_bins(x))
     monkeypatch.setattr(histogram, "is_accelerated", lambda: True)
-    np.testing.assert_array_equal(to_numpy(histogram._count_bins(x)), plain)
+    np.testing.assert_array_equal(to_numpy(count_numbers(bin_numbers(x))), plain)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
