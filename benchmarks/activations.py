@@ -33,6 +33,7 @@ from recipes import (
     STEPS,
     cache_blocks,
     conditioning_of,
+    load_weights,
     paired,
     quantize,
     quantized_model,
@@ -163,6 +164,9 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--rows", nargs="+", default=["full:*"], help="recipe:patterns@steps")
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--weights", type=Path, help="folder of `recipes.py run --save`; others are quantized here"
+    )
     parser.add_argument("--batch", type=int, default=64, help="captions drawn at once")
     parser.add_argument("--captions", type=int, default=256, help="held-out ones, from the first")
     arguments = parser.parse_args()
@@ -191,10 +195,16 @@ def main() -> None:
     def opened(recipe: str, scratch: Path) -> tuple[nn.Module, Statistics]:
         if recipe not in models:
             options = plan["recipes"][recipe]
-            files = sorted(scratch.glob("*.safetensors"))
-            if not files:
-                files = cache_blocks(scratch, full, spec, tensors, plan, arguments.batch)
-            packed, parameters, _ = quantize(scratch, spec, files, options, plan["seed"], shared)
+            stored = arguments.weights and arguments.weights / f"{recipe}.safetensors"
+            if stored and stored.is_file():
+                packed, parameters = load_weights(stored)
+            else:
+                files = sorted(scratch.glob("*.safetensors"))
+                if not files:
+                    files = cache_blocks(scratch, full, spec, tensors, plan, arguments.batch)
+                packed, parameters, _ = quantize(
+                    scratch, spec, files, options, plan["seed"], shared
+                )
             model, _ = quantized_model(spec, options, packed, parameters)
             own = balances_channels(options)
             models[recipe] = model, measured(model, spec, tensors, plan) if own else shared

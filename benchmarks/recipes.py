@@ -63,6 +63,7 @@ from ditquant.tuning import tune_recipe  # noqa: E402
 
 STEPS, CFG_WEIGHT, SEED = 28, 4.0, 42
 _FIRST = 32  # captions that are reported on their own
+_PARTS = ("weight", "scales", "biases")
 
 
 def encode(path: Path, configfile: Path) -> None:
@@ -275,6 +276,28 @@ def quantized_model(
     return model, sizes
 
 
+def save_weights(path: Path, packed: dict[str, Packed], parameters: dict[str, mx.array]) -> None:
+    """What a recipe made of the blocks, for `load_weights`."""
+    tensors = {f"parameters.{name}": array for name, array in parameters.items()}
+    for name, one in packed.items():
+        tensors |= {f"packed.{name}.{part}": getattr(one, part) for part in _PARTS}
+    sizes = {name: [one.bits, one.group_size] for name, one in packed.items()}
+    save_tensors(path, tensors, {"sizes": sizes})
+
+
+def load_weights(path: Path) -> tuple[dict[str, Packed], dict[str, mx.array]]:
+    """Packed weights and balanced parameters that `save_weights` wrote."""
+    tensors, sizes = load_tensors(path), json.loads(load_metadata(path)["sizes"])
+    packed = {
+        name: Packed(*(tensors[f"packed.{name}.{part}"] for part in _PARTS), *size)
+        for name, size in sizes.items()
+    }
+    start = "parameters."
+    return packed, {
+        name.removeprefix(start): array for name, array in tensors.items() if name.startswith(start)
+    }
+
+
 def paired(errors: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
     """Ratio of medians with its interval, and the ratio of geometric means."""
     ratio, low, high = metrics.paired_ratio(errors, baseline)
@@ -290,7 +313,13 @@ def paired(errors: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
 
 
 def run(
-    path: Path, output: Path | None, only: list[str], batch: int, budget: float, captions: int
+    path: Path,
+    output: Path | None,
+    only: list[str],
+    batch: int,
+    budget: float,
+    captions: int,
+    save: Path | None,
 ) -> None:
     """All recipes of a plan; the JSON is written anew after each."""
     started = time.perf_counter()
@@ -336,6 +365,8 @@ def run(
                 Path(scratch), spec, files, recipe, plan["seed"], packed, parameters
             )
             took = time.perf_counter() - begun
+            if save:
+                save_weights(save / f"{name}.safetensors", packed, parameters)
             network, sizes = quantized_model(spec, recipe, packed, parameters)
             final, drawn = draw(network)
             errors = np.array(
@@ -399,6 +430,7 @@ def main() -> None:
     parser.add_argument(
         "--budget", type=float, default=math.inf, help="seconds; no recipe begins after"
     )
+    parser.add_argument("--save", type=Path, help="existing folder for each recipe's weights")
     arguments = parser.parse_args()
     if arguments.what == "encode":
         encode(arguments.plan, arguments.configfile)
@@ -410,6 +442,7 @@ def main() -> None:
             arguments.batch,
             arguments.budget,
             arguments.captions,
+            arguments.save,
         )
 
 
