@@ -55,7 +55,6 @@ def _input(
         low.append(least)
         high.append(reach[1])
     channel_min, channel_max = np.float32(low), np.float32(high)
-    absmax = np.maximum(-channel_min, channel_max).max(axis=1)
     return of_one_image(
         channel_min=channel_min,
         channel_max=channel_max,
