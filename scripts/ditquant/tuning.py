@@ -45,7 +45,7 @@ FORMAT = "ditquant.tuning"
 _HISTORY_POINTS = 50
 _JUDGED_POINTS = 5
 _SAVES = 20
-_ROWS_AT_ONCE = 16
+_ROWS_AT_ONCE = 8
 _NO_WEIGHT = mx.array(0.0)
 
 
