@@ -34,7 +34,10 @@ def _dynamic_quantize(
     x: mx.array, shift: mx.array, low: mx.array, high: mx.array, axes: tuple[int, ...]
 ) -> mx.array:
     centered = x.astype(mx.float32) - shift
-    largest = mx.abs(centered).max(axis=axes, keepdims=True)
+    # Axis by axis, the last first: a GPU has few threads for one reduction over a whole tensor.
+    largest = mx.abs(centered)
+    for axis in reversed(axes):
+        largest = largest.max(axis=axis, keepdims=True)
     scale = mx.maximum(largest, SMALLEST_RANGE) / high
     return (mx.clip(mx.round(centered / scale), low, high) * scale + shift).astype(x.dtype)
 
@@ -132,16 +135,23 @@ class Simulation:
         if config.granularity in DYNAMIC:
             self._kernel = _dynamic_kernel(config.granularity, config.channel_group)
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
+        # Kernels' arguments, made once for each row of the configuration; a step needs hundreds.
+        self._arrays: dict[float | int, dict[str, tuple[mx.array, ...]]] = {}
         self._last: tuple[mx.array, str, mx.array] | None = None
         # Of each forward pass since measuring began: input -> energies of x and of its error.
         self._energies: list[tuple[float, dict[str, mx.array]]] | None = None
 
     def __call__(self, index: int, sigma: float) -> None:
         self._last = None
-        self._numbers = {}
-        for layer in self._config.layers.values():
-            if layer.input not in self._numbers:
-                self._numbers[layer.input] = _arrays(self._config.numbers(layer, sigma))
+        # A polynomial has other numbers at every sigma, the others at every row.
+        key = sigma if self._config.granularity == "polynomial" else self._config.row(sigma)
+        if key not in self._arrays:
+            one_of_each = {layer.input: layer for layer in self._config.layers.values()}
+            self._arrays[key] = {
+                name: _arrays(self._config.numbers(layer, sigma))
+                for name, layer in one_of_each.items()
+            }
+        self._numbers = self._arrays[key]
         if self._energies is not None:
             # What was measured is computed before the next pass holds as much again.
             mx.eval([energies for _, energies in self._energies[-1:]])

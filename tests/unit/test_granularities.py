@@ -304,7 +304,8 @@ def test_the_script_passes_every_option_on(tmp_path, made):
     options = {"groups": 3, "degree": 1, "variable": "log_sigma", "shift": "error"}
     for granularity in ("group", "polynomial"):
         path = tmp_path / f"{granularity}.json"
-        script.main(str(tmp_path / "s.safetensors"), str(path), 6, granularity, "mse", options)
+        asked = {"bits": 6, "granularity": granularity, "range": "mse", "options": options}
+        script.main(str(tmp_path / "s.safetensors"), str(path), asked)
         document = read_json(path, CONFIG_FORMAT)
         expected = single_tier(made, 6, granularity, "mse", ScaleOptions(**options))
         assert {key: document[key] for key in expected} == expected
