@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .activation_statistics import Statistics
+from .intervals import LEARNED
+from .learned_ranges import Intervals
 from .quant_config import QuantConfig, parse_quant_config
 from .ranges import ScaleOptions, rows_of_steps, single_tier
 from .sensitivity import predicted_errors, sensitive_tiers
@@ -15,11 +18,17 @@ from .tiers import TIER_BITS, multi_tier
 from .velocity_sensitivity import VelocityErrors, latent_errors
 
 
+def _scale_options(asked: Mapping[str, Any], learned: Intervals | None) -> ScaleOptions:
+    options = ScaleOptions(**asked["options"])
+    return replace(options, learned=learned) if learned and asked["range"] == LEARNED else options
+
+
 def make_config(
     statistics: Statistics,
     asked: Mapping[str, Any],
     gains: Callable[[], Mapping[str, float]],
     sensitivity: Callable[[], tuple[np.ndarray, VelocityErrors]],
+    learned: Intervals | None = None,
 ) -> dict[str, Any]:
     """The document `ditquant.quant_config` of one of the workflow's activation configurations.
 
@@ -29,8 +38,9 @@ def make_config(
             tiers weigh errors by them.
         sensitivity: gives sigmas and velocity errors, see
             `velocity_sensitivity.load_velocity_errors`; likewise.
+        learned: of `learned_ranges`, for `range: learned`.
     """
-    options = ScaleOptions(**asked["options"])
+    options = _scale_options(asked, learned)
     scales = asked["granularity"], asked["range"]
     if "bits" in asked:
         return single_tier(statistics, asked["bits"], *scales, options)
@@ -49,9 +59,15 @@ def make_config(
     )
 
 
-def tier_configs(statistics: Statistics, asked: Mapping[str, Any]) -> dict[int, QuantConfig]:
-    """A configuration of each tier alone, with the granularity of a multi-tier one: bits -> it."""
-    options = ScaleOptions(**asked["options"])
+def tier_configs(
+    statistics: Statistics, asked: Mapping[str, Any], learned: Intervals | None = None
+) -> dict[int, QuantConfig]:
+    """A configuration of each tier alone, with the granularity of a multi-tier one: bits -> it.
+
+    Args:
+        asked, learned: see `make_config`.
+    """
+    options = _scale_options(asked, learned)
     made = {
         bits: single_tier(statistics, bits, asked["granularity"], asked["range"], options)
         for bits in TIER_BITS

@@ -23,7 +23,9 @@ import numpy as np
 from .activation_statistics import InputStatistics
 from .histogram import bin_centers, bin_edges, quantile
 
+# Rules that need nothing but statistics; the other one is what a recipe learned.
 RANGES = ("absmax", "p999", "mse")
+LEARNED = "learned"
 SHIFTS = ("middle", "gelu", "zero", "error")
 # The lowest value that unsigned codes of a post-GELU input stand for: -11/64.
 GELU_LOW = -0.171875
@@ -76,10 +78,11 @@ def clip_limits(measured: InputStatistics, shifted: bool, rule: str, bits: int) 
         measured: statistics over S steps.
         shifted: quantize around the middle of [min, limit].
         rule: "absmax": the largest value seen; "p999": the 99.9 % point of |x|; "mse": the clip
-            with the smallest expected squared error at this number of bits.
+            with the smallest expected squared error at this number of bits; "learned": absmax, for
+            inputs that nothing was learned of (`learned_ranges` has the others).
     """
     absmax = np.maximum(measured.absmax.astype(np.float64), SMALLEST_RANGE)
-    if rule == "absmax":
+    if rule in ("absmax", LEARNED):
         return absmax
     if rule == "p999":
         return np.clip(quantile(measured.histogram, 0.999), SMALLEST_RANGE, absmax)

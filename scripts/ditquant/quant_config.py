@@ -9,7 +9,7 @@ The file (format `ditquant.quant_config`, version 1) holds
                     channels          its width
                     bits              of each row, or one for all
                     scales            of each row; not for `polynomial` and dynamic ranges
-                    shifts            of each row, post-GELU inputs only
+                    shifts            of each row, post-GELU inputs and learned ranges only
                     log_range         `polynomial` only: coefficients of ln(half range), constant
                                       first, in `configuration.variable`
                     shift_polynomial  `polynomial` only, post-GELU inputs: coefficients of the shift
@@ -21,6 +21,7 @@ The file (format `ditquant.quant_config`, version 1) holds
                     channel_shift     `configuration.channel_shift` only, ordinary inputs: what is
                                       subtracted from each channel, at every sigma
                     input_amax        the largest |x| that was measured
+                    learned           true where the range is what the recipe learned
                     shift_rules, shift_errors
                                       `shift: error` only: what was chosen by, see `intervals`
 

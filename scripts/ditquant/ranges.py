@@ -8,15 +8,16 @@ at run time from the values. Inference looks up by sigma, since it may use other
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .activation_statistics import InputStatistics, Statistics
+from .activation_statistics import Statistics
 from .activation_summary import measurement_of, rounded
 from .channel_ranges import average_midrange, channel_ranges, check_groups
 from .intervals import GELU_LOW, largest_code, range_and_shift, shift_errors
+from .learned_ranges import Intervals, scaled_to_rows
 from .polynomials import evaluate, least_squares, upper_fit, variable_of
 from .segments import grouped, segment
 
@@ -36,6 +37,8 @@ class ScaleOptions:
         shift: of post-GELU inputs, see `intervals`; dynamic ranges are unsigned whatever it says.
         channel_group: adjacent channels that share a scale, see `channel_ranges`; None: all do.
         channel_shift: whether channels of ordinary inputs have shifts of their own, likewise.
+        learned: of the rule `learned`, for listed scales of whole tensors: the intervals of the
+            inputs that have one, see `learned_ranges`.
     """
 
     groups: int = 5
@@ -44,6 +47,7 @@ class ScaleOptions:
     shift: str = "middle"
     channel_group: int | None = None
     channel_shift: bool = False
+    learned: Intervals = field(default_factory=dict)
 
 
 DEFAULT_OPTIONS = ScaleOptions()
@@ -63,11 +67,32 @@ def rows_of_steps(
         return [0] * steps
     if granularity != "group":
         return list(range(steps))
+    own = range(steps)
     halves = [
-        range_and_shift(measured, name in statistics.post_gelu, rule, bits, options.shift)[0]
-        for name, measured in statistics.inputs.items()
+        row_ranges(statistics, name, own, rule, bits, options)[0] for name in statistics.inputs
     ]
     return segment(np.log2(halves), options.groups)
+
+
+def row_ranges(
+    statistics: Statistics,
+    name: str,
+    row_of: Sequence[int],
+    rule: str,
+    bits: int,
+    options: ScaleOptions,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) half ranges and (R,) shifts of a linear's input, learned ones or by the rule.
+
+    Args:
+        row_of: row of each measured step, see `rows_of_steps`.
+        rule, bits: see `intervals.range_and_shift`.
+    """
+    measured = grouped(statistics.of(name), row_of)
+    interval = options.learned.get(statistics.input_of[name])
+    if interval is not None:
+        return scaled_to_rows(measured, interval, bits)
+    return range_and_shift(measured, name in statistics.post_gelu, rule, bits, options.shift)
 
 
 def layer_entry(
@@ -85,10 +110,11 @@ def layer_entry(
     Args:
         row_of: row of each measured step, see `rows_of_steps`.
         bits: (R,) of each row, or (1,) for all; R where scales are listed.
-        half, shift: (R,) half ranges and shifts, see `range_and_shift`.
+        half, shift: (R,) half ranges and shifts, see `row_ranges`.
     """
     measured = statistics.of(name)
-    is_shifted = name in statistics.post_gelu
+    is_learned = statistics.input_of[name] in options.learned
+    is_shifted = is_learned or name in statistics.post_gelu
     entry: dict[str, Any] = {
         "input": statistics.input_of[name],
         "channels": int(measured.channel_max.shape[1]),
@@ -125,19 +151,34 @@ def layer_entry(
         entry["shifts"] = float32_list(shift)
     if is_shifted and granularity in DYNAMIC:
         entry["unsigned"] = True
+    if is_learned:
+        entry["learned"] = True
     return entry
 
 
-def shift_report(measured: InputStatistics, rule: str, bits: np.ndarray) -> dict[str, Any]:
+def shift_report(
+    statistics: Statistics,
+    name: str,
+    granularity: str,
+    options: ScaleOptions,
+    row_of: Sequence[int],
+    rule: str,
+    bits: np.ndarray,
+) -> dict[str, Any]:
     """Which shift `error` took in each row, and what it chose by.
 
     Args:
-        measured: of a post-GELU input over R rows.
+        row_of: row of each measured step, see `rows_of_steps`.
         bits: (R,).
 
     Returns:
-        "shift_rules": R names; "shift_errors": name -> R predicted mean squared errors.
+        "shift_rules": R names; "shift_errors": name -> R predicted mean squared errors. Nothing
+        where no such choice was made.
     """
+    chooses = name in statistics.post_gelu and options.shift == "error"
+    if not chooses or granularity in DYNAMIC or statistics.input_of[name] in options.learned:
+        return {}
+    measured = grouped(statistics.of(name), row_of)
     by_bits = {b: shift_errors(measured, rule, int(b)) for b in np.unique(bits)}
     names = list(next(iter(by_bits.values())))
     errors = np.array([[by_bits[b][name][row] for row, b in enumerate(bits)] for name in names])
@@ -180,23 +221,23 @@ def single_tier(
 
     Args:
         granularity: one of GRANULARITIES.
-        rule: where ranges end, see `clip_limits`; dynamic ranges take the largest |x - z|.
+        rule: where ranges end, see `clip_limits` and, for `learned`, `learned_ranges`; dynamic
+            ranges take the largest |x - z|.
     """
     check_groups(statistics, options.channel_group)
     row_of = rows_of_steps(statistics, granularity, rule, bits, options)
     is_listed = granularity not in ("polynomial", *DYNAMIC)
     layers = {}
     for name in statistics.input_of:
-        measured = grouped(statistics.of(name), row_of)
-        post_gelu = name in statistics.post_gelu
-        half, shift = range_and_shift(measured, post_gelu, rule, bits, options.shift)
+        half, shift = row_ranges(statistics, name, row_of, rule, bits, options)
         of_rows = np.full(len(half), bits)
         listed = of_rows[: None if is_listed else 1]
         layers[name] = layer_entry(
             statistics, name, granularity, options, row_of, listed, half, shift
         )  # fmt: skip
-        if post_gelu and options.shift == "error" and granularity not in DYNAMIC:
-            layers[name] |= shift_report(measured, rule, of_rows)
+        layers[name] |= shift_report(
+            statistics, name, granularity, options, row_of, rule, of_rows
+        )  # fmt: skip
     return {
         **header(statistics, granularity, row_of),
         "configuration": {"bits": bits, **scale_record(granularity, rule, options)},

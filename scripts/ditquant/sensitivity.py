@@ -26,8 +26,15 @@ from .backend import mx, nn
 from .blocks import all_linears
 from .budget import allocate
 from .channel_ranges import check_groups
-from .intervals import SMALLEST_RANGE, predicted_error, range_and_shift
-from .ranges import DEFAULT_OPTIONS, ScaleOptions, header, rows_of_steps, scale_record
+from .intervals import SMALLEST_RANGE, predicted_error
+from .ranges import (
+    DEFAULT_OPTIONS,
+    ScaleOptions,
+    header,
+    row_ranges,
+    rows_of_steps,
+    scale_record,
+)
 from .segments import grouped
 from .tiers import TIER_BITS, tier_entry, tier_summary
 
@@ -75,11 +82,10 @@ def _predicted(
     gains: Mapping[str, float] | None,
 ) -> np.ndarray:
     measured = grouped(statistics.inputs[name], row_of)
-    post_gelu = name in statistics.post_gelu
     per_value = np.stack(
         [
             predicted_error(
-                measured, *range_and_shift(measured, post_gelu, rule, bits, options.shift), bits
+                measured, *row_ranges(statistics, name, row_of, rule, bits, options), bits
             )
             for bits in TIER_BITS
         ],

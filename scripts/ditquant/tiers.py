@@ -14,18 +14,16 @@ import numpy as np
 
 from .activation_statistics import Statistics
 from .activation_summary import rounded
-from .intervals import range_and_shift
 from .ranges import (
     DEFAULT_OPTIONS,
-    DYNAMIC,
     ScaleOptions,
     header,
     layer_entry,
+    row_ranges,
     rows_of_steps,
     scale_record,
     shift_report,
 )
-from .segments import grouped
 
 # The tiers of a multi-tier configuration, by rising range.
 TIER_BITS = (4, 6, 8)
@@ -51,19 +49,14 @@ def tier_entry(
         row_of: row of each measured step, see `ranges.rows_of_steps`.
         bits: (R,) of TIER_BITS.
     """
-    measured = grouped(statistics.of(name), row_of)
-    post_gelu = name in statistics.post_gelu
     by_bits = {
-        int(b): range_and_shift(measured, post_gelu, rule, int(b), options.shift)
-        for b in np.unique(bits)
+        int(b): row_ranges(statistics, name, row_of, rule, int(b), options) for b in np.unique(bits)
     }
     half, shift = (
         np.array([by_bits[int(b)][part][row] for row, b in enumerate(bits)]) for part in (0, 1)
     )
     entry = layer_entry(statistics, name, granularity, options, row_of, bits, half, shift)
-    if post_gelu and options.shift == "error" and granularity not in DYNAMIC:
-        entry |= shift_report(measured, rule, bits)
-    return entry
+    return entry | shift_report(statistics, name, granularity, options, row_of, rule, bits)
 
 
 def multi_tier(
@@ -83,10 +76,8 @@ def multi_tier(
     row_of = rows_of_steps(statistics, granularity, rule, TIER_BITS[-1], options)
     layers = {}
     for name in statistics.input_of:
-        measured = grouped(statistics.of(name), row_of)
-        post_gelu = name in statistics.post_gelu
-        half, _ = range_and_shift(measured, post_gelu, rule, TIER_BITS[-1], options.shift)
-        bits = tier_of(half, tiers["post_gelu" if post_gelu else "linear"])
+        half, _ = row_ranges(statistics, name, row_of, rule, TIER_BITS[-1], options)
+        bits = tier_of(half, tiers["post_gelu" if name in statistics.post_gelu else "linear"])
         layers[name] = tier_entry(statistics, name, granularity, rule, options, row_of, bits)
     return {
         **header(statistics, granularity, row_of),
