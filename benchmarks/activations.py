@@ -52,7 +52,7 @@ from ditquant.observe import measure_image, measured_steps
 from ditquant.quant_config import parse_quant_config
 from ditquant.sampling import decode, initial_latents, latent_shape, sample_euler, sigma_schedule
 from ditquant.sensitivity import input_gains
-from ditquant.settings import balances_channels
+from ditquant.settings import has_own_activations
 from ditquant.simulate import simulated_activations
 from ditquant.velocity_sensitivity import VelocityErrors, velocity_errors
 
@@ -206,7 +206,7 @@ def main() -> None:
                     scratch, spec, files, options, plan["seed"], shared
                 )
             model, _ = quantized_model(spec, options, packed, parameters)
-            own = balances_channels(options)
+            own = has_own_activations(options)
             models[recipe] = model, measured(model, spec, tensors, plan) if own else shared
         return models[recipe]
 
@@ -214,7 +214,7 @@ def main() -> None:
         model, statistics = models[recipe]
 
         def sensitivity() -> tuple[np.ndarray, VelocityErrors]:
-            # Of the full-precision model, which recipes that balance nothing share.
+            # Of the full-precision model, which recipes share that have none of their own.
             own = recipe if statistics is not shared else "full"
             key = json.dumps([own, asked], sort_keys=True)
             if key not in sensitivities:

@@ -146,12 +146,12 @@ use rule analyze_activations as analyze_activations_variant with:
         "Choosing activation scales {wildcards.scales}"
 
 
-# The linears of a recipe that balances channels read x / b instead of x: the same rules once more, on
-# the recipe's own model.
+# The linears of a recipe that balances channels read x / b instead of x, and taqdit learns ranges for
+# what the linears of its model read: the same rules once more, on the recipe's own model.
 use rule collect_activations as collect_balanced_activations with:
-    """Measures the linears' inputs in a balanced recipe's model along one image's trajectory."""
+    """Measures the linears' inputs in a recipe's own model along one image's trajectory."""
     input:
-        unpack(balanced_checkpoint),
+        unpack(own_checkpoint),
         trajectory=rules.collect_activations.input.trajectory,
     output:
         statistics=f"{RESULTS}/weights/{{recipe}}/activations/stats/{{image}}.safetensors",
@@ -166,7 +166,7 @@ use rule collect_activations as collect_balanced_activations with:
 
 
 use rule merge_statistics as merge_balanced_statistics with:
-    """Adds up a balanced recipe's activation statistics of all measured images, exactly."""
+    """Adds up a recipe's own activation statistics of all measured images, exactly."""
     input:
         parts=expand(
             f"{RESULTS}/weights/{{{{recipe}}}}/activations/stats/{{image}}.safetensors",
@@ -185,9 +185,10 @@ use rule merge_statistics as merge_balanced_statistics with:
 
 
 use rule measure_sensitivity as measure_balanced_sensitivity with:
-    """Measures the sensitivity of a balanced recipe's model to its inputs, on one image."""
+    """Measures the sensitivity of a recipe's own model to its inputs, on one image."""
     input:
-        unpack(balanced_checkpoint),
+        unpack(own_checkpoint),
+        unpack(learned_blocks),
         trajectory=rules.measure_sensitivity.input.trajectory,
         statistics=rules.merge_balanced_statistics.output.statistics,
     output:
@@ -199,14 +200,16 @@ use rule measure_sensitivity as measure_balanced_sensitivity with:
     params:
         model=model_params(),
         asked=sensitive_config,
+        learned_bits=learned_bits,
         code=code("measure_sensitivity.py"),
     message:
         "Measuring the sensitivity of recipe {wildcards.recipe} on image {wildcards.image} ({wildcards.scales})"
 
 
 use rule analyze_activations as analyze_balanced_activations with:
-    """Chooses the scales of a balanced recipe's single-tier activation quantization."""
+    """Chooses the scales of a recipe's own single-tier activation quantization."""
     input:
+        unpack(own_config_inputs),
         statistics=rules.merge_balanced_statistics.output.statistics,
     output:
         config=f"{RESULTS}/weights/{{recipe}}/activations/quant_config.json",
@@ -214,14 +217,16 @@ use rule analyze_activations as analyze_balanced_activations with:
         f"{RESULTS}/logs/analyze_balanced_activations/{{recipe}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/analyze_balanced_activations/{{recipe}}.tsv"
+    params:
+        learned_bits=learned_bits,
     message:
         "Choosing activation scales of recipe {wildcards.recipe}"
 
 
 use rule analyze_activations as analyze_balanced_activations_multitier with:
-    """Gives every layer of a balanced recipe at every sigma a tier, and its scales."""
+    """Gives every layer of a recipe's own model at every sigma a tier, and its scales."""
     input:
-        unpack(balanced_tier_inputs),
+        unpack(own_config_inputs),
         statistics=rules.merge_balanced_statistics.output.statistics,
     output:
         config=f"{RESULTS}/weights/{{recipe}}/activations/quant_config_{{scales}}.json",
@@ -231,12 +236,14 @@ use rule analyze_activations as analyze_balanced_activations_multitier with:
         f"{RESULTS}/benchmarks/analyze_balanced_activations_multitier/{{recipe}}-{{scales}}.tsv"
     wildcard_constraints:
         scales="multitier",
+    params:
+        learned_bits=learned_bits,
     message:
         "Choosing activation tiers of recipe {wildcards.recipe}"
 
 
 use rule analyze_balanced_activations_multitier as analyze_balanced_activations_variant with:
-    """Chooses the scales, or the tiers, of another configuration of a balanced recipe."""
+    """Chooses the scales, or the tiers, of another configuration of a recipe's own model."""
     log:
         f"{RESULTS}/logs/analyze_balanced_activations_variant/{{recipe}}-{{scales}}.log",
     benchmark:

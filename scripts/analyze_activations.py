@@ -9,6 +9,7 @@ from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import write_json
 from ditquant.checkpoint import load_quantized
 from ditquant.job import job
+from ditquant.learned_ranges import load_intervals
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.ranges import CONFIG_FORMAT
@@ -23,6 +24,8 @@ def main(
     model: dict[str, Any] | None = None,
     checkpoint: str | None = None,
     sensitivity: Sequence[str] = (),
+    learned: Sequence[str] = (),
+    learned_bits: int = 0,
 ) -> None:
     """Writes the configuration that a variant simulates.
 
@@ -31,6 +34,8 @@ def main(
         model, checkpoint: of the weights behind the inputs, where errors are weighted by them; see
             `collect_activations`.
         sensitivity: files of `measure_sensitivity`, where tiers are chosen by them.
+        learned, learned_bits: weights of the recipe's blocks, and the bits that they learned
+            activation ranges for, where those are taken.
     """
 
     def gains() -> dict[str, float]:
@@ -40,8 +45,13 @@ def main(
             return input_gains(load_mmdit(spec, dtype))
         return input_gains(load_quantized(spec, Path(checkpoint).parent, dtype))
 
+    measured = load_statistics(statistics)
     document = make_config(
-        load_statistics(statistics), asked, gains, lambda: load_velocity_errors(sensitivity)
+        measured,
+        asked,
+        gains,
+        lambda: load_velocity_errors(sensitivity),
+        load_intervals(learned, learned_bits, measured.input_of),
     )
     write_json(config, CONFIG_FORMAT, document)
 
@@ -55,4 +65,6 @@ if "snakemake" in globals():
             snakemake.params.model,
             snakemake.input.get("checkpoint"),
             snakemake.input.get("sensitivity", ()),
+            snakemake.input.get("learned", ()),
+            snakemake.params.get("learned_bits", 0),
         )

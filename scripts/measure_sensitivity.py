@@ -1,5 +1,6 @@
 """Rule measure_sensitivity: what each input's quantization alone does to the velocity."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ditquant.activation_statistics import load_statistics
 from ditquant.calibration import load_trajectory
 from ditquant.checkpoint import load_quantized
 from ditquant.job import job
+from ditquant.learned_ranges import load_intervals
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.observe import measured_steps
@@ -22,12 +24,15 @@ def main(
     asked: dict[str, Any],
     model: dict[str, Any],
     checkpoint: str | None = None,
+    learned: Sequence[str] = (),
+    learned_bits: int = 0,
 ) -> None:
     """Writes the velocity errors of one image, at every stride-th step, for every tier.
 
     Args:
         asked: of `variant_names.activation_configs`, a configuration with tiers.
         checkpoint: of a recipe whose activations are its own; see `collect_activations`.
+        learned, learned_bits: see `analyze_activations`.
     """
     spec, dtype = read_spec(model["name"], model["checkpoint"]), DTYPES[model["dtype"]]
     if checkpoint is None:
@@ -36,7 +41,9 @@ def main(
         network = load_quantized(spec, Path(checkpoint).parent, dtype)
     stored = load_trajectory(trajectory)
     steps = measured_steps(stored.num_steps, asked["tiers"]["stride"])
-    configs = tier_configs(load_statistics(statistics), asked)
+    measured = load_statistics(statistics)
+    intervals = load_intervals(learned, learned_bits, measured.input_of)
+    configs = tier_configs(measured, asked, intervals)
     with ticking("forward passes of single inputs", num_passes(configs, steps)) as tick:
         errors = velocity_errors(network, stored, steps, configs, tick)
     sigmas = [float(stored.sigmas[step].item()) for step in steps]
@@ -52,4 +59,6 @@ if "snakemake" in globals():
             snakemake.params.asked,
             snakemake.params.model,
             snakemake.input.get("checkpoint"),
+            snakemake.input.get("learned", ()),
+            snakemake.params.get("learned_bits", 0),
         )

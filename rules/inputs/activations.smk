@@ -1,4 +1,4 @@
-"""Measured images, balanced models and plots of the activation track."""
+"""Measured images, recipes with activations of their own, and plots of the activation track."""
 
 MEASURED_IMAGES = IMAGES[: config["activations"]["num_images"]]
 ACTIVATION_CONFIGS = variant_names.activation_configs(config)
@@ -7,15 +7,15 @@ NAMED_CONFIGS = [name for name in ACTIVATION_CONFIGS if name not in ("a8", "mult
 NAMED_CONFIG = "|".join(NAMED_CONFIGS) or "(?!)"
 
 
-def balanced_checkpoint(wildcards):
+def own_checkpoint(wildcards):
     """The checkpoint of a recipe that has activations of its own to measure."""
     recipe = wildcards.recipe
     files = checkpoint_files(recipe)
-    if not settings.balances_channels(config["recipes"][recipe]):
+    if not settings.has_own_activations(config["recipes"][recipe]):
         raise WorkflowError(
-            f"Recipe {recipe!r} balances no channels, so its activations are those of the "
-            f"full-precision model: ask for {RESULTS}/activations/quant_config.json, or set "
-            f"recipes.{recipe}.balance."
+            f"Recipe {recipe!r} balances no channels and learns no activation ranges, so its "
+            "activations are those of the full-precision model: ask for "
+            f"{RESULTS}/activations/quant_config.json, or set recipes.{recipe}.balance."
         )
     return files
 
@@ -45,13 +45,33 @@ def tier_inputs(wildcards):
     return {"sensitivity": sensitivity_files(wildcards, f"{RESULTS}/activations")}
 
 
-def balanced_tier_inputs(wildcards):
-    """The same of a recipe with activations of its own, and the weights behind them."""
+def learned_blocks(wildcards):
+    """A recipe's blocks, where a configuration takes the ranges that were learned with them."""
+    recipe = known("recipe", wildcards.recipe, RECIPES)
+    takes_learned = ACTIVATION_CONFIGS[config_name(wildcards)]["range"] == "learned"
+    if not (takes_learned and settings.learns_ranges(config["recipes"][recipe])):
+        return {}
+    folder = f"{RESULTS}/weights/{recipe}/blocks"
+    return {"learned": expand(f"{folder}/{{block}}.safetensors", block=BLOCKS)}
+
+
+def learned_bits(wildcards):
+    """Bits that the ranges of `learned_blocks` were learned for; 0 where none are taken."""
+    if not learned_blocks(wildcards):
+        return 0
+    return config["recipes"][wildcards.recipe]["activation_bits"]
+
+
+def own_config_inputs(wildcards):
+    """What a configuration of a recipe's own is made by, beside the statistics."""
     by = weighting(config_name(wildcards))
-    folder = f"{RESULTS}/weights/{wildcards.recipe}/activations"
+    inputs = learned_blocks(wildcards)
     if by == "velocity":
-        return {"sensitivity": sensitivity_files(wildcards, folder)}
-    return balanced_checkpoint(wildcards) if by == "output" else {}
+        folder = f"{RESULTS}/weights/{wildcards.recipe}/activations"
+        inputs["sensitivity"] = sensitivity_files(wildcards, folder)
+    if by == "output":
+        inputs |= own_checkpoint(wildcards)
+    return inputs
 
 
 def sensitive_config(wildcards):

@@ -30,10 +30,11 @@ def checkpoint_files(recipe):
 def activation_folder(recipe):
     """Where the scales of a recipe's activations lie.
 
-    A recipe that balances channels has its own, since its linears read x / b; all others share those
-    of the full-precision model.
+    A recipe that balances channels has its own, since its linears read x / b, and so has one that
+    learns ranges together with its weights; all others share those of the full-precision model.
     """
-    if settings.balances_channels(config["recipes"][known("recipe", recipe, RECIPES)]):
+    options = config["recipes"][known("recipe", recipe, RECIPES)]
+    if settings.has_own_activations(options):
         return f"{RESULTS}/weights/{recipe}/activations"
     return f"{RESULTS}/activations"
 
@@ -106,3 +107,12 @@ def exported_config(wildcards):
     """The checkpoint's configuration, once the export's name is known to be one."""
     known("export", wildcards.export, EXPORTS)
     return f"{RESULTS}/weights/{known('recipe', wildcards.recipe, RECIPES)}/model/config.json"
+
+
+def range_files(wildcards):
+    """What the activations of a recipe's linears were measured and configured to be."""
+    folder = activation_folder(wildcards.recipe)
+    return {
+        "statistics": f"{folder}/layer_statistics.safetensors",
+        "config": f"{folder}/quant_config.json",
+    }

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .variant_names import FULL, WEIGHT_KINDS, check_variant, evaluated_variants
+from .variant_names import (
+    FULL,
+    WEIGHT_KINDS,
+    activation_configs,
+    check_variant,
+    evaluated_variants,
+)
 
 
 def read_prompts(path: str | Path, key: str) -> list[str]:
@@ -161,7 +167,8 @@ def check_counts(config: Mapping[str, Any]) -> None:
     """Relations between numbers that the schema cannot express.
 
     Raises:
-        UserError: a track that wants more images than are calibrated, or a stride beyond the steps.
+        UserError: a track that wants more images than are calibrated, a stride beyond the steps, or
+            activation options that exclude each other.
     """
     for track in ("weights", "activations"):
         wanted = config[track]["num_images"]
@@ -185,6 +192,26 @@ def check_counts(config: Mapping[str, Any]) -> None:
             low, high = limits.get(kind, (0.0, 1.0))
             if low >= high:
                 raise UserError(f"{key}.{kind}: the A4 limit {low} must be below {high}.")
+    _check_learned_ranges(config)
+
+
+def _check_learned_ranges(config: Mapping[str, Any]) -> None:
+    """Learned ranges are intervals of whole tensors, of which listed scales are made."""
+    for name, asked in activation_configs(config).items():
+        if asked["range"] != "learned":
+            continue
+        is_variant = name in config["activations"]["variants"]
+        key = f"activations.variants.{name}" if is_variant else "activations"
+        options = asked["options"]
+        wrong = []
+        if asked["granularity"] not in ("static", "step", "group"):
+            wrong.append(f"granularity {asked['granularity']} (use static, step or group)")
+        if options["channel_group"] is not None:
+            wrong.append(f"channel_group {options['channel_group']} (use null)")
+        if options["channel_shift"]:
+            wrong.append("channel_shift true (use false)")
+        if wrong:
+            raise UserError(f"{key}: range learned does not go with {', '.join(wrong)}.")
 
 
 LEARNED = frozenset({"adaround", "taqdit"})
@@ -223,6 +250,16 @@ def is_tuned(recipe: Mapping[str, Any]) -> bool:
 def balances_channels(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe's linears may read x / b; AWQ balances by definition (`recipes`)."""
     return bool(recipe["balance"] != "none" or recipe["rounding"] == "awq")
+
+
+def learns_ranges(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe learns activation ranges together with its weights (`learned_ranges`)."""
+    return bool(recipe["rounding"] == "taqdit")
+
+
+def has_own_activations(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe's activations are measured on its own model, for scales of its own."""
+    return balances_channels(recipe) or learns_ranges(recipe)
 
 
 # Read when all blocks are done, for tuning and assembly; the blocks do not depend on them.
