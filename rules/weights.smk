@@ -193,6 +193,29 @@ rule export_weights:
         "../scripts/export_weights.py"
 
 
+rule export_ranges:
+    """Writes the ranges of the linears' inputs beside a recipe's checkpoint, for kernels to come."""
+    input:
+        unpack(range_files),
+    output:
+        ranges=f"{RESULTS}/weights/{{recipe}}/model/activations.safetensors",
+    log:
+        f"{RESULTS}/logs/export_ranges/{{recipe}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/export_ranges/{{recipe}}.tsv"
+    conda:
+        "../envs/mlx.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+    params:
+        code=code("export_ranges.py"),
+    message:
+        "Exporting the activation ranges of recipe {wildcards.recipe}"
+    script:
+        "../scripts/export_ranges.py"
+
+
 rule export:
     """Target: the checkpoint of the configuration's recipe in both layouts of stock DiffusionKit."""
     input:
@@ -210,4 +233,8 @@ rule quantize:
         expand(
             f"{activation_folder(config['recipe'])}/{{name}}.json",
             name=["quant_config", "quant_config_multitier"],
+        ),
+        expand(
+            f"{RESULTS}/weights/{{recipe}}/model/activations.safetensors",
+            recipe=config["recipe"],
         ),

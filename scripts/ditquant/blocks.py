@@ -106,6 +106,18 @@ def walk_linears(block: Block) -> list[Linear]:
     return linears
 
 
+def linear_path(name: str) -> str:
+    """A block linear's module path: "multimodal_transformer_blocks.3.image_..." of "mm03.img...".
+
+    Without a model: what `walk_linears` reads off one.
+    """
+    block, *place = name.split(".")
+    kind, index = block[:-2], int(block[-2:])
+    parents = {"mm": "multimodal_transformer_blocks", "uni": "unified_transformer_blocks"}
+    stream = "uni" if kind == "uni" else place.pop(0)
+    return ".".join([parents[kind], str(index), _STREAM_PATHS[stream], *place])
+
+
 def all_linears(model: nn.Module) -> list[Linear]:
     """The block linears of a whole MMDiT: 69 of the demo model, 285 of SD3-medium."""
     return [linear for block in walk_blocks(model) for linear in walk_linears(block)]

@@ -1,0 +1,18 @@
+"""Rule export_ranges: ranges of the linears' inputs, as tensors beside a recipe's checkpoint."""
+
+from ditquant.activation_statistics import load_statistics
+from ditquant.artifacts import save_tensors
+from ditquant.exported_ranges import input_ranges
+from ditquant.job import job
+from ditquant.quant_config import load_quant_config
+
+
+def main(statistics: str, config: str, ranges: str) -> None:
+    """Writes what a kernel with quantized activations would need; see `exported_ranges`."""
+    tensors, metadata = input_ranges(load_statistics(statistics), load_quant_config(config))
+    save_tensors(ranges, tensors, metadata)
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(snakemake.input.statistics, snakemake.input.config, snakemake.output.ranges)
