@@ -293,7 +293,7 @@ def test_a_shift_behind_gelu_saves_nearly_a_bit():
     gelu = values * 0.5 * (1 + np.tanh(0.7978846 * (values + 0.044715 * values**3)))
     gelu = (8 * gelu).clip(-0.17, None).astype(np.float32)
     summary = temporal_analysis(statistics({"a": values, "fc2": gelu}, post_gelu=("fc2",)))
-    # Half the codes of a symmetric quantizer stand for nothing, so a quarter of the squared error is
+    # Half the codes of a symmetric quantizer stand for nothing: a quarter of the squared error is
     # left; less here, because the many values at the lowest one are met exactly.
     assert 0.1 < summary["summary"]["post_gelu_shift_error"] < 0.3
     assert temporal_analysis(statistics({"a": values}))["summary"]["post_gelu_shift_error"] is None
