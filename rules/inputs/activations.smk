@@ -27,7 +27,7 @@ def weighting(name):
 
 
 def config_name(wildcards):
-    """The configuration that a rule makes: of its wildcard, or `a8`."""
+    """The configuration that is made: of the wildcard, or `a8`."""
     return wildcards.get("scales", "a8")
 
 
