@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipes import (
+from in_process import (
     CFG_WEIGHT,
+    FIRST,
     SEED,
     STEPS,
     cache_blocks,
@@ -56,7 +57,6 @@ from ditquant.settings import has_own_activations
 from ditquant.simulate import simulated_activations
 from ditquant.velocity_sensitivity import VelocityErrors, velocity_errors
 
-_FIRST = 32  # captions that are reported on their own
 BeforeStep = Callable[[int, float], None]
 
 
@@ -241,9 +241,9 @@ def main() -> None:
             with simulated_activations(model, parse_quant_config(config, name)) as before:
                 errors, psnr = captions.compare(model, steps, before)
         base = bases[recipe, steps] if config and recipe != "full" else None
-        first = None if base is None else (base[0][:_FIRST], base[1][:_FIRST])
+        first = None if base is None else (base[0][:FIRST], base[1][:FIRST])
         row = {
-            "first": summary(errors[:_FIRST], psnr[:_FIRST], first),
+            "first": summary(errors[:FIRST], psnr[:FIRST], first),
             "all": summary(errors, psnr, base),
             "average_bits": (config or {}).get("summary", {}).get("average_bits"),
             "errors": [float(f"{error:.6g}") for error in errors],
