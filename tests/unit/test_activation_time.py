@@ -1,0 +1,38 @@
+"""The benchmarks of activations measure what they say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return {name: importlib.import_module(name) for name in ("activation_time", "activations")}
+
+
+def test_every_granularity_is_timed_beside_plain_steps(benchmarks, tmp_path):
+    path = tmp_path / "times.json"
+    time = benchmarks["activation_time"]
+    record = time.main(["--size", "small", "--repeat", "2", "--json", str(path)])
+    assert record == json.loads(path.read_text())
+    assert list(record["rows"]) == list(time.CONFIGS)
+    for row in record["rows"].values():
+        assert row["ratio"] == pytest.approx(row["simulated_seconds"] / row["plain_seconds"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("full:*", ("full", ["*"], [28])),
+        ("best:a8*,t65*@20,50", ("best", ["a8*", "t65*"], [20, 50])),
+    ],
+)
+def test_rows_name_a_recipe_configurations_and_steps(benchmarks, text, expected):
+    assert benchmarks["activations"].parse_row(text) == expected
