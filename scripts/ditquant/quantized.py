@@ -30,9 +30,10 @@ Product = Callable[[mx.array, Packed, mx.array | None], mx.array]
 KERNEL_ROWS = {
     ("cpu", "float32"): 16,
     ("cpu", "half"): 0,
-    # CUDA: assumed, not measured; see benchmarks/results/forward_time.md.
-    ("cuda", "float32"): 8,
-    ("cuda", "half"): 8,
+    # CUDA: 27 ms a forward of SD3-medium's size by unpacking, 567 ms by the kernel, which for few
+    # rows compiles for over a minute on first use; benchmarks/results/forward_time.md.
+    ("cuda", "float32"): 0,
+    ("cuda", "half"): 0,
     # MLX's Metal kernels unpack inside the product at every size; there is nothing to gain.
     ("metal", "float32"): 2**31,
     ("metal", "half"): 2**31,
