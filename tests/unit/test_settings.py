@@ -163,6 +163,7 @@ def test_an_activation_configuration_changes_what_it_names(config):
             "cheap": {"tiers": {"mode": "threshold"}, "granularity": "group"},
         },
         "groups": 3,
+        "channel_group": None,
     }
     found = variant_names.activation_configs(config)
     assert list(found) == ["a8", "multitier", "a6", "poly", "cheap"]
