@@ -111,6 +111,8 @@ def plot_input_sqnr(documents: Sequence[Document]) -> Figure:
         lines = {name: own[stream, kind] for name, own in curves.items()}
         draw_curves(panel, sigmas, lines, styles, title=f"{_STREAMS[stream]}: {_KINDS[kind]}")
         sigma_axis(panel)
+        # Panels stand close: labels at both ends of an axis would meet the next one's.
+        panel.set_xticks([1.0, 0.5, 0.0], ["1", "0.5", "0"])
         panel.set_xlabel("sigma")
     axes[0].set_ylabel("SQNR in dB (higher is better)")
     legend_below(chart, axes[0], 4)
