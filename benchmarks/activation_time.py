@@ -102,18 +102,23 @@ def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="The cost of simulated activations.")
     parser.add_argument("--size", choices=["demo", *SIZES], default="demo")
+    parser.add_argument("--depth", type=int, help="blocks, instead of the size's own")
     parser.add_argument("--dtype", choices=DTYPES, help="float16; float32 on a CPU")
     parser.add_argument("--repeat", type=int, default=20, help="pairs of steps")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     dtype = options.dtype or ("float16" if is_accelerated() else "float32")
+    if options.size == "demo" and options.depth:
+        parser.error("--depth is for models of random weights")
     if options.size == "demo":
         model = load_mmdit(read_spec("demo"), DTYPES[dtype])
         inputs = random_inputs(DEMO, DTYPES[dtype])
     else:
-        model = build("full", SIZES[options.size], DTYPES[dtype])
-        inputs = random_inputs(SIZES[options.size], DTYPES[dtype])
-    print(f"{describe_device()}; {options.size}, {dtype}, a guided pair")
+        size = SIZES[options.size] | ({"depth": options.depth} if options.depth else {})
+        model = build("full", size, DTYPES[dtype])
+        inputs = random_inputs(size, DTYPES[dtype])
+    depth = f" ({options.depth} blocks)" if options.depth else ""
+    print(f"{describe_device()}; {options.size}{depth}, {dtype}, a guided pair")
     rows = {}
     for name, (granularity, group) in CONFIGS.items():
         config = configuration(model, granularity, group)
@@ -127,6 +132,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     record = {
         "device": describe_device(),
         "size": options.size,
+        "depth": options.depth,
         "dtype": dtype,
         "repeat": options.repeat,
         "rows": rows,
