@@ -27,7 +27,7 @@ def plain(message: str) -> str:
         ({"weights": {"stride": 0}}, "weights.stride: 0 is less than the minimum of 1."),
         ({"activations": {"stride": 0}}, "activations.stride: 0 is less than the minimum of 1."),
         ({"recipe": "adaruond"}, "unknown recipe 'adaruond'"),
-        ({"evaluation": {"variants": ["svd*-a8"]}}, "no recipe is named like 'svd*'"),
+        ({"evaluation": {"variants": ["svd*-a8"]}}, "svd*-a8: no variant is named like this"),
         ({"model": {"name": "sd4"}}, "Unknown model 'sd4'"),
         ({"num_images": 4000}, "num_images is 4000"),
         ({"inference": {"prompts": [" "]}}, "inference.prompts: a prompt is empty."),
@@ -57,7 +57,7 @@ def test_empty_prompt_file(workspace):
     [
         ("weights/svdquant/blocks/mm00.json", "Unknown recipe 'svdquant'"),
         ("weights/rtn/blocks/mm77.json", "Unknown block 'mm77'"),
-        ("images/svdquant-a8/p00.png", "Unknown recipe 'svdquant'"),
+        ("images/svdquant-a8/p00.png", "svdquant-a8: unknown recipe 'svdquant'"),
         ("images/full/p77.png", "Unknown prompt 'p77'"),
         ("calibration/0099.safetensors", "has 3 calibration images"),
     ],
