@@ -10,13 +10,12 @@ import pytest
 import export_ranges
 from ditquant.activation_statistics import save_statistics
 from ditquant.artifacts import load_metadata, load_tensors, write_json
-from ditquant.backend import mx, to_numpy
+from ditquant.backend import to_numpy
 from ditquant.blocks import all_linears, linear_path
-from ditquant.calibration import Conditioning, Trajectory
 from ditquant.observe import measure_image
 from ditquant.quant_config import load_quant_config
 from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.sampling import sigma_schedule
+from support.block_data import random_trajectory
 from support.models import build_mmdit
 
 
@@ -27,17 +26,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def statistics(model):
-    mx.random.seed(1)
-    sigmas = sigma_schedule(5, 3.0)
-    path = Trajectory(
-        mx.random.normal((6, 8, 8, 16)),
-        sigmas,
-        sigmas[:-1] * 1000,
-        Conditioning(mx.random.normal((2, 7, 32)), mx.random.normal((2, 32))),
-        4.0,
-        "",
-    )
-    return measure_image(model, path, [0, 1, 2, 3, 4], "tiny", "0000")
+    return measure_image(model, random_trajectory(1, steps=5), [0, 1, 2, 3, 4], "tiny", "0000")
 
 
 def test_paths_are_those_of_the_modules(model):

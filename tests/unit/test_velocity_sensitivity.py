@@ -7,12 +7,11 @@ import pytest
 
 from ditquant.activation_configs import make_config, tier_configs
 from ditquant.artifacts import read_json
-from ditquant.backend import mx, to_numpy
-from ditquant.calibration import Conditioning, Trajectory
+from ditquant.backend import to_numpy
 from ditquant.errors import UserError
 from ditquant.observe import measure_image
 from ditquant.ranges import CONFIG_FORMAT
-from ditquant.sampling import sigma_schedule, velocity_at
+from ditquant.sampling import velocity_at
 from ditquant.simulate import simulated_activations
 from ditquant.velocity_sensitivity import (
     latent_errors,
@@ -21,6 +20,7 @@ from ditquant.velocity_sensitivity import (
     save_velocity_errors,
     velocity_errors,
 )
+from support.block_data import random_trajectory
 from support.models import build_mmdit
 
 MEASURED, STEPS = [0, 2, 4], [0, 4]
@@ -45,16 +45,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def trajectory():
-    mx.random.seed(1)
-    sigmas = sigma_schedule(5, 3.0)
-    return Trajectory(
-        latents=mx.random.normal((6, 8, 8, 16)),
-        sigmas=sigmas,
-        timesteps=sigmas[:-1] * 1000,
-        conditioning=Conditioning(mx.random.normal((2, 7, 32)), mx.random.normal((2, 32))),
-        cfg_weight=4.0,
-        prompt="a circle",
-    )
+    return random_trajectory(1, steps=5)
 
 
 @pytest.fixture(scope="module")
