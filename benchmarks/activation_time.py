@@ -8,6 +8,7 @@ is computed, and the network runs on a guided pair. Sizes: `demo` is the embedde
 `sd3-medium` one of that size with random weights (512 x 512 pixels; see `forward_time.py`). Weights
 are full precision, so every second that is added is the simulation's. Steps without and with it
 alternate, so that a machine that is slower for a while is so for both; medians are compared.
+`differ`: values that the backend's own kernel rounds unlike the portable one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
 
 from ditquant.backend import describe_device, is_accelerated, mx, nn
-from ditquant.blocks import ANY_TIMESTEP, all_linears
+from ditquant.blocks import ANY_TIMESTEP, all_linears, blocks_started
+from ditquant.fake_quantization import kernel_arguments, kernel_of, portable_kernel
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.quant_config import LayerConfig, QuantConfig
@@ -40,6 +42,8 @@ CONFIGS: dict[str, tuple[str, int | None]] = {
     "dynamic-token": ("dynamic-token", None),
     "dynamic-token, groups of 64": ("dynamic-token", 64),
 }
+# Linears of the first block, whose inputs have every width.
+DIFFERING = 12
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.25)
 # Widths of the embedded model, as `forward_time.SIZES` has them.
 DEMO = {"latent": 16, "tokens": 24, "channels": 128, "pooled": 128}
@@ -79,7 +83,8 @@ def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> 
 
     def step() -> mx.array:
         modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
-        return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
+        with blocks_started(model):
+            return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
 
     def simulated(index: int) -> float:
         with simulated_activations(model, config) as before_step:
@@ -97,6 +102,23 @@ def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> 
     pairs = [(timed(step), simulated(index)) for index in range(repeat)]
     plain, quantized = (statistics.median(times) for times in zip(*pairs, strict=True))
     return {"plain_seconds": plain, "simulated_seconds": quantized, "ratio": quantized / plain}
+
+
+def differing(model: nn.Module, config: QuantConfig, dtype: mx.Dtype) -> int:
+    """Values of random inputs that this backend's kernel rounds unlike the portable one."""
+    kind = config.granularity, config.channel_group
+    numbers = {layer.input: config.numbers(layer, SIGMAS[0]) for layer in config.layers.values()}
+    arguments = kernel_arguments(numbers)
+    count = 0
+    for linear in all_linears(model)[:DIFFERING]:
+        layer = config.layers[linear.name]
+        x = mx.random.normal((2, 154, 1, layer.channels), key=mx.random.key(3)).astype(dtype)
+        own, portable = (
+            kernel(x, *arguments[layer.input])
+            for kernel in (kernel_of(*kind), portable_kernel(*kind))
+        )
+        count += mx.sum(own != portable).item()
+    return int(count)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -123,10 +145,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, (granularity, group) in CONFIGS.items():
         config = configuration(model, granularity, group)
         rows[name] = measure(model, inputs, config, options.repeat)
+        rows[name]["differing"] = differing(model, config, DTYPES[dtype])
         plain, quantized = rows[name]["plain_seconds"], rows[name]["simulated_seconds"]
         print(
             f"{name:28} {plain * 1e3:8.2f} ms without {quantized * 1e3:8.2f} ms with "
-            f"{rows[name]['ratio']:6.3f} x",
+            f"{rows[name]['ratio']:6.3f} x, {rows[name]['differing']} values differ",
             flush=True,
         )
     record = {

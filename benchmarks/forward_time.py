@@ -11,13 +11,15 @@ pixels: 2 rows of 1,024 image and 154 text tokens. Attention and MLP have 4 bits
     stock        `nn.quantize(model)`: every linear in 4 bits, MLX's own layer
     dequantize   our layers, always unpacked into a temporary
     kernel       our layers, always `mx.quantized_matmul`, on joined rows
-    table        our layers, the faster way by `KERNEL_ROWS`: what the workflow loads
+    table        our layers, the faster way by `KERNEL_ROWS`
+    together     the same, all layers of a block unpacked at once: what the workflow runs
     compiled     unpacked by shifts that `mx.compile` fuses, instead of `mx.dequantize`
     cuda-kernel  unpacked by a kernel that writes a whole word's values at once (CUDA only)
 
 `forward` is the network alone, `step` also computes the modulation from the time step, as each step
-of the sampler does. `difference` is the mean squared difference of the output from that of
-`dequantize`, relative: above 1e-5 a variant computes something else.
+of the sampler does; as there, each block is started while the host prepares the next. `difference`
+is the mean squared difference of the output from that of `dequantize`, relative: above 1e-5 a
+variant computes something else.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,9 +52,16 @@ from ditquant.backend import (  # noqa: E402
     mx,
     nn,
 )
-from ditquant.blocks import all_linears, other_linears, set_linear  # noqa: E402
+from ditquant.blocks import (  # noqa: E402
+    ANY_TIMESTEP,
+    all_linears,
+    blocks_started,
+    other_linears,
+    set_linear,
+)
 from ditquant.grids import Packed  # noqa: E402
 from ditquant.models.load import DTYPES  # noqa: E402
+from ditquant.packed_blocks import blocks_unpacked  # noqa: E402
 from ditquant.sampling import modulate, modulation_inputs  # noqa: E402
 
 GROUP_SIZE, BLOCK_BITS, OTHER_BITS = 64, 4, 8
@@ -147,9 +157,8 @@ def for_many_rows(product: quantized.Product) -> quantized.Product:
     """`product` where the table says that unpacking is faster, else the kernel."""
 
     def choose(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
-        kind = "float32" if x.dtype == mx.float32 else "half"
-        few = x.shape[0] <= quantized.KERNEL_ROWS[backend_name(), kind]
-        return (quantized.kernel_product if few else product)(x, packed, bias)
+        way = quantized.kernel_product if quantized.takes_kernel(x) else product
+        return way(x, packed, bias)
 
     return choose
 
@@ -159,10 +168,13 @@ PACKED: dict[str, quantized.Product] = {
     "dequantize": quantized.dequantized_product,
     "kernel": quantized.kernel_product,
     "table": quantized.packed_product,
+    "together": quantized.packed_product,
     "compiled": for_many_rows(compiled_product),
     "cuda-kernel": for_many_rows(cuda_product),
 }
 VARIANTS = ("full", "stock", *PACKED)
+# MLX's layer takes 30 times as long on CUDA: fewer calls tell as much.
+SLOW = ("stock", "kernel")
 
 
 # ------------------------------------------------------------------------------------- models
@@ -261,16 +273,22 @@ def measure(
     model = build(variant, size, dtype)
 
     def forward() -> mx.array:
-        timesteps = mx.broadcast_to(inputs.timestep, [2])
-        return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), timesteps)
+        with blocks_started(model):
+            return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
 
     def step() -> mx.array:
         modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
         return forward()
 
+    with blocks_unpacked(model) if variant == "together" else nullcontext():
+        return measured(forward, step, before, repeat if variant not in SLOW else min(repeat, 3))
+
+
+def measured(
+    forward: Callable[[], mx.array], step: Callable[[], mx.array], before: int, repeat: int
+) -> tuple[dict[str, Any], mx.array]:
+    """See `measure`; `before`: bytes that were in use without the model."""
     mx.eval(step())
-    # MLX's layer takes 30 times as long on CUDA: fewer calls tell as much.
-    repeat = min(repeat, 3) if variant in ("stock", "kernel") else repeat
     row = {"forward_seconds": seconds(forward, repeat), "step_seconds": seconds(step, repeat)}
     gc.collect()
     mx.clear_cache()

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import mx
+from .backend import device_arrays, mx
 from .block_gradients import cheap_gradients
 from .blocks import Linear
 from .learning_state import State, load_state, new_state, save_state
@@ -219,11 +219,16 @@ class Learner:
         error, slopes, step_slopes = self._batch_slopes(weights, state, rows)
         parts = len(rows) // self._at_once
         done = state.iteration + 1
-        corrections = [_scalar(1 / (1 - keep**done)) for keep in ADAM_DECAY]
-        scale = _scalar(1 / (self._loss_scale * parts))
-        penalty = _scalar(self._penalty if progress >= 0 else 0.0)
-        bits = bits_of(annealed_beta(max(progress, 0.0)) - 1)
-        rate = _scalar(options.learning_rate)
+        rate, scale, penalty, *more = device_arrays(
+            [
+                options.learning_rate,
+                1 / (self._loss_scale * parts),
+                self._penalty if progress >= 0 else 0.0,
+                *(1 / (1 - keep**done) for keep in ADAM_DECAY),
+                *bits_of(annealed_beta(max(progress, 0.0)) - 1),
+            ]
+        )
+        corrections, bits = more[:2], more[2:]
         updated = [
             advance(*one, (slope, rise, scale, penalty, bits), (rate, *corrections))
             for *one, slope, rise in zip(
@@ -247,7 +252,7 @@ class Learner:
         if self._joint is None:
             return
         turn = math.pi * state.iteration / self._options.iterations
-        rate = _scalar(self._joint.learning_rate * (1 + math.cos(turn)) / 2)
+        rate = mx.array(self._joint.learning_rate * (1 + math.cos(turn)) / 2)
         moved = [
             adam_step(step, mean, square, slope * scale, rate, *corrections)
             for step, mean, square, slope in zip(
@@ -258,10 +263,6 @@ class Learner:
         # A step of zero would divide by zero; a range has never to shrink that far.
         smallest = [0.01 * one.step for one in self._joint.quantizers.values()]
         state.steps = [mx.maximum(*pair) for pair in zip(state.steps, smallest, strict=True)]
-
-
-def _scalar(value: float) -> mx.array:
-    return mx.array(value, dtype=mx.float32)
 
 
 def loss_scale(problem: BlockProblem, rows: int) -> float:

@@ -12,8 +12,9 @@ Which one is faster depends on the backend, so `KERNEL_ROWS` says up to how many
 used. It is a table and not a measurement at run time: the two ways differ in their last bits, and a
 run must give the same bits again. `benchmarks/kernel_rows.py` measures the table anew.
 
-(Stacking query, key and value of a stream into one packed weight, unpacking by fused shifts and by
-an own CUDA kernel were slower on an H200: benchmarks/results/forward_time.md.)
+`packed_blocks` unpacks all layers of a block at once. (Stacking query, key and value of a stream
+into one packed weight, unpacking by fused shifts and by an own CUDA kernel were slower on an H200:
+benchmarks/results/forward_time.md.)
 """
 
 from __future__ import annotations
@@ -54,14 +55,29 @@ def kernel_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.arr
     return y if bias is None else y + bias
 
 
-def dequantized_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
-    """x W^T + bias with W unpacked into the dtype of x; see `packed_product`."""
-    weight = mx.dequantize(
+def unpack(packed: Packed) -> mx.array:
+    """The values, (rows, columns) in the dtype of the scales."""
+    return mx.dequantize(
         packed.weight, packed.scales, packed.biases, packed.group_size, packed.bits
     )
+
+
+def dequantized_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
+    """x W^T + bias with W unpacked into the dtype of x; see `packed_product`."""
+    return unpacked_product(x, unpack(packed), bias)
+
+
+def unpacked_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+    """x W^T + bias with an unpacked W (outputs, inputs); see `packed_product`."""
     if weight.dtype != x.dtype:
         weight = weight.astype(x.dtype)
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+
+
+def takes_kernel(x: mx.array) -> bool:
+    """Whether MLX's kernel is the faster way for x (rows, inputs)."""
+    kind = "float32" if x.dtype == mx.float32 else "half"
+    return bool(x.shape[0] <= KERNEL_ROWS[backend_name(), kind])
 
 
 def packed_product(x: mx.array, packed: Packed, bias: mx.array | None = None) -> mx.array:
@@ -75,10 +91,8 @@ def packed_product(x: mx.array, packed: Packed, bias: mx.array | None = None) ->
     Returns:
         (rows, outputs), in the dtype of x unless scales or bias promote it.
     """
-    kind = "float32" if x.dtype == mx.float32 else "half"
-    if x.shape[0] <= KERNEL_ROWS[backend_name(), kind]:
-        return kernel_product(x, packed, bias)
-    return dequantized_product(x, packed, bias)
+    product = kernel_product if takes_kernel(x) else dequantized_product
+    return product(x, packed, bias)
 
 
 def _on_rows(x: mx.array, product: Callable[[mx.array], mx.array]) -> mx.array:
@@ -113,12 +127,27 @@ class PackedLinear(nn.QuantizedLinear):
         if bias is not None:
             self.bias = bias
         self._product = product
+        self._unpacked: mx.array | None = None
         self.freeze()
 
     @property
     def packed(self) -> Packed:
         return Packed(self.weight, self.scales, self.biases, self.bits, self.group_size)
 
+    def lend(self, unpacked: mx.array | None) -> None:
+        """Has the layer multiply by these values (outputs, inputs) instead of unpacking its own.
+
+        Args:
+            unpacked: what its packed weight stands for; None ends the loan.
+        """
+        self._unpacked = unpacked
+
     def __call__(self, x: mx.array) -> mx.array:
         bias = self.bias if "bias" in self else None
-        return _on_rows(x, lambda rows: self._product(rows, self.packed, bias))
+
+        def product(rows: mx.array) -> mx.array:
+            if self._unpacked is None or takes_kernel(rows):
+                return self._product(rows, self.packed, bias)
+            return unpacked_product(rows, self._unpacked, bias)
+
+        return _on_rows(x, product)

@@ -10,9 +10,13 @@ Throughout, `steps` = W / scale + zero (`grids.steps_of`) and codes lie in 0 .. 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .backend import is_accelerated, mx, polynomial
 from .grids import Scales, values_of
+
+# `bits_of` a number, as arrays inside compiled functions.
+Bits = Sequence[float] | Sequence[mx.array]
 
 # The stretch of the rectified sigmoid: h reaches 0 and 1 at finite alpha (Louizos et al. 2018).
 ZETA, GAMMA = 1.1, -0.1
@@ -83,16 +87,17 @@ def hard_codes(steps: mx.array, alpha: mx.array, levels: int) -> mx.array:
     return mx.clip(mx.floor(steps) + (alpha >= 0), 0, levels - 1)
 
 
-def bits_of(exponent: int) -> mx.array:
-    """The lowest five bits of a whole number, (5,) float32, lowest first: for `power`."""
-    return mx.array([float(exponent >> bit & 1) for bit in range(5)], dtype=mx.float32)
+def bits_of(exponent: int) -> list[float]:
+    """The lowest five bits of a whole number, lowest first: for `power`."""
+    return [float(exponent >> bit & 1) for bit in range(5)]
 
 
-def power(x: mx.array, bits: mx.array) -> mx.array:
+def power(x: mx.array, bits: Bits) -> mx.array:
     """x^n by repeated squaring, for a whole n from 0 to 31 given as `bits_of(n)`.
 
-    n is an array, so that a compiled function serves every n; `mx.power` costs ten products. The
-    factor x or 1 is x b + (1 - b), which the CPU's compiler vectorises, unlike a choice.
+    The bits may be arrays (), so that a compiled function serves every n; `mx.power` costs ten
+    products. The factor x or 1 is x b + (1 - b), which the CPU's compiler vectorises, unlike a
+    choice.
     """
     result = x * bits[0] + (1.0 - bits[0])
     for bit in range(1, 5):
@@ -110,7 +115,7 @@ def regularizer(h: mx.array, beta: int) -> mx.array:
     return 1.0 - power(2.0 * h - 1.0, bits_of(beta))
 
 
-def regularizer_slope(h: mx.array, bits: mx.array) -> mx.array:
+def regularizer_slope(h: mx.array, bits: Bits) -> mx.array:
     """d regularizer / dh = -2 beta (2h - 1)^(beta - 1) for an even beta.
 
     Args:

@@ -12,7 +12,14 @@ from typing import Any
 
 from .backend import compiled, is_accelerated, mx
 from .grids import SCALE_DTYPE, Scales
-from .rounding import bounded, inner_sigmoid, inner_sigmoid_slope, regularizer_slope, soft_line
+from .rounding import (
+    Bits,
+    bounded,
+    inner_sigmoid,
+    inner_sigmoid_slope,
+    regularizer_slope,
+    soft_line,
+)
 
 # The usual 0.9 for the first moment carries alpha past the point where it should settle between 0
 # and 1: on one block of the demo model 0.5 left 0.54 of RTN's error on unseen rows, 0.9 left 0.62.
@@ -86,7 +93,7 @@ def adam_step(
 
 
 @_apart
-def _penalty_slope(h: mx.array, penalty: mx.array, beta_bits: mx.array) -> mx.array:
+def _penalty_slope(h: mx.array, penalty: mx.array, beta_bits: Bits) -> mx.array:
     return penalty * regularizer_slope(h, beta_bits)
 
 
@@ -108,7 +115,7 @@ def alpha_slope(
     rise: mx.array,
     error_scale: mx.array,
     penalty: mx.array,
-    beta_bits: mx.array,
+    beta_bits: Bits,
 ) -> mx.array:
     """d (error + regulariser) / d alpha.
 

@@ -6,105 +6,17 @@ MLX has no W4A8 product, so activations are quantized and dequantized in front o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import numpy as np
 
-from .backend import compiled, mx, nn, to_numpy
+from .backend import mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .errors import UserError
-from .intervals import SMALLEST_RANGE
+from .fake_quantization import kernel_arguments, kernel_of
 from .metrics import decibels
-from .quant_config import Numbers, QuantConfig
-from .ranges import DYNAMIC
-
-Kernel = Callable[..., mx.array]
-
-
-def _fake_quantize(
-    x: mx.array, scale: mx.array, shift: mx.array, low: mx.array, high: mx.array
-) -> mx.array:
-    codes = mx.clip(mx.round((x.astype(mx.float32) - shift) / scale), low, high)
-    return (codes * scale + shift).astype(x.dtype)
-
-
-def _dynamic_quantize(
-    x: mx.array, shift: mx.array, low: mx.array, high: mx.array, axes: tuple[int, ...]
-) -> mx.array:
-    centered = x.astype(mx.float32) - shift
-    # Axis by axis, the last first: a GPU has few threads for one reduction over a whole tensor.
-    largest = mx.abs(centered)
-    for axis in reversed(axes):
-        largest = largest.max(axis=axis, keepdims=True)
-    scale = mx.maximum(largest, SMALLEST_RANGE) / high
-    return (mx.clip(mx.round(centered / scale), low, high) * scale + shift).astype(x.dtype)
-
-
-# Scales and limits are arrays, so that one compiled kernel serves every layer, sigma and tier.
-_compiled_fake_quantize = compiled(_fake_quantize)
-
-
-@cache
-def _dynamic_kernel(granularity: str, channel_group: int | None) -> Kernel:
-    """Called with x, shift, low, high; the groups of channels are an axis of their own."""
-
-    def kernel(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
-        # Not the first axis: a picture must not depend on which others are drawn with it.
-        tokens = range(1, x.ndim - 1) if granularity == "dynamic-tensor" else ()
-        parts, z = x, shift
-        if channel_group is not None:
-            parts = x.reshape(*x.shape[:-1], -1, channel_group)
-            z = shift.reshape(-1, channel_group) if shift.size > 1 else shift
-        return _dynamic_quantize(parts, z, low, high, (*tokens, -1)).reshape(x.shape)
-
-    return compiled(kernel)
-
-
-def fake_quantize(
-    x: mx.array, scale: float | np.ndarray, bits: int, shift: float | np.ndarray = 0.0
-) -> mx.array:
-    """clip(round((x - z) / s), -2^(b-1), 2^(b-1) - 1) s + z, in float32, in the dtype of x.
-
-    Args:
-        x: (..., channels) of any float dtype.
-        scale: s, positive; one number, or one for each channel.
-        bits: b.
-        shift: z, the value of code 0; likewise.
-    """
-    return _compiled_fake_quantize(x, *_arrays(Numbers(bits, scale, shift)))
-
-
-def fake_quantize_dynamic(
-    x: mx.array,
-    granularity: str,
-    bits: int,
-    shift: float | np.ndarray = 0.0,
-    unsigned: bool = False,
-    channel_group: int | None = None,
-) -> mx.array:
-    """The same with s = max |x - z| / (largest code), found in the values themselves.
-
-    Args:
-        x: (batch, ..., channels).
-        granularity: "dynamic-tensor": the maximum is over all of one entry of the batch;
-            "dynamic-token": over the channels of one token.
-        bits, shift: see `fake_quantize`.
-        unsigned: codes are 0 to 2^b - 1, for values that are never below z.
-        channel_group: each so many adjacent channels have a scale of their own, as llama.cpp's
-            blocks of 32 activations have (ggml's Q8_0); None: all channels share it.
-    """
-    kernel = _dynamic_kernel(granularity, channel_group)
-    return kernel(x, *_arrays(Numbers(bits, None, shift, unsigned)))
-
-
-def _arrays(numbers: Numbers) -> tuple[mx.array, ...]:
-    """The arguments of a kernel behind x: the scale where it is known, z and the extreme codes."""
-    low = 0 if numbers.unsigned else -(2 ** (numbers.bits - 1))
-    high = low + 2**numbers.bits - 1
-    limits = (mx.array(numbers.shift), mx.array(float(low)), mx.array(float(high)))
-    return limits if numbers.scale is None else (mx.array(numbers.scale), *limits)
+from .quant_config import QuantConfig
 
 
 def _check_fit(linears: list[Linear], config: QuantConfig) -> None:
@@ -131,9 +43,7 @@ class Simulation:
 
     def __init__(self, config: QuantConfig):
         self._config = config
-        self._kernel: Kernel = _compiled_fake_quantize
-        if config.granularity in DYNAMIC:
-            self._kernel = _dynamic_kernel(config.granularity, config.channel_group)
+        self._kernel = kernel_of(config.granularity, config.channel_group)
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
         # Kernels' arguments, made once for each row of the configuration; a step needs hundreds.
         self._arrays: dict[float | int, dict[str, tuple[mx.array, ...]]] = {}
@@ -147,10 +57,9 @@ class Simulation:
         key = sigma if self._config.granularity == "polynomial" else self._config.row(sigma)
         if key not in self._arrays:
             one_of_each = {layer.input: layer for layer in self._config.layers.values()}
-            self._arrays[key] = {
-                name: _arrays(self._config.numbers(layer, sigma))
-                for name, layer in one_of_each.items()
-            }
+            self._arrays[key] = kernel_arguments(
+                {name: self._config.numbers(layer, sigma) for name, layer in one_of_each.items()}
+            )
         self._numbers = self._arrays[key]
         if self._energies is not None:
             # What was measured is computed before the next pass holds as much again.

@@ -30,7 +30,7 @@ import numpy as np
 
 from .backend import mx, nn
 from .block_gradients import cheap_gradients
-from .blocks import ANY_TIMESTEP, Block, blocks_replaced, walk_blocks, walk_linears
+from .blocks import ANY_TIMESTEP, Block, InPlace, blocks_replaced, walk_blocks, walk_linears
 from .calibration import Trajectory
 from .grids import Packed, dequantize
 from .learning_state import TuningState, load_tuning, new_tuning, save_tuning
@@ -80,20 +80,17 @@ class Tuned:
     document: dict[str, Any]
 
 
-class _TunedBlock:
-    """Called in a block's place: computes with tuned weights, and again in the backward pass.
+class _TunedBlock(InPlace):
+    """Computes with tuned weights, and again in the backward pass.
 
     Attributes:
         offsets: two arrays a linear, set before each pass.
     """
 
     def __init__(self, block: Block, grids: Sequence[TunedGrid]):
-        self._block, self._grids = block, grids
+        super().__init__(block)
+        self._grids = grids
         self.offsets: Sequence[mx.array] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        # Whoever sets the modulation walks the blocks' streams.
-        return getattr(self._block.module, name)
 
     def __call__(self, *arguments: mx.array, positional_encodings: mx.array | None = None) -> Any:
         is_dropped: list[bool] = []

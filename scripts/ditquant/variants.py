@@ -16,7 +16,7 @@ rounded to the 8-bit grid and the product is computed in the model's dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from .checkpoint import load_quantized
 from .errors import UserError
 from .models.load import load_mmdit
 from .models.spec import ModelSpec
+from .packed_blocks import blocks_unpacked
 from .quant_config import load_quant_config
 from .simulate import simulated_activations
 from .variant_names import FULL, WEIGHT_KINDS, split_variant
@@ -109,7 +110,8 @@ def open_variant(
     else:
         network = load_quantized(spec, Path(checkpoint).parent, dtype, packed=kind == "native")
     if recipe is None or kind in WEIGHT_KINDS:
-        yield Variant(network, dtype, _nothing)
+        with blocks_unpacked(network) if kind == "native" else nullcontext():
+            yield Variant(network, dtype, _nothing)
         return
     if quant_config is None:
         raise UserError(f"Variant {name} needs an activation configuration (quant_config.json).")

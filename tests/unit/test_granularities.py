@@ -12,6 +12,7 @@ from ditquant.activation_statistics import save_statistics
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
+from ditquant.fake_quantization import fake_quantize_dynamic
 from ditquant.intervals import GELU_LOW, largest_code, range_and_shift
 from ditquant.polynomials import evaluate, least_squares, upper_fit, variable_of
 from ditquant.quant_config import Numbers, load_quant_config, parse_quant_config
@@ -23,7 +24,6 @@ from ditquant.ranges import (
 )
 from ditquant.sampling import sigma_schedule
 from ditquant.segments import grouped, segment
-from ditquant.simulate import fake_quantize_dynamic
 from ditquant.tiers import multi_tier
 from support.activations import input_statistics, statistics
 

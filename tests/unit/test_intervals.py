@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx, to_numpy
+from ditquant.fake_quantization import fake_quantize, fake_quantize_dynamic
 from ditquant.intervals import (
     GELU_LOW,
     SHIFTS,
@@ -17,7 +18,6 @@ from ditquant.intervals import (
     shift_errors,
 )
 from ditquant.ranges import ScaleOptions, single_tier
-from ditquant.simulate import fake_quantize, fake_quantize_dynamic
 from ditquant.tiers import multi_tier
 from support.activations import input_statistics, statistics
 

@@ -16,6 +16,7 @@ from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, to_numpy
 from ditquant.blocks import all_linears
 from ditquant.errors import UserError
+from ditquant.fake_quantization import fake_quantize
 from ditquant.intervals import largest_code
 from ditquant.layer_inputs import shared_input
 from ditquant.learned_ranges import (
@@ -28,7 +29,6 @@ from ditquant.lsq import ActivationQuantizer, quantize
 from ditquant.quant_config import parse_quant_config
 from ditquant.ranges import ScaleOptions, single_tier
 from ditquant.segments import grouped
-from ditquant.simulate import fake_quantize
 from ditquant.tiers import TIER_BITS, multi_tier
 from support.activations import statistics
 from support.models import build_mmdit

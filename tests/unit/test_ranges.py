@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx, to_numpy
+from ditquant.fake_quantization import fake_quantize
 from ditquant.intervals import clip_limits, largest_code, range_and_shift
 from ditquant.ranges import single_tier
-from ditquant.simulate import fake_quantize
 from ditquant.tiers import multi_tier, tier_of
 from support.activations import input_statistics, statistics
 

@@ -12,11 +12,12 @@ from ditquant.backend import mx, to_numpy
 from ditquant.blocks import all_linears
 from ditquant.calibration import Conditioning, Trajectory
 from ditquant.errors import UserError
+from ditquant.fake_quantization import fake_quantize
 from ditquant.observe import measure_image
 from ditquant.quant_config import load_quant_config
 from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
 from ditquant.sampling import initial_latents, sample_euler, sigma_schedule
-from ditquant.simulate import fake_quantize, simulated_activations
+from ditquant.simulate import simulated_activations
 from support.models import build_mmdit
 
 STEPS = 6
