@@ -24,7 +24,7 @@ from typing import Any
 from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
 
 from ditquant.backend import describe_device, is_accelerated, mx, nn
-from ditquant.blocks import ANY_TIMESTEP, all_linears, blocks_started
+from ditquant.blocks import ANY_TIMESTEP, all_linears
 from ditquant.fake_quantization import kernel_arguments, kernel_of, portable_kernel
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
@@ -83,8 +83,7 @@ def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> 
 
     def step() -> mx.array:
         modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
-        with blocks_started(model):
-            return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
+        return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
 
     def simulated(index: int) -> float:
         with simulated_activations(model, config) as before_step:

@@ -17,9 +17,8 @@ pixels: 2 rows of 1,024 image and 154 text tokens. Attention and MLP have 4 bits
     cuda-kernel  unpacked by a kernel that writes a whole word's values at once (CUDA only)
 
 `forward` is the network alone, `step` also computes the modulation from the time step, as each step
-of the sampler does; as there, each block is started while the host prepares the next. `difference`
-is the mean squared difference of the output from that of `dequantize`, relative: above 1e-5 a
-variant computes something else.
+of the sampler does. `difference` is the mean squared difference of the output from that of
+`dequantize`, relative: above 1e-5 a variant computes something else.
 """
 
 from __future__ import annotations
@@ -55,7 +54,6 @@ from ditquant.backend import (  # noqa: E402
 from ditquant.blocks import (  # noqa: E402
     ANY_TIMESTEP,
     all_linears,
-    blocks_started,
     other_linears,
     set_linear,
 )
@@ -273,8 +271,7 @@ def measure(
     model = build(variant, size, dtype)
 
     def forward() -> mx.array:
-        with blocks_started(model):
-            return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
+        return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
 
     def step() -> mx.array:
         modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))

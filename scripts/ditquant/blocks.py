@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .backend import is_accelerated, mx, nn
+from .backend import mx, nn
 
 _LINEARS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")
 
@@ -223,7 +223,7 @@ class Tap(nn.Module):
         self._see = see
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.module(self._see(x))
+        return self["module"](self._see(x))
 
     # DiffusionKit's unified blocks read fc2's bias and set it to zero in every call.
     def __getattr__(self, key: str) -> Any:
@@ -271,16 +271,6 @@ class InPlace:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block.module, name)
-
-
-class _Starter(InPlace):
-    """Has the device begin with the block."""
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        output = self._block.module(*arguments, **options)
-        outputs = output if isinstance(output, tuple) else (output,)
-        mx.async_eval([stream for stream in outputs if stream is not None])
-        return output
 
 
 class _Recorder(InPlace):
@@ -333,18 +323,4 @@ def boundaries(
     `name` is "mm03" for the input of block mm03 and "mm03.out" for its output.
     """
     with blocks_replaced(model, lambda block: _Recorder(block, note)):
-        yield
-
-
-@contextmanager
-def blocks_started(model: nn.Module) -> Iterator[None]:
-    """Within the context, an accelerator computes each block while the host prepares the next.
-
-    Else it would wait until the whole forward pass is prepared; on an H200 that is 3 of the 16 ms
-    that SD3-medium's size takes. Nothing may differentiate or compile the pass.
-    """
-    if not is_accelerated():
-        yield
-        return
-    with blocks_replaced(model, _Starter):
         yield

@@ -64,11 +64,7 @@ def unpack(packed: Packed) -> mx.array:
 
 def dequantized_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
     """x W^T + bias with W unpacked into the dtype of x; see `packed_product`."""
-    return unpacked_product(x, unpack(packed), bias)
-
-
-def unpacked_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
-    """x W^T + bias with an unpacked W (outputs, inputs); see `packed_product`."""
+    weight = unpack(packed)
     if weight.dtype != x.dtype:
         weight = weight.astype(x.dtype)
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
@@ -127,27 +123,12 @@ class PackedLinear(nn.QuantizedLinear):
         if bias is not None:
             self.bias = bias
         self._product = product
-        self._unpacked: mx.array | None = None
         self.freeze()
 
     @property
     def packed(self) -> Packed:
         return Packed(self.weight, self.scales, self.biases, self.bits, self.group_size)
 
-    def lend(self, unpacked: mx.array | None) -> None:
-        """Has the layer multiply by these values (outputs, inputs) instead of unpacking its own.
-
-        Args:
-            unpacked: what its packed weight stands for; None ends the loan.
-        """
-        self._unpacked = unpacked
-
     def __call__(self, x: mx.array) -> mx.array:
         bias = self.bias if "bias" in self else None
-
-        def product(rows: mx.array) -> mx.array:
-            if self._unpacked is None or takes_kernel(rows):
-                return self._product(rows, self.packed, bias)
-            return unpacked_product(rows, self._unpacked, bias)
-
-        return _on_rows(x, product)
+        return _on_rows(x, lambda rows: self._product(rows, self.packed, bias))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .backend import mx, nn
-from .blocks import ANY_TIMESTEP, blocks_started, modulated_modules, set_modulation
+from .blocks import ANY_TIMESTEP, modulated_modules, set_modulation
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def predict(
     inputs = (mx.concatenate([latents] * 2, axis=0) if guided else latents).astype(
         conditioning.dtype
     )
-    with blocks_started(model):
-        output = model(inputs, mx.expand_dims(conditioning, 2), ANY_TIMESTEP)
+    output = model(inputs, mx.expand_dims(conditioning, 2), ANY_TIMESTEP)
     denoised = inputs - output * sigma.reshape(sigma.shape[:1] + (1,) * (output.ndim - 1))
     if not guided:
         return denoised

@@ -9,7 +9,7 @@ import pytest
 
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, to_numpy
-from ditquant.blocks import all_linears
+from ditquant.blocks import all_linears, tapped
 from ditquant.calibration import Conditioning, Trajectory
 from ditquant.errors import UserError
 from ditquant.fake_quantization import fake_quantize
@@ -151,31 +151,15 @@ def test_scales_follow_sigma_and_not_the_step_index(
         if linear.name == "mm01.img.mlp.fc1":
             seen.append(x)
 
-    with simulated_activations(model, config) as before_step:
-        # The second tap stands between the quantizer's and the linear.
-        linears = all_linears(model)
-        inner = [linear.module for linear in linears]
-        for tap in inner:
-            tap.module = _Keeping(tap.module, keep, linears[inner.index(tap)])
-        try:
-            sample(model, conditioning, num_steps, before_step)
-        finally:
-            for tap in inner:
-                tap.module = tap.module.wrapped
+    # The tap that was there first stands between the quantizer's and the linear.
+    with (
+        tapped(all_linears(model), keep),
+        simulated_activations(model, config) as before_step,
+    ):
+        sample(model, conditioning, num_steps, before_step)
     for sigma, x in zip(sigmas[:-1].tolist(), seen, strict=True):
         codes = to_numpy(x) / np.float32(scale_of[config.row(sigma)])
         np.testing.assert_allclose(codes, np.rint(codes), atol=1e-4)
-
-
-class _Keeping:
-    """Shows a linear's input; not a module, so that parameters stay as they are."""
-
-    def __init__(self, wrapped, keep, linear):
-        self.wrapped, self._keep, self._linear = wrapped, keep, linear
-
-    def __call__(self, x):
-        self._keep(self._linear, x)
-        return self.wrapped(x)
 
 
 def test_static_equals_step_when_the_scales_are_equal(tmp_path, model, conditioning, document):
