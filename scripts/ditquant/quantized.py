@@ -31,8 +31,8 @@ Product = Callable[[mx.array, Packed, mx.array | None], mx.array]
 KERNEL_ROWS = {
     ("cpu", "float32"): 16,
     ("cpu", "half"): 0,
-    # CUDA: 27 ms a forward of SD3-medium's size by unpacking, 567 ms by the kernel, which for few
-    # rows compiles for over a minute on first use; benchmarks/results/forward_time.md.
+    # CUDA: for 2 to 128 rows the kernel is as fast or faster, but its variants are compiled on first
+    # use, which takes minutes and more than it can save; benchmarks/results/forward_time.md.
     ("cuda", "float32"): 0,
     ("cuda", "half"): 0,
     # MLX's Metal kernels unpack inside the product at every size; there is nothing to gain.
