@@ -31,7 +31,7 @@ Product = Callable[[mx.array, Packed, mx.array | None], mx.array]
 KERNEL_ROWS = {
     ("cpu", "float32"): 16,
     ("cpu", "half"): 0,
-    # CUDA: for 2 to 128 rows the kernel is as fast or faster, but its variants are compiled on first
+    # CUDA: for a few rows the kernel is as fast or faster, but its variants are compiled on first
     # use, which takes minutes and more than it can save; benchmarks/results/forward_time.md.
     ("cuda", "float32"): 0,
     ("cuda", "half"): 0,

@@ -107,13 +107,12 @@ def collect(
     documents = {name: read_json(folder / f"{name}.json", FORMAT) for name in evaluated}
     rows = {row["variant"]: row for row in summary}
     own = config["recipe"]
-    blocks = recipe_results(
-        results / "weights", {name: config["recipes"][name] for name in recipes}
-    )
+    options = {name: config["recipes"][name] for name in recipes}
+    blocks = recipe_results(results / "weights", options)
     sqnr = weight_sqnr(results / "weights" / own / "blocks") if own in recipes else {}
     ranges = report_data.activation_ranges(results)
     notes = {name: plot.note for name, plot in PLOTS.items()}
-    activations = report_data.activation_summary(results, notes)
+    activations = report_data.activation_summary(results, notes, options)
     sizes = _sizes(results, recipes, rows["full"]["model_bytes"] if "full" in rows else None)
     stages = report_data.stage_times(results / "benchmarks")
     return {

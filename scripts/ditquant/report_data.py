@@ -19,6 +19,7 @@ from PIL import Image
 from .activation_density import made_by
 from .artifacts import read_json
 from .comparison import difference
+from .settings import balances_channels, has_own_activations
 from .variant_names import FULL, config_file, split_variant
 
 Data = dict[str, Any]
@@ -201,31 +202,59 @@ def activation_ranges(results: Path) -> dict[str, float]:
     return {name: max(layer["absmax"]) for name, layer in layers.items()}
 
 
-def activation_summary(results: Path, notes: Mapping[str, str]) -> Data | None:
+def _chosen(folder: Path) -> Data:
+    """Of the configurations in a folder: `single` (bits, how ranges are made) and `tiers`."""
+    chosen: Data = {"single": None, "tiers": None}
+    single = folder / "quant_config.json"
+    if single.is_file():
+        document = read_json(single, "ditquant.quant_config")
+        chosen["single"] = {**document["configuration"], "made_by": made_by(document)}
+    tiers = folder / "quant_config_multitier.json"
+    if tiers.is_file():
+        chosen["tiers"] = read_json(tiers, "ditquant.quant_config")["summary"]
+    return chosen
+
+
+def own_activations(results: Path, recipes: Mapping[str, Data]) -> list[Data]:
+    """Of each recipe with activations of its own: `recipe`, `why`, and what `_chosen` says.
+
+    Args:
+        recipes: name -> options; those whose configurations were not made are left out.
+    """
+    rows = []
+    for name, options in recipes.items():
+        if not has_own_activations(options):
+            continue
+        chosen = _chosen(results / "weights" / name / "activations")
+        if any(chosen.values()):
+            why = "channels balanced" if balances_channels(options) else "ranges learned"
+            rows.append({"recipe": name, "why": why, **chosen})
+    return rows
+
+
+def activation_summary(
+    results: Path, notes: Mapping[str, str], recipes: Mapping[str, Data]
+) -> Data | None:
     """What was measured, how ranges drift, the shares of the tiers, and the plots.
 
     An absent part is None, an absent track is None altogether.
 
     Args:
         notes: see `activation_plots`.
+        recipes: see `own_activations`.
     """
     folder = results / "activations"
-    if not folder.is_dir():
+    own = own_activations(results, recipes)
+    if not folder.is_dir() and not own:
         return None
-    summary: Data = dict.fromkeys(("drift", "measured", "single", "tiers"))
+    summary: Data = dict.fromkeys(("drift", "measured"))
     temporal = folder / "layer_temporal_analysis.json"
     if temporal.is_file():
         document = read_json(temporal, "ditquant.layer_temporal_analysis")
         summary["drift"] = document["summary"]
         summary["measured"] = {"images": len(document["images"]), "steps": len(document["steps"])}
-    single = folder / "quant_config.json"
-    if single.is_file():
-        document = read_json(single, "ditquant.quant_config")
-        summary["single"] = {**document["configuration"], "made_by": made_by(document)}
-    tiers = folder / "quant_config_multitier.json"
-    if tiers.is_file():
-        summary["tiers"] = read_json(tiers, "ditquant.quant_config")["summary"]
-    return {**summary, "plots": activation_plots(folder / "plots", notes)}
+    plots = activation_plots(folder / "plots", notes)
+    return {**summary, **_chosen(folder), "own": own, "plots": plots}
 
 
 # --------------------------------------------------------------------------------- heat maps

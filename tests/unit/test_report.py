@@ -162,7 +162,7 @@ def benchmark(path: Path, seconds: float, rss: str) -> None:
 @pytest.fixture(scope="module")
 def config() -> dict:
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    options = {"bits": 4, "grid": "group", "group_size": 64}
+    options = {"bits": 4, "grid": "group", "group_size": 64, "balance": "none"}
     config["recipes"] = {
         name: {**options, **recipe}
         for name, recipe in config["recipes"].items()
@@ -284,6 +284,32 @@ def test_blocks_layers_and_activations(data, page):
     assert plots == list(zip(["absmax", "drift", "drift"], kinds, strict=True))
     assert page.count('of the activations"></figure>') == 3
     assert "simulated" in page
+
+
+def test_recipes_with_activations_of_their_own_are_named(tmp_path, results, config, page):
+    assert "measured on their own model" not in page
+    run = tmp_path / "own"
+    shutil.copytree(results, run)
+    recipes = {
+        "rtn": config["recipes"]["rtn"],
+        "adaround": {**config["recipes"]["adaround"], "balance": "csb"},
+        # Nothing was made of this one.
+        "taqdit": {**config["recipes"]["adaround"], "rounding": "taqdit"},
+    }
+    folder = run / "weights" / "adaround" / "activations"
+    own = {"bits": 6, "granularity": "static", "range": "mse"}
+    write_json(folder / "quant_config.json", "ditquant.quant_config", {"configuration": own})
+    tiers = {"shares": {"A8": 1.0}, "average_bits": 7.25}
+    write_json(folder / "quant_config_multitier.json", "ditquant.quant_config", {"summary": tiers})
+    # Left by an earlier run, in which rtn balanced too.
+    shutil.copytree(folder, run / "weights" / "rtn" / "activations")
+    rows = report_data.own_activations(run, recipes)
+    assert [(row["recipe"], row["why"]) for row in rows] == [("adaround", "channels balanced")]
+    everything = {**config, "recipes": recipes}
+    data = report.collect(run, everything, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
+    text = " ".join(report.render(data).split())
+    assert "<b>adaround</b> (channels balanced): 6 bits; one scale for each layer, range by mse." in text
+    assert "With tiers 7.25 bits on average." in text
 
 
 def test_sizes_are_those_that_the_checkpoint_states(results, data, page):
