@@ -62,6 +62,7 @@ def portable_kernel(granularity: str, channel_group: int | None) -> Kernel:
     return compiled(kernel)
 
 
+@cache
 def kernel_of(granularity: str, channel_group: int | None) -> Kernel:
     """What is called with x and its `kernel_arguments`.
 
@@ -72,10 +73,12 @@ def kernel_of(granularity: str, channel_group: int | None) -> Kernel:
         granularity: see `ranges.GRANULARITIES`; those that are not dynamic have one kernel.
         channel_group: of dynamic ranges, see `fake_quantize_dynamic`.
     """
+    # Compiled because a step calls them hundreds of times: a kernel of our own is described anew at
+    # each call, which takes longer than all of a compiled call.
     if backend_name() == "cuda" and granularity == "dynamic-token":
-        return partial(quantize_tokens, length=channel_group)
+        return compiled(partial(quantize_tokens, length=channel_group))
     if backend_name() == "cuda" and granularity == "dynamic-tensor" and channel_group is None:
-        return quantize_entries
+        return compiled(quantize_entries)
     return portable_kernel(granularity, channel_group)
 
 

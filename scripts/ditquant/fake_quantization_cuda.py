@@ -141,25 +141,24 @@ def _whole_blocks(threads: int) -> int:
     return -(-threads // _THREADS) * _THREADS
 
 
-@cache
-def _tokens_launch(shape: tuple[int, ...], dtype: mx.Dtype, shifts: int, length: int) -> Any:
-    """How the kernel is started; made once for each shape, since a step starts hundreds."""
-    together = _together(dtype, length)
-    lanes = 1
-    while lanes < 32 and 2 * lanes * together <= length:
-        lanes *= 2
-    parts = prod(shape) // length
-    sizes = {
-        "N": together, "LANES": lanes, "PARTS": parts,
-        "CHANNELS": shape[-1], "LENGTH": length, "SHIFTS": shifts,
-    }  # fmt: skip
-    return {
-        "template": [("T", dtype), *sizes.items()],
-        "grid": (_whole_blocks(parts * lanes), 1, 1),
-        "threadgroup": (_THREADS, 1, 1),
-        "output_shapes": [shape],
-        "output_dtypes": [dtype],
-    }
+def _launch(
+    kernel: Any,
+    inputs: list[mx.array],
+    sizes: dict[str, int],
+    grid: tuple[int, int],
+    shape: tuple[int, ...],
+    dtype: mx.Dtype,
+) -> mx.array:
+    """The kernel's only output. `T` is the dtype of the first input, `grid` is in threads."""
+    (out,) = kernel(
+        inputs=inputs,
+        template=[("T", inputs[0].dtype), *sizes.items()],
+        grid=(*grid, 1),
+        threadgroup=(_THREADS, 1, 1),
+        output_shapes=[shape],
+        output_dtypes=[dtype],
+    )
+    return out
 
 
 def quantize_tokens(
@@ -172,32 +171,20 @@ def quantize_tokens(
         shift: () or (channels,) float32.
         low, high: () float32, the extreme codes.
     """
-    kernel = _kernel("tokens", _TOKENS, ("x", "shift", "low", "high"))
-    launch = _tokens_launch(x.shape, x.dtype, shift.size, length or x.shape[-1])
-    return kernel(inputs=[x, shift, low, high], **launch)[0]
-
-
-@cache
-def _entries_launch(shape: tuple[int, ...], dtype: mx.Dtype, shifts: int) -> Any:
-    """How both kernels are started."""
-    together = _together(dtype, shape[-1])
-    count = prod(shape[1:]) // together
+    channels = x.shape[-1]
+    length = length or channels
+    together = _together(x.dtype, length)
+    lanes = 1
+    while lanes < 32 and 2 * lanes * together <= length:
+        lanes *= 2
+    parts = x.size // length
     sizes = {
-        "N": together, "COUNT": count, "PARTS": _PARTS, "THREADS": _THREADS,
-        "CHANNELS": shape[-1], "SHIFTS": shifts,
+        "N": together, "LANES": lanes, "PARTS": parts,
+        "CHANNELS": channels, "LENGTH": length, "SHIFTS": shift.size,
     }  # fmt: skip
-    both = {"template": [("T", dtype), *sizes.items()], "threadgroup": (_THREADS, 1, 1)}
-    extremes = {
-        "grid": (shape[0] * _PARTS * _THREADS, 1, 1),
-        "output_shapes": [(shape[0], _PARTS)],
-        "output_dtypes": [mx.float32],
-    }
-    quantized = {
-        "grid": (_whole_blocks(count), shape[0], 1),
-        "output_shapes": [shape],
-        "output_dtypes": [dtype],
-    }
-    return {**both, **extremes}, {**both, **quantized}
+    kernel = _kernel("tokens", _TOKENS, ("x", "shift", "low", "high"))
+    grid = (_whole_blocks(parts * lanes), 1)
+    return _launch(kernel, [x, shift, low, high], sizes, grid, x.shape, x.dtype)
 
 
 def quantize_entries(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
@@ -206,7 +193,16 @@ def quantize_entries(x: mx.array, shift: mx.array, low: mx.array, high: mx.array
     Args:
         x: (batch, ..., channels).
     """
-    first, second = _entries_launch(x.shape, x.dtype, shift.size)
-    (extremes,) = _kernel("extremes", _EXTREMES, ("x", "shift"))(inputs=[x, shift], **first)
-    kernel = _kernel("entries", _ENTRIES, ("x", "extremes", "shift", "low", "high"))
-    return kernel(inputs=[x, extremes, shift, low, high], **second)[0]
+    entries, channels = x.shape[0], x.shape[-1]
+    together = _together(x.dtype, channels)
+    count = prod(x.shape[1:]) // together
+    sizes = {
+        "N": together, "COUNT": count, "PARTS": _PARTS, "THREADS": _THREADS,
+        "CHANNELS": channels, "SHIFTS": shift.size,
+    }  # fmt: skip
+    finding = _kernel("extremes", _EXTREMES, ("x", "shift"))
+    grid = (entries * _PARTS * _THREADS, 1)
+    extremes = _launch(finding, [x, shift], sizes, grid, (entries, _PARTS), mx.float32)
+    rounding = _kernel("entries", _ENTRIES, ("x", "extremes", "shift", "low", "high"))
+    grid = (_whole_blocks(count), entries)
+    return _launch(rounding, [x, extremes, shift, low, high], sizes, grid, x.shape, x.dtype)

@@ -7,11 +7,11 @@ whole word, to where it belongs. The values are those of `mx.dequantize`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from .backend import mx
+from .backend import compiled, mx
 from .grids import Packed
 
 _THREADS = 256
@@ -36,39 +36,50 @@ _SOURCE = """
 """
 
 
-@cache
-def _kernel(parts: int) -> Any:
+def source_of(parts: int) -> str:
+    """The kernel's source for so many weights."""
     choices = "\n    ".join(
         f"if (group >= END_{part - 1}) {{ out = out_{part}; first = END_{part - 1}; }}"
         for part in range(1, parts)
     )
+    return _SOURCE.format(last=parts - 1, choices=choices)
+
+
+@cache
+def _kernel(parts: int) -> Any:
     return mx.fast.cuda_kernel(
         name=f"ditquant_unpack_{parts}",
         input_names=["weight", "scales", "biases"],
         output_names=[f"out_{part}" for part in range(parts)],
-        source=_SOURCE.format(last=parts - 1, choices=choices),
+        source=source_of(parts),
     )
 
 
 @cache
-def _launch(
+def _unpacking(
     bits: int,
     words: int,
     ends: tuple[int, ...],
     shapes: tuple[tuple[int, int], ...],
     dtype: mx.Dtype,
-) -> dict[str, Any]:
-    """How the kernel is started; the same for all blocks and steps."""
+) -> Callable[..., list[mx.array]]:
+    """Of weight, scales and biases; compiled, so that a call does not describe the kernel anew."""
     sizes = {"BITS": bits, "PER_WORD": 32 // bits, "WORDS": words}
     named_ends = {f"END_{part}": end for part, end in enumerate(ends)}
     threads = -(-ends[-1] * words // _THREADS) * _THREADS
-    return {
-        "template": [("T", dtype), *sizes.items(), *named_ends.items()],
-        "grid": (threads, 1, 1),
-        "threadgroup": (_THREADS, 1, 1),
-        "output_shapes": list(shapes),
-        "output_dtypes": [dtype] * len(shapes),
-    }
+
+    def unpacked(*inputs: mx.array) -> list[mx.array]:
+        parts: list[mx.array] = _kernel(len(shapes))(
+            inputs=list(inputs),
+            template=[("T", dtype), *sizes.items(), *named_ends.items()],
+            grid=(threads, 1, 1),
+            threadgroup=(_THREADS, 1, 1),
+            output_shapes=list(shapes),
+            output_dtypes=[dtype] * len(shapes),
+        )
+        return parts
+
+    return compiled(unpacked)
 
 
 def can_unpack(bits: int) -> bool:
@@ -86,7 +97,6 @@ def unpack_parts(
         ends: of each weight, the number of the group behind its last.
         shapes: of each weight.
     """
-    launch = _launch(packed.bits, packed.weight.shape[1], tuple(ends), tuple(shapes), dtype)
-    inputs = [packed.weight, packed.scales, packed.biases]
-    unpacked: list[mx.array] = _kernel(len(shapes))(inputs=inputs, **launch)
-    return unpacked
+    words = packed.weight.shape[1]
+    unpacked = _unpacking(packed.bits, words, tuple(ends), tuple(shapes), dtype)
+    return unpacked(packed.weight, packed.scales, packed.biases)

@@ -1,0 +1,125 @@
+"""How the CUDA kernels are started: sizes that fit, on machines without CUDA too.
+
+What they compute is compared on CUDA itself: test_fake_quantization.py, test_packed_blocks.py.
+"""
+
+from __future__ import annotations
+
+import re
+from math import prod
+
+import pytest
+
+from ditquant import fake_quantization_cuda, unpacking_cuda
+from ditquant.backend import mx
+from ditquant.fake_quantization_cuda import quantize_entries, quantize_tokens
+from ditquant.grids import Grid, Packed
+from ditquant.other_linears import round_to_nearest
+from ditquant.unpacking_cuda import unpack_parts
+
+SHAPES = [(2, 1024, 1, 1536), (2, 154, 1, 6144), (2, 1, 1536), (3, 7, 1, 36), (1, 5)]
+
+
+class Started(list):
+    """Stands for kernels: notes how each was started, and returns zeros."""
+
+    def make(self, source, inputs):
+        def start(*, inputs: list, template, grid, threadgroup, output_shapes, output_dtypes):
+            constants = dict(template)
+            known = {*constants, "T"}
+            missing = set(re.findall(r"\b[A-Z][A-Z_]*[A-Z0-9_]*\b", source)) - known
+            assert not missing, f"the source uses {missing}"
+            assert len(inputs) == names
+            # MLX rounds a grid up to whole blocks; threads of one that is cut off would be missing.
+            assert grid[0] % threadgroup[0] == 0
+            self.append((constants, grid, threadgroup[0]))
+            pairs = zip(output_shapes, output_dtypes, strict=True)
+            return [mx.zeros(shape, dtype=dtype) for shape, dtype in pairs]
+
+        names = len(inputs)
+        return start
+
+
+@pytest.fixture
+def started(monkeypatch):
+    started = Started()
+    monkeypatch.setattr(
+        fake_quantization_cuda, "_kernel", lambda name, source, inputs: started.make(source, inputs)
+    )
+    source = unpacking_cuda.source_of
+    monkeypatch.setattr(
+        unpacking_cuda, "_kernel", lambda parts: started.make(source(parts), ("w", "s", "b"))
+    )
+    return started
+
+
+def numbers(shape, shifts):
+    shift = mx.zeros((shape[-1],)) if shifts > 1 else mx.array(0.0)
+    return shift, mx.array(-128.0), mx.array(127.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "group"),
+    [
+        (shape, group)
+        for shape in SHAPES
+        for group in (None, 4, 64)
+        if shape[-1] % (group or 1) == 0
+    ],
+)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_every_group_of_channels_has_its_threads(started, shape, dtype, group):
+    x = mx.zeros(shape, dtype=dtype)
+    result = quantize_tokens(x, *numbers(shape, 2), group)
+    assert (result.shape, result.dtype) == (shape, dtype)
+    ((constants, grid, threads),) = started
+    length, lanes, together = (constants[name] for name in ("LENGTH", "LANES", "N"))
+    assert length == (group or shape[-1])
+    assert constants["PARTS"] * length == prod(shape)
+    assert grid[0] >= constants["PARTS"] * lanes
+    # The lanes of a group are neighbours in one warp, and none of them is idle.
+    assert 32 % lanes == 0
+    assert threads % 32 == 0
+    assert length % together == 0
+    assert lanes * together <= length
+    assert together * dtype.size in (16, dtype.size)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shifts", [1, 2])
+def test_every_entry_of_the_batch_has_its_threads(started, shape, shifts):
+    x = mx.zeros(shape, dtype=mx.float16)
+    result = quantize_entries(x, *numbers(shape, shifts))
+    assert (result.shape, result.dtype) == (shape, mx.float16)
+    (of_extremes, extremes, threads), (constants, grid, _) = started
+    assert of_extremes == constants
+    assert extremes[0] == shape[0] * constants["PARTS"] * threads
+    assert constants["COUNT"] * constants["N"] == prod(shape[1:])
+    assert constants["CHANNELS"] % constants["N"] == 0
+    assert constants["SHIFTS"] == (shape[-1] if shifts > 1 else 1)
+    assert grid[1] == shape[0]
+    assert grid[0] >= constants["COUNT"]
+    # A warp reads the maxima of all parts.
+    assert constants["THREADS"] == threads <= 32 * 32
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_every_word_has_its_thread(started, bits):
+    weights = [mx.random.normal(shape) for shape in ((64, 128), (32, 64), (64, 64))]
+    packed = [round_to_nearest(weight, Grid("group", bits, 64)) for weight in weights]
+    words = 64 * bits // 32
+    joint = Packed(
+        mx.concatenate([one.weight.reshape(-1, words) for one in packed]),
+        mx.concatenate([one.scales.reshape(-1, 1) for one in packed]),
+        mx.concatenate([one.biases.reshape(-1, 1) for one in packed]),
+        bits,
+        64,
+    )
+    ends, shapes = [128, 160, 224], [weight.shape for weight in weights]
+    unpacked = unpack_parts(joint, ends, shapes, mx.bfloat16)
+    assert [(one.shape, one.dtype) for one in unpacked] == [(s, mx.bfloat16) for s in shapes]
+    ((constants, grid, _),) = started
+    assert [constants[f"END_{part}"] for part in range(3)] == ends
+    assert constants["PER_WORD"] * constants["BITS"] == 32
+    assert constants["WORDS"] * constants["PER_WORD"] == joint.group_size
+    assert grid[0] >= joint.weight.size
