@@ -7,9 +7,9 @@ A step is what each step of the sampler does: the numbers of its sigma are selec
 is computed, and the network runs on a guided pair. Sizes: `demo` is the embedded model, and
 `sd3-medium` one of that size with random weights (512 x 512 pixels; see `forward_time.py`). Weights
 are full precision, so every second that is added is the simulation's. Steps without and with it
-alternate, so that a machine that is slower for a while is so for both; medians are compared, and the fastest
-of both, which show what is left where the host is sometimes slow.
-`differ`: values that the backend's own kernel rounds unlike the portable one.
+alternate, so that a machine that is slower for a while is so for both; medians are compared, and
+the fastest of both, which show what is left where the host is sometimes slow. `differ`: values that
+the backend's own kernel rounds unlike the portable one.
 """
 
 from __future__ import annotations
