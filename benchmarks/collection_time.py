@@ -67,15 +67,7 @@ def random_trajectory(size: dict[str, int], dtype: mx.Dtype, steps: int) -> Traj
 
 
 def forward(model: nn.Module, trajectory: Trajectory, step: int) -> mx.array:
-    return predict(
-        model,
-        trajectory.latents[step : step + 1],
-        trajectory.sigmas[step],
-        trajectory.timesteps[step],
-        trajectory.conditioning.tokens,
-        trajectory.conditioning.pooled,
-        trajectory.cfg_weight,
-    )
+    return predict(model, *trajectory.at(step))
 
 
 class Times(NamedTuple):

@@ -1,15 +1,13 @@
 """Rule generate_calibration: one full-precision trajectory and its picture."""
 
-from PIL import Image
-
-from ditquant.artifacts import atomic_path
 from ditquant.backend import mx
 from ditquant.calibration import Trajectory, load_conditioning, save_trajectory
 from ditquant.job import job
-from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
+from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
+from ditquant.pictures import save_picture
 from ditquant.progress import ticking
-from ditquant.sampling import decode, initial_latents, latent_shape, sample_euler, sigma_schedule
+from ditquant.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule
 
 
 def main(
@@ -57,10 +55,7 @@ def main(
         "dtype": model["dtype"],
     }  # fmt: skip
     save_trajectory(trajectory, drawn, record)
-    decoder = load_vae_decoder(spec, dtype)
-    picture = decode(decoder, final, spec.latent_scale, spec.latent_shift)[0]
-    with atomic_path(preview) as temporary:
-        Image.fromarray(picture).save(temporary)
+    save_picture(preview, final, spec, dtype)
 
 
 if "snakemake" in globals():

@@ -1,14 +1,13 @@
 """Rule generate_image: one prompt, drawn by one variant of the model."""
 
-from PIL import Image
-
-from ditquant.artifacts import atomic_path, save_tensors
+from ditquant.artifacts import save_tensors
 from ditquant.calibration import load_conditioning
 from ditquant.job import job
-from ditquant.models.load import DTYPES, load_vae_decoder
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
+from ditquant.pictures import save_picture
 from ditquant.progress import ticking
-from ditquant.sampling import decode, initial_latents, latent_shape, sample_euler, sigma_schedule
+from ditquant.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule
 from ditquant.variants import open_variant
 
 
@@ -53,10 +52,7 @@ def main(
         "image_size": list(image_size), "model": model["name"], "dtype": model["dtype"],
     }  # fmt: skip
     save_tensors(latents, {"latents": final}, metadata)
-    decoder = load_vae_decoder(spec, dtype)
-    pixels = decode(decoder, final, spec.latent_scale, spec.latent_shift)[0]
-    with atomic_path(picture) as temporary:
-        Image.fromarray(pixels).save(temporary)
+    save_picture(picture, final, spec, dtype)
 
 
 if "snakemake" in globals():

@@ -30,8 +30,8 @@ def variant_files(variant):
 
 # What a kind of variant does not run, so that a change there redoes no variant of the kind.
 UNUSED_MODULES = {
-    "full": ["checkpoint", "simulate", "quant_config"],
-    "weights": ["simulate", "quant_config"],
+    "full": ["checkpoint", "packed_blocks", "simulate", "quant_config"],
+    "weights": ["packed_blocks", "simulate", "quant_config"],
     "native": ["simulate", "quant_config"],
 }
 
@@ -39,7 +39,7 @@ UNUSED_MODULES = {
 def variant_code(script, variant):
     kind = "full" if variant in ("full", "noise-floor") else variant.rpartition("-")[2]
     judge = [] if config["model"]["name"] == "demo" else ["judge"]
-    return code(script, [*UNUSED_MODULES.get(kind, []), *judge])
+    return code(script, [*UNUSED_MODULES.get(kind, ["packed_blocks"]), *judge])
 
 
 def asked_prompt(wildcards):

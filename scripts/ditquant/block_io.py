@@ -67,8 +67,6 @@ def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dic
         "mm00.img", "mm00.txt", ..., "out.img" -> (rows, tokens, 1, hidden), evaluated; see the
         module's docstring.
     """
-    conditioning = trajectory.conditioning
-    timestep = trajectory.timesteps[step]
     streams: dict[str, mx.array] = {}
 
     def note(name: str, arrays: tuple[mx.array, ...]) -> None:
@@ -82,16 +80,10 @@ def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dic
         )
 
     with boundaries(model, note):
-        output = predict(
-            model,
-            trajectory.latents[step : step + 1],
-            trajectory.sigmas[step],
-            timestep,
-            conditioning.tokens,
-            conditioning.pooled,
-            trajectory.cfg_weight,
-        )
-    streams["modulation"] = modulation_inputs(model, conditioning.pooled, timestep)
+        output = predict(model, *trajectory.at(step))
+    streams["modulation"] = modulation_inputs(
+        model, trajectory.conditioning.pooled, trajectory.timesteps[step]
+    )
     mx.eval(output, streams)
     return streams
 

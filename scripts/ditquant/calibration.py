@@ -62,6 +62,17 @@ class Trajectory:
     def num_steps(self) -> int:
         return int(self.timesteps.shape[0])
 
+    def at(self, step: int) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array, float]:
+        """What `sampling.predict` and `velocity_at` take behind the model, to repeat a step."""
+        return (
+            self.latents[step : step + 1],
+            self.sigmas[step],
+            self.timesteps[step],
+            self.conditioning.tokens,
+            self.conditioning.pooled,
+            self.cfg_weight,
+        )
+
 
 def load_trajectory(path: str | Path) -> Trajectory:
     """Reads what `generate_calibration` wrote."""

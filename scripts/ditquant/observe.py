@@ -183,20 +183,11 @@ def measure_image(
         UserError: an input that is not finite.
     """
     linears = all_linears(model)
-    conditioning = trajectory.conditioning
     rows = []
     recorder = _Recorder()
     with tapped(linears, recorder.see):
         for step in steps:
-            predict(
-                model,
-                trajectory.latents[step : step + 1],
-                trajectory.sigmas[step],
-                trajectory.timesteps[step],
-                conditioning.tokens,
-                conditioning.pooled,
-                trajectory.cfg_weight,
-            )
+            predict(model, *trajectory.at(step))
             rows.append(recorder.evaluate())
             tick()
     inputs = recorder.split({field: np.stack([row[field] for row in rows]) for field in rows[0]})

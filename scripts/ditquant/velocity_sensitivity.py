@@ -64,16 +64,7 @@ def velocity_errors(
     for row, step in enumerate(steps):
 
         def velocity(step: int = step) -> mx.array:
-            conditioning = trajectory.conditioning
-            return velocity_at(
-                model,
-                trajectory.latents[step : step + 1],
-                trajectory.sigmas[step],
-                trajectory.timesteps[step],
-                conditioning.tokens,
-                conditioning.pooled,
-                trajectory.cfg_weight,
-            ).astype(mx.float32)
+            return velocity_at(model, *trajectory.at(step)).astype(mx.float32)
 
         exact = velocity()
         mx.eval(exact)

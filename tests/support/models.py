@@ -149,3 +149,16 @@ def small_sd3() -> Iterator[Any]:
         yield model_io
     finally:
         vars(model_io).update(before)
+
+
+def write_conditioning(path: Path, captions: int = 3) -> Path:
+    """Random texts of some captions, as rule `encode_prompts` writes them for the tiny model."""
+    mx.random.seed(5)
+    tensors = {
+        "conditioning": mx.random.normal((captions, 9, 32)),
+        "pooled": mx.random.normal((captions, 32)),
+        "negative_conditioning": mx.random.normal((1, 9, 32)),
+        "negative_pooled": mx.random.normal((1, 32)),
+    }
+    save_tensors(path, tensors)
+    return path

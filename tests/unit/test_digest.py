@@ -78,10 +78,12 @@ def test_a_module_that_is_left_out_counts_no_more_with_what_only_it_imports(scri
         digest._parsed.cache_clear()
         return digest.code_digest(scripts / "generate_image.py", names)
 
-    unused = ("checkpoint", "simulate", "quant_config")
+    unused = ("checkpoint", "packed_blocks", "simulate", "quant_config")
     before = {names: digest_without(names) for names in ((), unused)}
-    append(scripts / "ditquant" / "ranges.py", "\nEXTRA = 1\n")  # both of the last import it
-    assert digest_without(()) != before[()]
-    assert digest_without(unused) == before[unused]
+    # Simulation and its configuration import the one, packed layers the other.
+    for name in ("ranges.py", "quantized.py"):
+        append(scripts / "ditquant" / name, "\nEXTRA = 1\n")
+        assert digest_without(()) != before[()]
+        assert digest_without(unused) == before[unused]
     append(scripts / "ditquant" / "sampling.py", "\nEXTRA = 1\n")
     assert digest_without(unused) != before[unused]

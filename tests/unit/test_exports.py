@@ -174,6 +174,15 @@ def test_4bit_export_has_the_codes_of_the_checkpoint(
     assert_same(decoder, parameters(load_vae_decoder(spec, mx.float32)))
 
 
+def guided_step(network):
+    """The denoised latents of a fixed input at the middle of the schedule."""
+    mx.random.seed(3)
+    latents, tokens, pooled = (
+        mx.random.normal(shape) for shape in ((1, 8, 8, 16), (2, 7, 128), (2, 64))
+    )
+    return predict(network, latents, mx.array(0.5), mx.array(500.0), tokens, pooled, 4.0)
+
+
 def test_4bit_export_computes_what_its_values_compute(stock, spec, model, checkpoints, tmp_path):
     """One guided step of DiffusionKit's packed model and of the same values in plain linears."""
     path = export(checkpoints["blocks"], model, tmp_path, "diffusionkit-4bit")
@@ -184,16 +193,7 @@ def test_4bit_export_computes_what_its_values_compute(stock, spec, model, checkp
         values[f"{linear.path}.weight"] = values_of_stock(linear.module)
         del values[f"{linear.path}.scales"], values[f"{linear.path}.biases"]
     plain.load_weights(list(values.items()))
-    mx.random.seed(3)
-    inputs = (
-        mx.random.normal((1, 8, 8, 16)),
-        mx.array(0.5),
-        mx.array(500.0),
-        mx.random.normal((2, 7, 128)),
-        mx.random.normal((2, 64)),
-        4.0,
-    )
-    found, expected = predict(packed, *inputs), predict(plain, *inputs)
+    found, expected = guided_step(packed), guided_step(plain)
     # The same float32 products in another order: 2^-24 each, grown over some 30 layers.
     assert mx.mean((found - expected) ** 2) < 1e-9 * mx.mean(expected**2)
 
@@ -309,16 +309,7 @@ def test_checkpoints_of_every_scope_draw(spec, checkpoints, scope, packed):
     reference = load_mmdit(spec, mx.float32)
     values = parameters(load_quantized(spec, checkpoints[scope].parent, mx.float32))
     reference.load_weights(list(values.items()))
-    mx.random.seed(3)
-    inputs = (
-        mx.random.normal((1, 8, 8, 16)),
-        mx.array(0.5),
-        mx.array(500.0),
-        mx.random.normal((2, 7, 128)),
-        mx.random.normal((2, 64)),
-        4.0,
-    )
-    found, expected = predict(network, *inputs), predict(reference, *inputs)
+    found, expected = guided_step(network), guided_step(reference)
     # Other orders of summation, and 8-bit values that the kernel does not round to float16.
     assert mx.mean((found - expected) ** 2) < 1e-6 * mx.mean(expected**2)
     if packed:

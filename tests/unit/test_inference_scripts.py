@@ -14,12 +14,12 @@ import evaluate_variant
 import generate_image
 import summarize_differences
 import summarize_evaluation
-from ditquant.artifacts import load_metadata, load_tensors, read_json, save_tensors
-from ditquant.backend import mx, to_numpy
+from ditquant.artifacts import load_metadata, load_tensors, read_json
+from ditquant.backend import to_numpy
 from ditquant.evaluation import read_summary
 from ditquant.evaluation_charts import CHARTS
 from ditquant.metrics import psnr, relative_error
-from support.models import write_folder
+from support.models import write_conditioning, write_folder
 
 PROMPT = '  "ein\nStern" 星空 звезда ' + "x" * 2000
 
@@ -32,16 +32,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
-    mx.random.seed(5)
-    path = tmp_path_factory.mktemp("conditioning") / "own-000.safetensors"
-    tensors = {
-        "conditioning": mx.random.normal((3, 9, 32)),
-        "pooled": mx.random.normal((3, 32)),
-        "negative_conditioning": mx.random.normal((1, 9, 32)),
-        "negative_pooled": mx.random.normal((1, 32)),
-    }
-    save_tensors(path, tensors)
-    return str(path)
+    return str(write_conditioning(tmp_path_factory.mktemp("conditioning") / "own-000.safetensors"))
 
 
 def draw(folder, model, shard, seed, variant="full"):

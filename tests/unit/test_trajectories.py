@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from ditquant.artifacts import load_metadata, save_tensors
+from ditquant.artifacts import load_metadata
 from ditquant.backend import mx
 from ditquant.calibration import load_conditioning
 from ditquant.metrics import relative_error
@@ -23,7 +23,7 @@ from ditquant.trajectories import (
     run_captions,
     save_run,
 )
-from support.models import parameters, write_folder
+from support.models import parameters, write_conditioning, write_folder
 
 STEPS = 6
 
@@ -39,16 +39,9 @@ def spec(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
-    mx.random.seed(5)
-    path = tmp_path_factory.mktemp("conditioning") / "evaluation-000.safetensors"
-    tensors = {
-        "conditioning": mx.random.normal((3, 9, 32)),
-        "pooled": mx.random.normal((3, 32)),
-        "negative_conditioning": mx.random.normal((1, 9, 32)),
-        "negative_pooled": mx.random.normal((1, 32)),
-    }
-    save_tensors(path, tensors)
-    return str(path)
+    return str(
+        write_conditioning(tmp_path_factory.mktemp("conditioning") / "evaluation-000.safetensors")
+    )
 
 
 def setting_of(shard: str, batch_size: int):
