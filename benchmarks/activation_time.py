@@ -7,9 +7,14 @@ A step is what each step of the sampler does: the numbers of its sigma are selec
 is computed, and the network runs on a guided pair. Sizes: `demo` is the embedded model, and
 `sd3-medium` one of that size with random weights (512 x 512 pixels; see `forward_time.py`). Weights
 are full precision, so every second that is added is the simulation's. Steps without and with it
-alternate, so that a machine that is slower for a while is so for both; medians are compared, and
-the fastest of both, which show what is left where the host is sometimes slow. `differ`: values that
-the backend's own kernel rounds unlike the portable one.
+alternate, so that a machine that is slower for a while is so for both. Of each granularity:
+
+    ratio               of the medians
+    ratio_of_fastest    what is left where a host is sometimes slow
+    ratio_at_a_new_row  with the seconds of making a row's numbers (`selecting_seconds`), which a
+                        process does once a row: one time in all for a static or dynamic range, at
+                        every sigma group, or at each step of the first picture
+    differing           values that the backend's own kernel rounds unlike the portable one
 """
 
 from __future__ import annotations
@@ -25,14 +30,14 @@ from typing import Any
 from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
 
 from ditquant.backend import describe_device, is_accelerated, mx, nn
-from ditquant.blocks import ANY_TIMESTEP, all_linears
+from ditquant.blocks import ANY_TIMESTEP, all_linears, tapped
 from ditquant.fake_quantization import kernel_arguments, kernel_of, portable_kernel
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.quant_config import LayerConfig, QuantConfig
 from ditquant.ranges import DYNAMIC
 from ditquant.sampling import modulate, modulation_inputs
-from ditquant.simulate import simulated_activations
+from ditquant.simulate import Simulation
 
 # Granularity and channels of a group.
 CONFIGS: dict[str, tuple[str, int | None]] = {
@@ -45,6 +50,7 @@ CONFIGS: dict[str, tuple[str, int | None]] = {
 }
 # Linears of the first block, whose inputs have every width.
 DIFFERING = 12
+WARM_UP = 3
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.25)
 # Widths of the embedded model, as `forward_time.SIZES` has them.
 DEMO = {"latent": 16, "tokens": 24, "channels": 128, "pooled": 128}
@@ -80,34 +86,42 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> dict[str, float]:
-    """Medians of steps without and with the simulation, their ratio, and that of the fastest."""
+    """One row of the table; see the module's docstring."""
+    linears = all_linears(model)
+    simulation = Simulation(config)
 
     def step() -> mx.array:
         modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
         return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
 
     def simulated(index: int) -> float:
-        with simulated_activations(model, config) as before_step:
+        def selected() -> mx.array:
+            simulation(index, SIGMAS[index % len(SIGMAS)])
+            return step()
 
-            def selected() -> mx.array:
-                before_step(index, SIGMAS[index % len(SIGMAS)])
-                return step()
-
-            if index < 0:
-                mx.eval(selected())
+        with tapped(linears, simulation.see):
             return timed(selected)
 
-    mx.eval(step())
-    simulated(-1)
+    selecting = []
+    for index in range(len(set(config.row_of))):
+        start = time.perf_counter()
+        simulation(index, SIGMAS[index])
+        selecting.append(time.perf_counter() - start)
+    # What is compiled on first use is not counted.
+    for index in range(WARM_UP):
+        timed(step)
+        simulated(index)
     pairs = [(timed(step), simulated(index)) for index in range(repeat)]
-    both = list(zip(*pairs, strict=True))
-    plain, quantized = (statistics.median(times) for times in both)
-    fastest = [min(times) for times in both]
+    plain, quantized = (statistics.median(times) for times in zip(*pairs, strict=True))
+    selected = statistics.median(selecting)
+    fastest = [min(times) for times in zip(*pairs, strict=True)]
     return {
         "plain_seconds": plain,
         "simulated_seconds": quantized,
+        "selecting_seconds": selected,
         "ratio": quantized / plain,
-        "fastest_ratio": fastest[1] / fastest[0],
+        "ratio_of_fastest": fastest[1] / fastest[0],
+        "ratio_at_a_new_row": (quantized + selected) / plain,
     }
 
 
@@ -156,7 +170,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         plain, quantized = rows[name]["plain_seconds"], rows[name]["simulated_seconds"]
         print(
             f"{name:28} {plain * 1e3:8.2f} ms without {quantized * 1e3:8.2f} ms with "
-            f"{rows[name]['ratio']:6.3f} x, fastest {rows[name]['fastest_ratio']:6.3f} x, "
+            f"{rows[name]['ratio']:6.3f} x (fastest {rows[name]['ratio_of_fastest']:6.3f}, "
+            f"at a new row {rows[name]['ratio_at_a_new_row']:6.3f}), "
             f"{rows[name]['differing']} values differ",
             flush=True,
         )

@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,6 +95,11 @@ class LayerConfig:
     multipliers: tuple[tuple[float, ...], ...] = ()
     channel_shift: tuple[float, ...] = ()
 
+    @cached_property
+    def shift_of_channels(self) -> np.ndarray:
+        """`channel_shift` as (channels,) float32."""
+        return np.array(self.channel_shift, dtype=np.float32)
+
 
 @dataclass(frozen=True)
 class QuantConfig:
@@ -140,7 +146,7 @@ class QuantConfig:
         else:
             scale, shift = _at(layer.scales, row), _at(layer.shifts, row)
         if layer.channel_shift:
-            shift = np.array(layer.channel_shift, np.float32)
+            shift = layer.shift_of_channels
         if layer.multipliers and scale is not None:
             factors = np.array(_at(layer.multipliers, row), np.float32)
             scale = np.repeat(scale * factors, layer.channels // len(factors))

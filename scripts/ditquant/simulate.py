@@ -39,10 +39,19 @@ class Simulation:
 
     Called with (index, sigma) before each forward pass (`sample_euler` does), it selects the
     numbers of that sigma, whatever the number of steps.
+
+    Args:
+        only: names of the inputs that will be seen; None: all.
     """
 
-    def __init__(self, config: QuantConfig):
+    def __init__(self, config: QuantConfig, only: Collection[str] | None = None):
         self._config = config
+        # Layers of the same input have equal numbers.
+        self._layers = {
+            layer.input: layer
+            for layer in config.layers.values()
+            if only is None or layer.input in only
+        }
         self._kernel = kernel_of(config.granularity, config.channel_group)
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
         # Kernels' arguments, made once for each row of the configuration; a step needs hundreds.
@@ -56,10 +65,11 @@ class Simulation:
         # A polynomial has other numbers at every sigma, the others at every row.
         key = sigma if self._config.granularity == "polynomial" else self._config.row(sigma)
         if key not in self._arrays:
-            one_of_each = {layer.input: layer for layer in self._config.layers.values()}
-            self._arrays[key] = kernel_arguments(
-                {name: self._config.numbers(layer, sigma) for name, layer in one_of_each.items()}
+            arrays = kernel_arguments(
+                {name: self._config.numbers(layer, sigma) for name, layer in self._layers.items()}
             )
+            mx.eval(arrays)
+            self._arrays[key] = arrays
         self._numbers = self._arrays[key]
         if self._energies is not None:
             # What was measured is computed before the next pass holds as much again.
@@ -127,7 +137,7 @@ def simulated_activations(
     """
     linears = all_linears(model)
     _check_fit(linears, config)
-    simulation = Simulation(config)
+    simulation = Simulation(config, only)
     chosen = [one for one in linears if only is None or config.layers[one.name].input in only]
     with tapped(chosen, simulation.see):
         yield simulation

@@ -24,7 +24,13 @@ def test_every_granularity_is_timed_beside_plain_steps(benchmarks, tmp_path):
     assert record == json.loads(path.read_text())
     assert list(record["rows"]) == list(time.CONFIGS)
     for row in record["rows"].values():
-        assert row["ratio"] == pytest.approx(row["simulated_seconds"] / row["plain_seconds"])
+        plain, simulated = row["plain_seconds"], row["simulated_seconds"]
+        assert row["ratio"] == pytest.approx(simulated / plain)
+        # Making a row's numbers comes on top.
+        new = simulated + row["selecting_seconds"]
+        assert row["ratio_at_a_new_row"] == pytest.approx(new / plain)
+        assert row["selecting_seconds"] > 0
+        assert row["differing"] == 0
 
 
 @pytest.mark.parametrize(

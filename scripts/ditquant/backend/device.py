@@ -70,8 +70,8 @@ def device_arrays(values: Sequence[float | np.ndarray]) -> list[mx.array]:
     shared = mx.array(np.concatenate([part.reshape(-1) for part in parts]))
     # Joined, because that is computed into new memory; the zeros are enough for the smallest array.
     together = mx.concatenate([shared, mx.zeros(2)])
-    ends = np.cumsum([part.size for part in parts]).tolist()
+    views = mx.split(together, np.cumsum([part.size for part in parts]).tolist())
     return [
-        together[end - part.size : end].reshape(part.shape)
-        for part, end in zip(parts, ends, strict=True)
+        view if part.ndim == 1 else view.reshape(part.shape)
+        for part, view in zip(parts, views[:-1], strict=True)
     ]
