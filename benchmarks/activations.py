@@ -55,7 +55,7 @@ from ditquant.sampling import decode, initial_latents, latent_shape, sample_eule
 from ditquant.sensitivity import input_gains
 from ditquant.settings import has_own_activations
 from ditquant.simulate import simulated_activations
-from ditquant.velocity_sensitivity import VelocityErrors, velocity_errors
+from ditquant.velocity_sensitivity import Sensitivity, average, measure_sensitivity
 
 BeforeStep = Callable[[int, float], None]
 
@@ -190,7 +190,7 @@ def main() -> None:
     print(f"measured {len(shared.images)} images, {time.perf_counter() - started:.0f} s")
     models: dict[str, tuple[nn.Module, Statistics]] = {"full": (full, shared)}
     bases: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
-    sensitivities: dict[str, tuple[np.ndarray, VelocityErrors]] = {}
+    sensitivities: dict[str, Sensitivity] = {}
 
     def opened(recipe: str, scratch: Path) -> tuple[nn.Module, Statistics]:
         if recipe not in models:
@@ -213,20 +213,19 @@ def main() -> None:
     def configured(recipe: str, asked: dict[str, Any]) -> dict[str, Any]:
         model, statistics = models[recipe]
 
-        def sensitivity() -> tuple[np.ndarray, VelocityErrors]:
+        def sensitivity() -> Sensitivity:
             # Of the full-precision model, which recipes share that have none of their own.
             own = recipe if statistics is not shared else "full"
             key = json.dumps([own, asked], sort_keys=True)
             if key not in sensitivities:
-                chosen = measured_steps(plan["num_steps"], asked["tiers"]["stride"])
-                found = [
-                    velocity_errors(models[own][0], path, chosen, tier_configs(statistics, asked))
-                    for path in trajectories(spec, tensors, plan, asked["tiers"]["images"])
-                ]
-                sigmas = to_numpy(sigma_schedule(plan["num_steps"], spec.shift))[chosen]
-                sensitivities[key] = (
-                    sigmas,
-                    {name: np.mean([part[name] for part in found], axis=0) for name in found[0]},
+                tiers = asked["tiers"]
+                chosen = measured_steps(plan["num_steps"], tiers["stride"])
+                configs, follows = tier_configs(statistics, asked), tiers["weighting"] == "latents"
+                sensitivities[key] = average(
+                    [
+                        measure_sensitivity(models[own][0], image, chosen, configs, follows)
+                        for image in trajectories(spec, tensors, plan, tiers["images"])
+                    ]
                 )
             return sensitivities[key]
 

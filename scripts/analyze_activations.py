@@ -14,7 +14,7 @@ from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.ranges import CONFIG_FORMAT
 from ditquant.sensitivity import input_gains
-from ditquant.velocity_sensitivity import load_velocity_errors
+from ditquant.velocity_sensitivity import load_sensitivity
 
 
 def main(
@@ -50,7 +50,7 @@ def main(
         measured,
         asked,
         gains,
-        lambda: load_velocity_errors(sensitivity),
+        lambda: load_sensitivity(sensitivity),
         load_intervals(learned, learned_bits, measured.input_of),
     )
     write_json(config, CONFIG_FORMAT, document)

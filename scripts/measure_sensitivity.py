@@ -1,4 +1,4 @@
-"""Rule measure_sensitivity: what each input's quantization alone does to the velocity."""
+"""Rule measure_sensitivity: what each input's quantization alone does to velocity and latents."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.observe import measured_steps
 from ditquant.progress import ticking
-from ditquant.velocity_sensitivity import num_passes, save_velocity_errors, velocity_errors
+from ditquant.velocity_sensitivity import measure_sensitivity, save_sensitivity, total_passes
 
 
 def main(
@@ -27,7 +27,8 @@ def main(
     learned: Sequence[str] = (),
     learned_bits: int = 0,
 ) -> None:
-    """Writes the velocity errors of one image, at every stride-th step, for every tier.
+    """Writes the velocity errors of one image, at every stride-th step, for every tier; where they
+    are weighed by the latents, what later steps make of them too.
 
     Args:
         asked: of `variant_names.activation_configs`, a configuration with tiers.
@@ -44,10 +45,11 @@ def main(
     measured = load_statistics(statistics)
     intervals = load_intervals(learned, learned_bits, measured.input_of)
     configs = tier_configs(measured, asked, intervals)
-    with ticking("forward passes of single inputs", num_passes(configs, steps)) as tick:
-        errors = velocity_errors(network, stored, steps, configs, tick)
-    sigmas = [float(stored.sigmas[step].item()) for step in steps]
-    save_velocity_errors(output, errors, sigmas, list(configs))
+    follows = asked["tiers"]["weighting"] == "latents"
+    passes = total_passes(configs, steps, stored.num_steps, follows)
+    with ticking("forward passes of single inputs", passes) as tick:
+        found = measure_sensitivity(network, stored, steps, configs, follows, tick)
+    save_sensitivity(output, found, list(configs))
 
 
 if "snakemake" in globals():

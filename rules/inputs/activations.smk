@@ -26,13 +26,18 @@ def weighting(name):
     return tiers["weighting"] if tiers.get("mode") == "sensitivity" else None
 
 
+def is_measured(name):
+    """Whether a configuration's tiers are chosen by forward passes of single inputs."""
+    return weighting(name) in ("latents", "velocity")
+
+
 def config_name(wildcards):
     """The configuration that is made: of the wildcard, or `a8`."""
     return wildcards.get("scales", "a8")
 
 
 def sensitivity_files(wildcards, folder):
-    """The measured images of a configuration whose tiers are chosen by the velocity's error."""
+    """What single inputs do on the measured images, of a configuration that `is_measured`."""
     name = config_name(wildcards)
     images = MEASURED_IMAGES[: ACTIVATION_CONFIGS[name]["tiers"]["images"]]
     return [f"{folder}/sensitivity/{name}/{image}.safetensors" for image in images]
@@ -40,7 +45,7 @@ def sensitivity_files(wildcards, folder):
 
 def tier_inputs(wildcards):
     """What tiers are chosen by, beside the statistics."""
-    if weighting(config_name(wildcards)) != "velocity":
+    if not is_measured(config_name(wildcards)):
         return {}
     return {"sensitivity": sensitivity_files(wildcards, f"{RESULTS}/activations")}
 
@@ -66,7 +71,7 @@ def own_config_inputs(wildcards):
     """What a configuration of a recipe's own is made by, beside the statistics."""
     by = weighting(config_name(wildcards))
     inputs = learned_blocks(wildcards)
-    if by == "velocity":
+    if is_measured(config_name(wildcards)):
         folder = f"{RESULTS}/weights/{wildcards.recipe}/activations"
         inputs["sensitivity"] = sensitivity_files(wildcards, folder)
     if by == "output":
@@ -75,8 +80,8 @@ def own_config_inputs(wildcards):
 
 
 def sensitive_config(wildcards):
-    """A configuration whose tiers are chosen by the velocity's error."""
-    if weighting(wildcards.scales) != "velocity":
+    """A configuration that `is_measured`."""
+    if not is_measured(wildcards.scales):
         raise WorkflowError(
             f"Activation configuration {wildcards.scales!r} needs no measured sensitivity."
         )

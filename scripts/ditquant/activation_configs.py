@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from .activation_statistics import Statistics
 from .intervals import LEARNED
 from .learned_ranges import Intervals
 from .quant_config import QuantConfig, parse_quant_config
 from .ranges import ScaleOptions, rows_of_steps, single_tier
-from .sensitivity import predicted_errors, sensitive_tiers
+from .sensitivity import MEASURED_WEIGHTINGS, predicted_errors, sensitive_tiers
 from .tiers import TIER_BITS, multi_tier
-from .velocity_sensitivity import VelocityErrors, latent_errors
+from .velocity_sensitivity import Sensitivity, latent_errors
 
 
 def _scale_options(asked: Mapping[str, Any], learned: Intervals | None) -> ScaleOptions:
@@ -27,7 +25,7 @@ def make_config(
     statistics: Statistics,
     asked: Mapping[str, Any],
     gains: Callable[[], Mapping[str, float]],
-    sensitivity: Callable[[], tuple[np.ndarray, VelocityErrors]],
+    sensitivity: Callable[[], Sensitivity],
     learned: Intervals | None = None,
 ) -> dict[str, Any]:
     """The document `ditquant.quant_config` of one of the workflow's activation configurations.
@@ -36,8 +34,7 @@ def make_config(
         asked: of `variant_names.activation_configs`.
         gains: gives `sensitivity.input_gains` of the weights behind the inputs; only called where
             tiers weigh errors by them.
-        sensitivity: gives sigmas and velocity errors, see
-            `velocity_sensitivity.load_velocity_errors`; likewise.
+        sensitivity: gives what was measured of velocities; likewise.
         learned: of `learned_ranges`, for `range: learned`.
     """
     options = _scale_options(asked, learned)
@@ -49,8 +46,8 @@ def make_config(
         limits = {kind: tiers[kind] for kind in ("linear", "post_gelu")}
         return multi_tier(statistics, *scales, limits, options)
     row_of = rows_of_steps(statistics, *scales, TIER_BITS[-1], options)
-    if tiers["weighting"] == "velocity":
-        errors = latent_errors(statistics, row_of, *sensitivity())
+    if tiers["weighting"] in MEASURED_WEIGHTINGS:
+        errors = latent_errors(statistics, row_of, sensitivity())
     else:
         weights = gains() if tiers["weighting"] == "output" else None
         errors = predicted_errors(statistics, row_of, asked["range"], options, weights)

@@ -1,8 +1,9 @@
 """Tiers by sensitivity: 4, 6 or 8 bits where they lower the error most, under a budget of bits.
 
-Three ways to say what an input's quantization to b bits costs at one sigma:
+Four ways to say what an input's quantization to b bits costs at one sigma:
 
-    velocity   measured: the part of the final latents' error that it makes (`velocity_sensitivity`)
+    latents    measured: what it makes of the final latents (`velocity_sensitivity`)
+    velocity   measured: the same as it enters the latents, before later steps act on it
     output     predicted: x with W x behind it, quantized with an error of mean square e_b, disturbs
                the output by e_b ||W||_F^2 for each token, since the errors of single values are
                small, of mean zero and unrelated; e_b is what the histogram predicts
@@ -38,7 +39,9 @@ from .ranges import (
 from .segments import grouped
 from .tiers import TIER_BITS, tier_entry, tier_summary
 
-WEIGHTINGS = ("velocity", "output", "relative")
+WEIGHTINGS = ("latents", "velocity", "output", "relative")
+# Those that need forward passes of single inputs.
+MEASURED_WEIGHTINGS = WEIGHTINGS[:2]
 
 
 def input_gains(model: nn.Module) -> dict[str, float]:
