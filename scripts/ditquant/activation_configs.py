@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from .activation_statistics import Statistics
+from .activation_summary import rounded
 from .intervals import LEARNED
 from .learned_ranges import Intervals
 from .quant_config import QuantConfig, parse_quant_config
@@ -46,14 +49,22 @@ def make_config(
         limits = {kind: tiers[kind] for kind in ("linear", "post_gelu")}
         return multi_tier(statistics, *scales, limits, options)
     row_of = rows_of_steps(statistics, *scales, TIER_BITS[-1], options)
+    gains_of_steps: dict[float, float] = {}
     if tiers["weighting"] in MEASURED_WEIGHTINGS:
-        errors = latent_errors(statistics, row_of, sensitivity())
+        measured = sensitivity()
+        gains_of_steps = measured.gains
+        errors = latent_errors(statistics, row_of, measured)
     else:
         weights = gains() if tiers["weighting"] == "output" else None
         errors = predicted_errors(statistics, row_of, asked["range"], options, weights)
-    return sensitive_tiers(
+    document = sensitive_tiers(
         statistics, *scales, tiers["average_bits"], tiers["weighting"], errors, options
     )
+    if gains_of_steps:
+        values = rounded(np.array(list(gains_of_steps.values())))
+        names = (f"{sigma:.4f}" for sigma in gains_of_steps)
+        document["summary"]["gains"] = dict(zip(names, values, strict=True))
+    return document
 
 
 def tier_configs(

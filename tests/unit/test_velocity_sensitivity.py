@@ -204,6 +204,8 @@ def test_bits_go_to_what_moves_the_velocity(statistics, measured, follows):
     assert document["summary"]["average_bits"] <= 5.0
     assert document["configuration"]["tiers"]["weighting"] == weighting
     assert document["configuration"]["channel_group"] == 16
+    # For who wants to see them: sigma -> gain.
+    assert len(document["summary"].get("gains", {})) == len(measured.gains)
 
 
 def test_bits_go_to_steps_whose_errors_grow(statistics, measured):
