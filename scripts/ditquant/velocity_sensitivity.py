@@ -11,8 +11,8 @@ inputs and steps is about what they make of the latents. Unlike a linear's outpu
 stream count more. One forward pass for each input, number of bits and step: few steps of one or two
 images are enough.
 
-Later steps act on that error. Of the demo model's, those at sigma 1 grow twentyfold in energy until
-the picture is done, those at 0.3 fall to a ninth, and nothing mends those of the last steps. The
+Later steps act on that error. On the demo model one at sigma 1 grows twenty- to seventyfold in energy until
+the picture is done, one at 0.4 falls to an eighth, and nothing mends those of the last steps. The
 gain of a step is measured by following the error that all inputs make there together,
 
     g[t] = |z_d - z|^2 / |d|^2,   d = (sigma_t' - sigma_t) (v_b(x_t) - v(x_t)),
