@@ -11,9 +11,9 @@ inputs and steps is about what they make of the latents. Unlike a linear's outpu
 stream count more. One forward pass for each input, number of bits and step: few steps of one or two
 images are enough.
 
-Later steps act on that error. On the demo model one at sigma 1 grows twenty- to seventyfold in energy until
-the picture is done, one at 0.4 falls to an eighth, and nothing mends those of the last steps. The
-gain of a step is measured by following the error that all inputs make there together,
+Later steps act on that error. On the demo model one at sigma 1 grows twenty- to seventyfold in
+energy until the picture is done, one at 0.4 falls to an eighth, and nothing mends those of the last
+steps. The gain of a step is measured by following the error that all inputs make there together,
 
     g[t] = |z_d - z|^2 / |d|^2,   d = (sigma_t' - sigma_t) (v_b(x_t) - v(x_t)),
 
