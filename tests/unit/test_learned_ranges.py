@@ -30,6 +30,7 @@ from ditquant.quant_config import parse_quant_config
 from ditquant.ranges import ScaleOptions, single_tier
 from ditquant.segments import grouped
 from ditquant.tiers import TIER_BITS, multi_tier
+from ditquant.velocity_sensitivity import Sensitivity
 from support.activations import statistics
 from support.models import build_mmdit
 
@@ -182,14 +183,13 @@ def test_tiers_cover_the_learned_interval_with_their_bits(made):
     assert document["layers"]["fc2"]["learned"] is True
 
 
-@pytest.mark.parametrize("weighting", ["relative", "velocity"])
+@pytest.mark.parametrize("weighting", ["relative", "velocity", "latents"])
 def test_tiers_by_sensitivity_know_learned_ranges(made, weighting):
     tiers = {"mode": "sensitivity", "average_bits": 6.0, "weighting": weighting}
-    sigmas = np.array(made.sigmas, np.float64)
     errors = {name: np.tile([3.0, 2.0, 1.0], (3, 1)) for name in made.inputs}
-    document = make_config(
-        made, asked(tiers=tiers), unused, lambda: (sigmas, errors), LEARNED
-    )  # fmt: skip
+    gains = {float(made.sigmas[0]): 9.0} if weighting == "latents" else {}
+    measured = Sensitivity(np.array(made.sigmas, np.float64), errors, gains)
+    document = make_config(made, asked(tiers=tiers), unused, lambda: measured, LEARNED)
     parse_quant_config(document, "document")
     for row, bits in enumerate(document["layers"]["a.q_proj"]["bits"]):
         single = layers(made, "step", bits)["a.q_proj"]
