@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -56,6 +55,12 @@ FIRST = 32  # captions that are reported on their own
 _PARTS = ("weight", "scales", "biases")
 
 
+def _shown(configfile: Path) -> str:
+    """Its path in the project; of a file elsewhere the name alone."""
+    file = configfile.resolve()
+    return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else file.name
+
+
 def encode(path: Path, configfile: Path) -> None:
     """Writes the plan: resolved recipes, and the conditioning of all captions."""
     import yaml
@@ -84,7 +89,7 @@ def encode(path: Path, configfile: Path) -> None:
         "seed": config["seed"],
         "num_steps": config["num_steps"],
         "stride": config["weights"]["stride"],
-        "configuration": os.path.relpath(configfile, ROOT),
+        "configuration": _shown(configfile),
         "activations": {
             "configs": activation_configs(config),
             "num_images": config["activations"]["num_images"],
