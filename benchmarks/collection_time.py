@@ -21,7 +21,7 @@ fastest of several passes), on the inputs of one forward pass:
     tokens       the bin of each token's largest |x|; takes the bins' numbers, as `bins` does
     bins         the histogram of |x|
     bins by .at  the same by an ordinary scatter
-    all          what is collected, in one graph
+    all          what is collected, as this backend does it
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from ditquant.backend import compiled, describe_device, is_accelerated, mx, nn
 from ditquant.blocks import Linear, all_linears, tapped
 from ditquant.calibration import Conditioning, Trajectory
 from ditquant.histogram import NUM_BINS, bin_numbers, count_bins
+from ditquant.measuring import sum_of_squares
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.observe import measure_array, measure_image, sum_of_squares
+from ditquant.observe import backend_measuring, measure_image
 from ditquant.sampling import predict, sigma_schedule
 
 CFG_WEIGHT = 4.0
@@ -176,7 +177,7 @@ PARTS: dict[str, Callable[[mx.array], Any]] = {
     "tokens": lambda x: bin_numbers(x).max(axis=1),
     "bins": count_bins,
     "bins by .at": bins_by_at,
-    "all": measure_array,
+    "all": lambda x: backend_measuring().measure(x).arrays,
 }
 
 

@@ -33,11 +33,11 @@ def to_fixed(values: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a value that is not below 2^30.
     """
-    values = np.asarray(values, dtype=np.float64)
-    largest = np.abs(values).max()
-    if not largest < _LARGEST:
-        raise ValueError(f"a statistic of {largest} exceeds the range of 2^30")
-    return np.rint(values * (1 / _UNIT)).astype(np.int64)
+    scaled = np.multiply(values, 1 / _UNIT, dtype=np.float64)
+    largest = max(scaled.max(), -scaled.min())
+    if not largest < _LARGEST / _UNIT:
+        raise ValueError(f"a statistic of {largest * _UNIT} exceeds the range of 2^30")
+    return np.rint(scaled, out=scaled).astype(np.int64)
 
 
 # How a field of two measurements becomes that of both; sums and counts add up.

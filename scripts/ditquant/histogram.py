@@ -55,6 +55,15 @@ def bin_numbers(x: mx.array) -> mx.array:
     return numbers.astype(mx.uint16)
 
 
+# `bin_numbers` of one value in CUDA's language, for kernels that count while they read.
+BIN_NUMBER_CUDA = f"""
+__device__ int bin_number(float value) {{
+    const int bits = __float_as_int(value) & 0x7fffffff;
+    return min(min(max((bits >> {_SHIFT}) - {_FIRST - 1}, 1), {NUM_BINS - 1}), bits);
+}}
+"""
+
+
 def _occurrences(numbers: mx.array, length: int) -> mx.array:
     """(length,) int32: how often each number from 0 to length - 1 occurs in `numbers` (N,); lazy.
 
