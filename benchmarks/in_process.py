@@ -40,6 +40,7 @@ from ditquant.other_linears import quantize_other_linears  # noqa: E402
 from ditquant.prefix import streams_after  # noqa: E402
 from ditquant.recipes import quantize_block, recipe_grid  # noqa: E402
 from ditquant.reconstruct import block_problem  # noqa: E402
+from ditquant.rotation import rotate  # noqa: E402
 from ditquant.sampling import (  # noqa: E402
     Step,
     initial_latents,
@@ -177,6 +178,13 @@ def cache_blocks(
     return files
 
 
+def recipe_model(spec: ModelSpec, recipe: dict[str, Any]) -> nn.Module:
+    """The full-precision model that a recipe quantizes."""
+    model = load_mmdit(spec, mx.float32)
+    rotate(model, recipe.get("rotation"))
+    return model
+
+
 def quantize_blocks(
     folder: Path,
     spec: ModelSpec,
@@ -199,7 +207,7 @@ def quantize_blocks(
         started = time.perf_counter()
         data = read_block(files, spec.block_names, block, prefix)
         problem = block_problem(
-            load_mmdit(spec, mx.float32), block, data, recipe_grid(recipe), recipe["holdout"]
+            recipe_model(spec, recipe), block, data, recipe_grid(recipe), recipe["holdout"]
         )
         result = quantize_block(problem, recipe, seed, statistics)
         packed |= result.packed
@@ -207,7 +215,7 @@ def quantize_blocks(
         documents.append({**result.document, "seconds": time.perf_counter() - started})
         if chained and index + 1 < len(spec.block_names):
             following = spec.block_names[index + 1]
-            network = load_mmdit(spec, mx.float32)
+            network = recipe_model(spec, recipe)
             streams = streams_after(
                 network, block, following, data, result.packed, result.parameters
             )
@@ -229,7 +237,7 @@ def tune(
         return packed, None
     started = time.perf_counter()
     trajectories = [load_trajectory(folder / "calibration" / file.name) for file in files]
-    model = load_mmdit(spec, mx.float32)
+    model = recipe_model(spec, recipe)
     tuned = tune_recipe(model, packed, parameters, trajectories, recipe, seed)
     return tuned.packed, {**tuned.document, "seconds": time.perf_counter() - started}
 
@@ -255,7 +263,7 @@ def quantized_model(
     parameters: dict[str, mx.array],
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The demo model with a recipe's values, and the bytes of its checkpoint."""
-    model = load_mmdit(spec, mx.float32)
+    model = recipe_model(spec, recipe)
     model.load_weights(list(parameters.items()), strict=False)
     others = quantize_other_linears(
         model, recipe["quantize"], recipe["other_bits"], recipe["group_size"]

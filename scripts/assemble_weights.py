@@ -5,6 +5,7 @@ from pathlib import Path
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.checkpoint import (
     FORMAT,
+    ROTATION,
     checkpoint_tensors,
     quantization_config,
     read_packed,
@@ -16,6 +17,7 @@ from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.other_linears import quantize_other_linears
+from ditquant.rotation import rotate
 
 
 def main(
@@ -34,6 +36,7 @@ def main(
     """
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
+    rotate(network, recipe.get("rotation"))
     network.load_weights(list(read_parameters(blocks).items()), strict=False)
     others = quantize_other_linears(
         network, recipe["quantize"], recipe["other_bits"], recipe["group_size"]
@@ -55,6 +58,8 @@ def main(
         "quantization": quantization_config(network, quantized),
         **sizes,
     }
+    if recipe.get("rotation"):
+        document[ROTATION] = recipe["rotation"]
     write_json(config, FORMAT, document)
     LOG.info(
         "%d quantized linears in %.3f of their float16 bytes; %d bytes in all",

@@ -12,6 +12,7 @@ from ditquant.models.spec import read_spec
 from ditquant.prefix import prefix_streams
 from ditquant.recipes import quantize_block, recipe_grid
 from ditquant.reconstruct import block_problem
+from ditquant.rotation import rotate
 
 
 def main(
@@ -38,6 +39,7 @@ def main(
     """
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
+    rotate(network, recipe.get("rotation"))
     prefix = prefix_streams(network, spec.block_names, block_io, before) if before else None
     data = read_block(block_io, spec.block_names, block, prefix)
     problem = block_problem(network, block, data, recipe_grid(recipe), recipe["holdout"])

@@ -9,6 +9,7 @@ from ditquant.job import LOG, job
 from ditquant.learning_state import resume_key
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
+from ditquant.rotation import rotate
 from ditquant.tuning import FORMAT, tune_recipe
 
 
@@ -28,6 +29,7 @@ def main(
     """
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
+    rotate(network, recipe.get("rotation"))
     resume = Path(weights).with_name(".tuned.resume.safetensors")
     settings = {"model": model, "recipe": recipe, "seed": seed, "code": code}
     tuned = tune_recipe(

@@ -53,7 +53,7 @@ class Joint:
     """Joint learning of activation quantizers.
 
     Attributes:
-        quantizers: `layer_inputs.shared_input` of a linear -> its quantizer at the start.
+        quantizers: `blocks.shared_input` of a linear -> its quantizer at the start.
         input_of: linear's name -> key in `quantizers`.
         learning_rate: of Adam on the steps, with a cosine to 0.
         drop: share of elements left unquantized in each iteration (QDrop).

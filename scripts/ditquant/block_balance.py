@@ -17,8 +17,9 @@ from .backend import mx
 from .balance import Balance, Fold, apply_balance, balanced_parameters, folds
 from .balance_factors import csb_factors, fold_absmax, weight_absmax
 from .balance_search import Choice, Reader, choose_awq_strength, choose_factors, choose_strength
+from .blocks import shared_input
 from .grids import fit_scales
-from .layer_inputs import sampled_inputs, shared_input
+from .layer_inputs import sampled_inputs
 from .reconstruct import BlockProblem
 
 # Tokens on which a fold's candidates are compared; each channel is seen that often.

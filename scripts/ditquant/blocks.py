@@ -22,6 +22,11 @@ def _child(parent: Any, name: str) -> Any:
     return parent[int(name)] if isinstance(parent, list) else getattr(parent, name)
 
 
+def rotation_of(module: nn.Module) -> Any:
+    """What a linear does to its input first (`rotation.InputRotation`), or None."""
+    return getattr(module, "rotation", None)
+
+
 @dataclass(frozen=True)
 class Linear:
     """A linear layer of an MMDiT.
@@ -44,8 +49,8 @@ class Linear:
 
     @property
     def is_post_gelu(self) -> bool:
-        """True for fc2: its input has passed GELU and is never below -0.17."""
-        return self.attribute == "fc2"
+        """True for fc2: its input has passed GELU and is never below -0.17, unless rotated."""
+        return self.attribute == "fc2" and rotation_of(self.module) is None
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,12 @@ def walk_linears(block: Block) -> list[Linear]:
             path = f"{block.path}.{_STREAM_PATHS[stream]}.{place}"
             linears.append(Linear(f"{prefix}.{place}", path, parent, attribute))
     return linears
+
+
+def shared_input(linear: Linear) -> str:
+    """Names the array that a linear reads: that of query, key and value is one."""
+    name, _, place = linear.name.rpartition(".")
+    return f"{name}.qkv" if place in ("q_proj", "k_proj", "v_proj") else linear.name
 
 
 def linear_path(name: str) -> str:
@@ -215,15 +226,27 @@ def call_block(
 
 
 class Tap(nn.Module):
-    """Stands in for a module, shows its input to `see`, and computes with what `see` returns."""
+    """Stands in for a module, shows its input to `see`, and computes with what `see` returns.
+
+    The input of a rotated linear (`rotation`) is shown as it is multiplied, rotated.
+    """
 
     def __init__(self, module: nn.Module, see: Callable[[mx.array], mx.array]):
         super().__init__()
         self.module = module
         self._see = see
 
+    @property
+    def rotation(self) -> Any:
+        return rotation_of(self["module"])
+
+    def product(self, x: mx.array) -> mx.array:
+        module, seen = self["module"], self._see(x)
+        result: mx.array = module(seen) if self.rotation is None else module.product(seen)
+        return result
+
     def __call__(self, x: mx.array) -> mx.array:
-        return self["module"](self._see(x))
+        return self.product(x if self.rotation is None else self.rotation(x))
 
     # DiffusionKit's unified blocks read fc2's bias and set it to zero in every call.
     def __getattr__(self, key: str) -> Any:

@@ -9,6 +9,9 @@
 
 `nn.quantize` with mlx-lm's class predicate (quantize where the file has "<path>.scales") makes a
 plain MMDiT that loads it. Everything the MM-DiT needs is in the folder.
+
+Where config.json has "rotation", the block linears' weights are rotated (`rotation`) and read
+rotated inputs, which a plain MMDiT knows nothing of; only `load_quantized` loads that.
 """
 
 from __future__ import annotations
@@ -24,15 +27,18 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from .artifacts import load_metadata, load_tensors, read_json
 from .backend import import_diffusionkit, mx, nn
-from .blocks import Linear, all_linears, other_linears
+from .blocks import Linear, all_linears, other_linears, rotation_of
 from .errors import UserError
 from .grids import Packed, dequantize
 from .models.load import mmdit_config
 from .models.spec import ModelSpec
 from .quantized import PackedLinear
+from .rotation import mark_rotated
 
 FORMAT = "ditquant.checkpoint"
 CONFIG_FILE, MODEL_FILE = "config.json", "model.safetensors"
+# In config.json: the size of the rotation of the block linears' inputs.
+ROTATION = "rotation"
 
 
 def packed_of(name: str, tensors: Mapping[str, mx.array], size: Mapping[str, Any]) -> Packed:
@@ -196,6 +202,7 @@ def load_quantized(
     config, tensors = read_checkpoint(spec, folder)
     import_diffusionkit()
     model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(mmdit_config(spec))
+    mark_rotated(model, config.get(ROTATION))
     try:
         parameters = _parameters(model, tensors, config["quantization"], dtype, packed)
         model.load_weights(parameters)
@@ -221,8 +228,10 @@ def _parameters(
     for path in paths:
         quantized = packed_of(path, tensors, quantization.get(path) or quantization)
         if packed:
-            bias = modules[path].get("bias")
-            layer = PackedLinear(quantized, bias)
+            before = modules[path]
+            layer = PackedLinear(
+                quantized, before.get("bias"), rotation=rotation_of(before)
+            )  # fmt: skip
             model.update_modules(tree_unflatten([(path, layer)]))
         else:
             del parameters[f"{path}.scales"], parameters[f"{path}.biases"]

@@ -24,13 +24,21 @@ from mlx.utils import tree_flatten
 
 from .backend import import_diffusionkit, mx, nn
 from .blocks import all_linears, other_linears
-from .checkpoint import load_quantized, packed_of, quantized_paths, read_checkpoint, smallest_dtype
+from .checkpoint import (
+    ROTATION,
+    load_quantized,
+    packed_of,
+    quantized_paths,
+    read_checkpoint,
+    smallest_dtype,
+)
 from .errors import UserError
 from .grids import Grid, Packed, dequantize
 from .layout import MMDIT_PREFIX, VAE_PREFIX, mmdit_to_single_file, vae_to_single_file
 from .models.load import load_vae_decoder, load_vae_encoder, mmdit_config
 from .models.spec import ModelSpec
 from .other_linears import round_to_nearest
+from .rotation import unrotate_weights
 
 BITS, GROUP_SIZE = 4, 64
 KIND = "ditquant.export"
@@ -85,6 +93,11 @@ def in_groups_of_64(packed: Packed) -> Packed:
 
 def _four_bit_mmdit(spec: ModelSpec, folder: Path) -> Export:
     config, tensors = read_checkpoint(spec, folder)
+    if ROTATION in config:
+        raise UserError(
+            f"The weights of {folder} are rotated, and stock DiffusionKit rotates no inputs: "
+            "export diffusionkit-fp16 instead, whose weights are turned back."
+        )
     quantization, quantized = config["quantization"], set(quantized_paths(tensors))
     model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(mmdit_config(spec))
     learned = {linear.path for linear in all_linears(model)}
@@ -153,7 +166,9 @@ def _to_half(tensors: Mapping[str, mx.array]) -> Export:
 
 def float16(spec: ModelSpec, folder: Path) -> Export:
     """The export diffusionkit-fp16 of a native checkpoint; see `export_checkpoint`."""
-    tensors = mmdit_to_single_file(_parameters(load_quantized(spec, folder, mx.float32)))
+    model = load_quantized(spec, folder, mx.float32)
+    unrotate_weights(model, read_checkpoint(spec, folder)[0].get(ROTATION))
+    tensors = mmdit_to_single_file(_parameters(model))
     vae = _vae(spec)
     tensors |= vae_to_single_file(vae["encoder"], "encoder")
     tensors |= vae_to_single_file(vae["decoder"], "decoder")

@@ -11,17 +11,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from .backend import mx
-from .blocks import Linear, call_block, set_modulation, tapped, walk_linears
+from .blocks import Linear, call_block, set_modulation, shared_input, tapped, walk_linears
 from .gptq import moment
 from .reconstruct import BlockProblem
 
 _ROWS_AT_ONCE = 16
-
-
-def shared_input(linear: Linear) -> str:
-    """Names the array that a linear reads: that of query, key and value is one."""
-    name, _, place = linear.name.rpartition(".")
-    return f"{name}.qkv" if place in ("q_proj", "k_proj", "v_proj") else linear.name
 
 
 def _passes(problem: BlockProblem, rows: np.ndarray) -> Iterator[dict[str, mx.array]]:

@@ -33,7 +33,7 @@ Intervals = Mapping[str, tuple[float, float]]
 
 
 def reader_of(name: str) -> str:
-    """A linear that reads the array of this name, one of `layer_inputs.shared_input`."""
+    """A linear that reads the array of this name, one of `blocks.shared_input`."""
     path, _, place = name.rpartition(".")
     return f"{path}.q_proj" if place == "qkv" else name
 
@@ -44,7 +44,7 @@ def learned_intervals(
     """What learned quantizers stand for: input name of the statistics -> (low, high).
 
     Args:
-        quantizers: name by `layer_inputs.shared_input` -> (step, zero).
+        quantizers: name by `blocks.shared_input` -> (step, zero).
         bits: of their codes.
         input_of: of the statistics, linear name -> input name.
 

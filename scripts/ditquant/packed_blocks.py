@@ -18,6 +18,7 @@ from .backend import backend_name, mx, nn
 from .blocks import Block, InPlace, Linear, blocks_replaced, set_linear, walk_linears
 from .grids import Packed
 from .quantized import PackedLinear, unpack
+from .rotation import RotatedLinear
 from .unpacking_cuda import can_unpack, unpack_parts
 
 _NO_WEIGHT = mx.array(0.0)
@@ -26,6 +27,9 @@ _NO_WEIGHT = mx.array(0.0)
 def _plain(packed: PackedLinear) -> nn.Linear:
     """A linear with the bias of `packed` and no weight yet."""
     layer = nn.Linear(1, 1, bias="bias" in packed)
+    if packed.rotation is not None:
+        layer = RotatedLinear(1, 1, bias="bias" in packed)
+        layer.rotation = packed.rotation
     layer.weight = _NO_WEIGHT
     if "bias" in packed:
         layer.bias = packed.bias

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from .backend import backend_name, mx, nn
 from .grids import Packed
+from .rotation import InputRotation
 
 Product = Callable[[mx.array, Packed, mx.array | None], mx.array]
 
@@ -111,10 +112,15 @@ class PackedLinear(nn.QuantizedLinear):
         packed: of (outputs, inputs).
         bias: (outputs,) in the dtype of the activations, or None.
         product: how to multiply.
+        rotation: of the input, for a weight that was rotated before it was packed, or None.
     """
 
     def __init__(
-        self, packed: Packed, bias: mx.array | None = None, product: Product = packed_product
+        self,
+        packed: Packed,
+        bias: mx.array | None = None,
+        product: Product = packed_product,
+        rotation: InputRotation | None = None,
     ):
         # `nn.QuantizedLinear` would draw a random weight to quantize.
         nn.Module.__init__(self)
@@ -122,13 +128,18 @@ class PackedLinear(nn.QuantizedLinear):
         self.weight, self.scales, self.biases = packed.weight, packed.scales, packed.biases
         if bias is not None:
             self.bias = bias
-        self._product = product
+        self._multiply = product
+        self.rotation = rotation
         self.freeze()
 
     @property
     def packed(self) -> Packed:
         return Packed(self.weight, self.scales, self.biases, self.bits, self.group_size)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def product(self, x: mx.array) -> mx.array:
+        """Of an input that is rotated already, if it has to be."""
         bias = self.bias if "bias" in self else None
-        return _on_rows(x, lambda rows: self._product(rows, self.packed, bias))
+        return _on_rows(x, lambda rows: self._multiply(rows, self.packed, bias))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.product(x if self.rotation is None else self.rotation(x))

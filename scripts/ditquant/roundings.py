@@ -17,9 +17,10 @@ import numpy as np
 from . import adaround
 from .awq import clipped_scales
 from .backend import mx
+from .blocks import shared_input
 from .gptq import Factor, factorize, gptq_steps
 from .grids import Scales, steps_of
-from .layer_inputs import sampled_inputs, second_moments, shared_input
+from .layer_inputs import sampled_inputs, second_moments
 from .lsq import ActivationQuantizer, range_quantizer
 from .reconstruct import BlockProblem
 from .rounding import nearest_codes
@@ -37,7 +38,7 @@ class Proposal:
         scales: the grid over each linear that the codes are for.
         binary_share: share of the rounding variables that ended at 0 or 1; None if it has none.
         history: of the learning.
-        activations: learned activation quantizers by `layer_inputs.shared_input`.
+        activations: learned activation quantizers by `blocks.shared_input`.
     """
 
     codes: list[mx.array]

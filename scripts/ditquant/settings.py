@@ -237,6 +237,8 @@ def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
         read.discard("damping")
     if rounding != "taqdit" and recipe["balance"] in ("none", "awq"):
         read.discard("activation_bits")
+    if not recipe.get("rotation"):
+        read.discard("rotation")
     if not is_tuned(recipe):
         read -= {key for key in read if key.startswith("tune_")}
     return {key: value for key, value in recipe.items() if key in read}
@@ -259,7 +261,7 @@ def learns_ranges(recipe: Mapping[str, Any]) -> bool:
 
 def has_own_activations(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe's activations are measured on its own model, for scales of its own."""
-    return balances_channels(recipe) or learns_ranges(recipe)
+    return balances_channels(recipe) or learns_ranges(recipe) or bool(recipe.get("rotation"))
 
 
 # Read when all blocks are done, for tuning and assembly; the blocks do not depend on them.
@@ -279,7 +281,7 @@ def check_recipes(config: Mapping[str, Any]) -> None:
     """Checks that every recipe that is named exists.
 
     Raises:
-        UserError: unknown recipe or variant.
+        UserError: unknown recipe or variant, or options that do not go together.
     """
     names = list(config["recipes"])
     if config["recipe"] not in names:
@@ -289,6 +291,15 @@ def check_recipes(config: Mapping[str, Any]) -> None:
         )
     if FULL in names:
         raise UserError(f"recipes.{FULL}: this name stands for weights that are not quantized.")
+    for name, recipe in config["recipes"].items():
+        if recipe.get("rotation") and balances_channels(recipe):
+            what = (
+                "rounding: awq" if recipe["balance"] == "none" else f"balance: {recipe['balance']}"
+            )
+            raise UserError(
+                f"recipes.{name}: rotation does not go with {what}: balancing is folded into what "
+                "comes before a linear, which no longer reads that. Leave one of them out."
+            )
     for kind in config["inference"]["variants"]:
         check_variant(f"{config['recipe']}-{kind}", config, "inference.variants")
     evaluated_variants(config)

@@ -14,6 +14,7 @@ from ditquant.backend import mx, nn
 from ditquant.block_io import BlockData, read_block
 from ditquant.recipes import recipe_grid
 from ditquant.reconstruct import BlockProblem, block_problem
+from ditquant.rotation import rotate
 
 from .block_data import write_block_io
 from .models import build_mmdit
@@ -50,6 +51,7 @@ def make_problem(
     """A block of a random MMDiT of two blocks; the last of 5 images is held out."""
     network = build_mmdit(seed=4, **model)
     data = read_block(write_images(folder, network), BLOCKS, block)
+    rotate(network, recipe.get("rotation"))
     return block_problem(network, block, data, recipe_grid(recipe), holdout=0.2)
 
 

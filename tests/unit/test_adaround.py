@@ -11,8 +11,8 @@ from ditquant import adaround
 from ditquant.adaround import Joint, Learner, Options, annealed_beta, batch_rows
 from ditquant.backend import mx
 from ditquant.block_io import read_block
+from ditquant.blocks import shared_input
 from ditquant.grids import Grid, steps_of
-from ditquant.layer_inputs import shared_input
 from ditquant.learning_state import load_state
 from ditquant.lsq import range_quantizer
 from ditquant.reconstruct import (

@@ -14,11 +14,10 @@ from ditquant import settings
 from ditquant.activation_configs import make_config, tier_configs
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, to_numpy
-from ditquant.blocks import all_linears
+from ditquant.blocks import all_linears, shared_input
 from ditquant.errors import UserError
 from ditquant.fake_quantization import fake_quantize
 from ditquant.intervals import largest_code
-from ditquant.layer_inputs import shared_input
 from ditquant.learned_ranges import (
     learned_intervals,
     load_intervals,

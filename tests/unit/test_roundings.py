@@ -9,10 +9,9 @@ import pytest
 
 from ditquant import adaround
 from ditquant.backend import mx
-from ditquant.blocks import walk_linears
+from ditquant.blocks import shared_input, walk_linears
 from ditquant.gptq import gptq_steps
 from ditquant.grids import steps_of, unpack_codes
-from ditquant.layer_inputs import shared_input
 from ditquant.recipes import quantize_block, recipe_grid
 from ditquant.reconstruct import (
     block_error,
