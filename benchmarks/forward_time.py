@@ -15,6 +15,7 @@ pixels: 2 rows of 1,024 image and 154 text tokens. Attention and MLP have 4 bits
     together     the same, all layers of a block unpacked at once: what the workflow runs
     compiled     unpacked by shifts that `mx.compile` fuses, instead of `mx.dequantize`
     cuda-kernel  unpacked by a kernel that writes a whole word's values at once (CUDA only)
+    rotated      `together` with inputs that are rotated, by 64 channels
 
 `forward` is the network alone, `step` also computes the modulation from the time step, as each step
 of the sampler does. `difference` is the mean squared difference of the output from that of
@@ -55,11 +56,13 @@ from ditquant.blocks import (  # noqa: E402
     ANY_TIMESTEP,
     all_linears,
     other_linears,
+    rotation_of,
     set_linear,
 )
 from ditquant.grids import Packed  # noqa: E402
 from ditquant.models.load import DTYPES  # noqa: E402
 from ditquant.packed_blocks import blocks_unpacked  # noqa: E402
+from ditquant.rotation import mark_rotated  # noqa: E402
 from ditquant.sampling import modulate, modulation_inputs  # noqa: E402
 
 GROUP_SIZE, BLOCK_BITS, OTHER_BITS = 64, 4, 8
@@ -170,7 +173,10 @@ PACKED: dict[str, quantized.Product] = {
     "compiled": for_many_rows(compiled_product),
     "cuda-kernel": for_many_rows(cuda_product),
 }
-VARIANTS = ("full", "stock", *PACKED)
+# The layers of `together`, with rotated inputs.
+ROTATED = "rotated"
+VARIANTS = ("full", "stock", *PACKED, ROTATED)
+ROTATION = 64
 # MLX's layer takes 30 times as long on CUDA: fewer calls tell as much.
 SLOW = ("stock", "kernel")
 
@@ -208,7 +214,8 @@ def pack_linears(model: nn.Module, product: quantized.Product) -> None:
             *mx.quantize(plain.weight.astype(mx.float16), GROUP_SIZE, size), size, GROUP_SIZE
         )
         mx.eval(packed.weight, packed.scales, packed.biases)
-        set_linear(linear, quantized.PackedLinear(packed, plain.get("bias"), product))
+        layer = quantized.PackedLinear(packed, plain.get("bias"), product, rotation_of(plain))
+        set_linear(linear, layer)
 
 
 def build(variant: str, size: dict[str, int], dtype: mx.Dtype) -> nn.Module:
@@ -216,6 +223,9 @@ def build(variant: str, size: dict[str, int], dtype: mx.Dtype) -> nn.Module:
     model = build_plain(size, dtype)
     if variant == "stock":
         nn.quantize(model, class_predicate=lambda _, module: isinstance(module, nn.Linear))
+    elif variant == ROTATED:
+        mark_rotated(model, ROTATION)
+        pack_linears(model, quantized.packed_product)
     elif variant != "full":
         pack_linears(model, PACKED[variant])
     # One by one: a parameter's float32 random numbers are gone before the next are drawn.
@@ -277,7 +287,7 @@ def measure(
         modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
         return forward()
 
-    with blocks_unpacked(model) if variant == "together" else nullcontext():
+    with blocks_unpacked(model) if variant in ("together", ROTATED) else nullcontext():
         return measured(forward, step, before, repeat if variant not in SLOW else min(repeat, 3))
 
 

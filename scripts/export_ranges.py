@@ -7,12 +7,23 @@ from ditquant.job import job
 from ditquant.quant_config import load_quant_config
 
 
-def main(statistics: str, config: str, ranges: str) -> None:
-    """Writes what a kernel with quantized activations would need; see `exported_ranges`."""
-    tensors, metadata = input_ranges(load_statistics(statistics), load_quant_config(config))
+def main(statistics: str, config: str, ranges: str, rotation: int | None = None) -> None:
+    """Writes what a kernel with quantized activations would need; see `exported_ranges`.
+
+    Args:
+        rotation: the recipe's, if it has one.
+    """
+    tensors, metadata = input_ranges(
+        load_statistics(statistics), load_quant_config(config), rotation
+    )
     save_tensors(ranges, tensors, metadata)
 
 
 if "snakemake" in globals():
     with job(snakemake):
-        main(snakemake.input.statistics, snakemake.input.config, snakemake.output.ranges)
+        main(
+            snakemake.input.statistics,
+            snakemake.input.config,
+            snakemake.output.ranges,
+            snakemake.params.rotation,
+        )

@@ -13,8 +13,8 @@ def own_checkpoint(wildcards):
     files = checkpoint_files(recipe)
     if not settings.has_own_activations(config["recipes"][recipe]):
         raise WorkflowError(
-            f"Recipe {recipe!r} balances no channels and learns no activation ranges, so its "
-            "activations are those of the full-precision model: ask for "
+            f"Recipe {recipe!r} balances no channels, rotates nothing and learns no activation "
+            "ranges, so its activations are those of the full-precision model: ask for "
             f"{RESULTS}/activations/quant_config.json, or set recipes.{recipe}.balance."
         )
     return files

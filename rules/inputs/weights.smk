@@ -30,8 +30,9 @@ def checkpoint_files(recipe):
 def activation_folder(recipe):
     """Where the scales of a recipe's activations lie.
 
-    A recipe that balances channels has its own, since its linears read x / b, and so has one that
-    learns ranges together with its weights; all others share those of the full-precision model.
+    A recipe that balances channels has its own, since its linears read x / b, as one that rotates
+    them has, and one that learns ranges together with its weights; all others share those of the
+    full-precision model.
     """
     options = config["recipes"][known("recipe", recipe, RECIPES)]
     if settings.has_own_activations(options):

@@ -11,7 +11,9 @@ paths, with one row for each sigma group of the configuration (or each measured 
                                 code 0, whose product with the weights belongs into the bias
 
 The metadata say how these are to be read: granularity, bits by path, sigmas, the row of each sigma
-and the channels of a group.
+and the channels of a group. Where the recipe rotates, all of this is said of H x, "rotation" is the
+size of H, and "rotation_signs.<channels>" (int8) is the diagonal of S for inputs of that width; see
+`rotation`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from .backend import mx
 from .blocks import linear_path
 from .quant_config import LayerConfig, QuantConfig
 from .ranges import DYNAMIC
+from .rotation import signs
 from .segments import grouped
 
 KIND = "ditquant.input_ranges"
@@ -52,12 +55,13 @@ def _layer_arrays(layer: LayerConfig, config: QuantConfig) -> dict[str, np.ndarr
 
 
 def input_ranges(
-    statistics: Statistics, config: QuantConfig
+    statistics: Statistics, config: QuantConfig, rotation: int | None = None
 ) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Tensors and metadata of the file; see the module.
 
     Args:
         statistics: what the configuration was made from.
+        rotation: size of the matrix that rotates the inputs, or None.
     """
     tensors: dict[str, mx.array] = {}
     bits: dict[str, list[int]] = {}
@@ -77,4 +81,9 @@ def input_ranges(
         "row_of": row_of,
         "channel_group": config.channel_group,
     }
+    if rotation is not None:
+        metadata["rotation"] = rotation
+        for channels in sorted({layer.channels for layer in config.layers.values()}):
+            diagonal = signs(channels).astype(np.int8)
+            tensors[f"rotation_signs.{channels}"] = mx.array(diagonal)
     return tensors, metadata

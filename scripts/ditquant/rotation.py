@@ -28,7 +28,7 @@ from functools import cache
 
 import numpy as np
 
-from .backend import mx, nn
+from .backend import compiled, device_arrays, mx, nn
 from .blocks import Linear, shared_input, walk_blocks, walk_linears
 from .errors import UserError
 
@@ -40,23 +40,37 @@ def signs(channels: int) -> np.ndarray:
     return (2 * drawn - 1).astype(np.float32)
 
 
+@cache
+def _signs_of(channels: int, dtype: mx.Dtype) -> mx.array:
+    (array,) = device_arrays([signs(channels)])
+    array = array.astype(dtype)
+    mx.eval(array)
+    return array
+
+
+def _hadamard(x: mx.array, size: int) -> mx.array:
+    parts = x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
+    return mx.hadamard_transform(parts).reshape(x.shape)
+
+
+@cache
+def _rotation(size: int) -> Callable[[mx.array, mx.array], mx.array]:
+    """Of (x, signs); compiled, because a forward pass calls it for hundreds of arrays."""
+    return compiled(lambda x, signs: _hadamard(x * signs, size))
+
+
 def rotated(x: mx.array, size: int) -> mx.array:
     """H x along the last axis, in the dtype of x.
 
     Args:
         x: (..., channels), a multiple of `size`.
     """
-    channels = x.shape[-1]
-    signed = x * mx.array(signs(channels)).astype(x.dtype)
-    parts = mx.hadamard_transform(signed.reshape(*x.shape[:-1], channels // size, size))
-    return parts.reshape(x.shape)
+    return _rotation(size)(x, _signs_of(x.shape[-1], x.dtype))
 
 
 def unrotated(y: mx.array, size: int) -> mx.array:
     """H^T y: what `rotated` was given."""
-    channels = y.shape[-1]
-    parts = mx.hadamard_transform(y.reshape(*y.shape[:-1], channels // size, size))
-    return parts.reshape(y.shape) * mx.array(signs(channels)).astype(y.dtype)
+    return _hadamard(y, size) * _signs_of(y.shape[-1], y.dtype)
 
 
 class InputRotation:

@@ -1,0 +1,76 @@
+"""A recipe with rotated inputs, from planning to pictures and exports."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ditquant.artifacts import load_metadata, load_tensors, read_json
+from ditquant.backend import to_numpy
+from ditquant.rotation import signs
+
+OWN = ("collect_balanced_activations", "merge_balanced_statistics", "analyze_balanced_activations")
+LEARNED = {
+    "rounding": "adaround", "rotation": 16, "start": "gptq", "clip": True, "inputs": "quantized",
+    "iterations": 30, "batch_size": 4, "tune_iterations": 4, "tune_batch_size": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def turned(workspace):
+    """One learned and tuned recipe, one prompt, and the variants that use its checkpoint."""
+    workspace.config |= {
+        "recipe": "turned",
+        "recipes": {"plain": {"rounding": "rtn"}, "turned": LEARNED},
+        "inference": {"prompts": ["a small red star"], "num_steps": 3,
+                      "variants": ["weights", "native", "a8"]},
+    }  # fmt: skip
+    return workspace
+
+
+def final_latents(workspace, variant):
+    path = workspace.results / "images" / variant / "p00.safetensors"
+    return to_numpy(load_tensors(path)["latents"]).astype(np.float64)
+
+
+def test_a_rotated_recipe_is_quantized_measured_drawn_and_exported(turned):
+    plan = turned.plan("compare")
+    assert [plan[rule] for rule in OWN] == [2, 1, 1]
+    assert "collect_activations" not in plan
+    export = "results/tiny/weights/turned/diffusionkit-fp16.safetensors"
+    turned.snakemake("compare", export, "results/tiny/weights/turned/model/activations.safetensors")
+    folder = turned.results / "weights" / "turned"
+    assert json.loads((folder / "model" / "config.json").read_text())["rotation"] == 16
+
+    weights, native, quantized = (
+        final_latents(turned, f"turned-{kind}") for kind in ("weights", "native", "a8")
+    )
+    # The same numbers in another order of operations; 8-bit activations change more than that.
+    size = np.sqrt((weights**2).mean())
+    assert np.abs(native - weights).max() < 1e-3 * size
+    assert 1e-3 * size < np.abs(quantized - weights).max() < size
+
+    # What was measured is rotated: behind GELU values are on both sides of zero.
+    config = read_json(folder / "activations" / "quant_config.json", "ditquant.quant_config")
+    assert not any("shifts" in layer for layer in config["layers"].values())
+    path = folder / "model" / "activations.safetensors"
+    assert json.loads(load_metadata(path)["rotation"]) == 16
+    np.testing.assert_array_equal(to_numpy(load_tensors(path)["rotation_signs.64"]), signs(64))
+    assert load_tensors(turned.folder / export)
+
+    message = turned.error("results/tiny/weights/turned/diffusionkit-4bit.safetensors")
+    assert "stock DiffusionKit rotates no inputs" in message
+    assert "diffusionkit-fp16" in message
+
+
+def test_what_cannot_be_rotated_is_a_message(turned):
+    turned.config["recipes"] = {"turned": {"rounding": "rtn", "rotation": 128}}
+    message = turned.error("results/tiny/weights/turned/blocks/mm00.json")
+    assert "rotation: 128 does not divide the 64 inputs of mm00.img.attn.q_proj" in message
+    turned.config["recipes"] = {"turned": {"rounding": "awq", "rotation": 16}}
+    message = turned.error("-n", "compare")
+    assert "recipes.turned: rotation does not go with rounding: awq" in message
+    turned.config["recipes"] = {"turned": {"rounding": "rtn", "rotation": 48}}
+    assert "rotation" in turned.error("-n", "compare")
