@@ -28,9 +28,10 @@ from functools import cache
 
 import numpy as np
 
-from .backend import compiled, device_arrays, mx, nn
+from .backend import backend_name, compiled, device_arrays, mx, nn
 from .blocks import Linear, shared_input, walk_blocks, walk_linears
 from .errors import UserError
+from .rotation_cuda import rotation_of_size
 
 
 @cache
@@ -65,6 +66,8 @@ def rotated(x: mx.array, size: int) -> mx.array:
     Args:
         x: (..., channels), a multiple of `size`.
     """
+    if backend_name() == "cuda":
+        return rotation_of_size(size, unrotated)(x, _signs_of(x.shape[-1], mx.float32))
     return _rotation(size)(x, _signs_of(x.shape[-1], x.dtype))
 
 

@@ -1,6 +1,7 @@
 """How the CUDA kernels are started: sizes that fit, on machines without CUDA too.
 
-What they compute is compared on CUDA itself: test_fake_quantization.py, test_packed_blocks.py.
+What they compute is compared on CUDA itself: test_fake_quantization.py, test_packed_blocks.py,
+test_measuring.py, test_rotation.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from math import prod
 
 import pytest
 
-from ditquant import fake_quantization_cuda, unpacking_cuda
+from ditquant import fake_quantization_cuda, measuring_cuda, rotation_cuda, unpacking_cuda
 from ditquant.backend import mx
 from ditquant.fake_quantization_cuda import quantize_entries, quantize_tokens
 from ditquant.grids import Grid, Packed
@@ -26,7 +27,8 @@ class Started(list):
     def make(self, source, inputs):
         def start(*, inputs: list, template, grid, threadgroup, output_shapes, output_dtypes):
             constants = dict(template)
-            known = {*constants, "T"}
+            declared = re.findall(r"\b([A-Z][A-Z_0-9]*) = ", source)
+            known = {*constants, *declared, "T"}
             missing = set(re.findall(r"\b[A-Z][A-Z_]*[A-Z0-9_]*\b", source)) - known
             assert not missing, f"the source uses {missing}"
             assert len(inputs) == names
@@ -49,6 +51,12 @@ def started(monkeypatch):
     source = unpacking_cuda.source_of
     monkeypatch.setattr(
         unpacking_cuda, "_kernel", lambda parts: started.make(source(parts), ("w", "s", "b"))
+    )
+    monkeypatch.setattr(
+        rotation_cuda, "_kernel", lambda: started.make(rotation_cuda._SOURCE, ("x", "signs"))
+    )
+    monkeypatch.setattr(
+        measuring_cuda, "_kernel", lambda name, source, inputs: started.make(source, inputs)
     )
     return started
 
@@ -123,3 +131,62 @@ def test_every_word_has_its_thread(started, bits):
     assert constants["PER_WORD"] * constants["BITS"] == 32
     assert constants["WORDS"] * constants["PER_WORD"] == joint.group_size
     assert grid[0] >= joint.weight.size
+
+
+@pytest.mark.parametrize("size", [2, 16, 64, 512])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_every_rotated_channel_has_its_thread(started, size, dtype):
+    x = mx.zeros((3, 5, 1, 3 * size), dtype=dtype)
+    result = rotation_cuda.launch(x, mx.ones((3 * size,)), size)
+    assert (result.shape, result.dtype) == (x.shape, dtype)
+    ((constants, grid, threads),) = started
+    assert constants["LANES"] * constants["N"] == size
+    # A group's threads are neighbours in one warp.
+    assert 32 % constants["LANES"] == 0
+    assert threads % 32 == 0
+    assert constants["CHANNELS"] == 3 * size
+    assert constants["VECTORS"] * constants["N"] == x.size
+    assert grid[0] >= constants["VECTORS"]
+
+
+@pytest.mark.parametrize(
+    "shape", [(2048, 1536), (2048, 6144), (308, 1536), (2, 1536), (7, 36), (1, 5)]
+)
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_measured_value_has_its_thread(shape, size):
+    rows, channels = shape
+    layout = measuring_cuda.layout_of(rows, channels, size)
+    assert layout.chunks * layout.vectors * layout.together == channels
+    assert layout.together * size in (16, size)
+    # Threads of one row are neighbours in a warp, and no slab is empty.
+    assert 32 % layout.vectors == 0
+    assert (layout.slabs - 1) * layout.slab_rows < rows <= layout.slabs * layout.slab_rows
+    assert layout.slab_rows % (256 // layout.vectors) == 0
+
+
+def test_measurements_are_started_for_all_blocks_and_joined_by_layout(started):
+    arrays = [mx.zeros((300, 64)), mx.zeros((2, 150, 1, 64)), mx.zeros((5, 36))] + 16 * [
+        mx.zeros((300, 64))
+    ]
+    measuring_cuda._measuring.cache_clear()
+    measuring_cuda._joining.cache_clear()
+    measurements = [measuring_cuda.measure(x) for x in arrays]
+    for measurement, x in zip(measurements, arrays, strict=True):
+        assert measurement.found.shape == (measurement.layout.length,)
+        assert measurement.layout.rows * measurement.layout.channels == x.size
+    constants, grid, threads = started[0]
+    layout = measurements[0].layout
+    assert grid == (layout.chunks * threads, layout.slabs, 1)
+    assert constants["THREADS"] == threads == 256
+    passes = [measuring_cuda.evaluated(measurements) for _ in range(3)]
+    # 18 arrays of one layout, at most 16 together, and one of another.
+    assert [rows.shape[0] for rows in passes[0]] == [16, 2, 1]
+    fields = measuring_cuda.fields_of(measurements, passes)
+    assert len(fields) == len(arrays)
+    assert fields[2]["channel_max"].shape == (3, 36)
+    assert fields[0]["token_histogram"].shape == (3, 513)
+    joining, grid, threads = started[-1]
+    assert grid[0] // threads == 1 + joining["BIN_BLOCKS"] + 1
+    assert joining["BIN_BLOCKS"] * joining["BINS_OF_BLOCK"] >= joining["BINS"]
+    measuring_cuda._measuring.cache_clear()
+    measuring_cuda._joining.cache_clear()

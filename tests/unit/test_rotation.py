@@ -86,6 +86,13 @@ def test_signs_are_of_both_kinds_and_always_the_same():
     np.testing.assert_array_equal(signs(256), signs.__wrapped__(256))
 
 
+@pytest.mark.parametrize("size", [2, 16, 64, 512])
+def test_its_gradient_is_its_transpose(size):
+    x, y = mx.random.normal((2, 7, 512), key=mx.random.key(2))
+    found = mx.grad(lambda x: (rotated(x, size) * y).sum())(x)
+    assert mx.allclose(found, unrotated(y, size), rtol=0, atol=2**-18)
+
+
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 def test_half_precision_stays_half_precision(dtype):
     x = mx.random.normal((3, 64), key=mx.random.key(1))
