@@ -7,7 +7,7 @@ import pytest
 
 from ditquant import settings
 from ditquant.artifacts import save_tensors, write_json
-from ditquant.backend import mx, nn, to_numpy
+from ditquant.backend import is_accelerated, mx, nn, to_numpy
 from ditquant.blocks import all_linears, shared_input, tapped
 from ditquant.checkpoint import FORMAT, checkpoint_tensors, load_quantized, quantization_config
 from ditquant.errors import UserError
@@ -35,6 +35,9 @@ from support.models import build_mmdit, parameters, write_folder
 from support.problems import full_recipe, make_problem
 
 SIZE = 16
+# Relative to the largest value: float32 in another order, or products that a GPU takes of values
+# with 10 bits of mantissa (2^-11 each, through some layers).
+CLOSE = 1e-2 if is_accelerated() else 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,7 @@ def test_a_rotated_model_computes_the_same_under_the_same_names(plain, turned):
     changed = {name for name in before if not mx.array_equal(before[name], after[name])}
     assert changed == {f"{linear.path}.weight" for linear in all_linears(plain)}
     expected = velocity(plain)
-    assert mx.allclose(velocity(turned), expected, rtol=0, atol=1e-4 * mx.abs(expected).max())
+    assert mx.allclose(velocity(turned), expected, rtol=0, atol=CLOSE * mx.abs(expected).max())
 
 
 def test_none_rotates_nothing(plain):
@@ -134,7 +137,7 @@ def test_taps_see_rotated_inputs_and_readers_of_one_array_the_same(plain, turned
     for linear in all_linears(turned):
         x = found[linear.name]
         expected = rotated(own[linear.name], SIZE)
-        assert mx.allclose(x, expected, rtol=0, atol=1e-4 * mx.abs(expected).max()), linear.name
+        assert mx.allclose(x, expected, rtol=0, atol=CLOSE * mx.abs(expected).max()), linear.name
         assert by_input.setdefault(shared_input(linear), x) is x
         assert not linear.is_post_gelu
     assert len(by_input) < len(found)
@@ -203,10 +206,10 @@ def test_a_block_that_is_learned_on_has_the_same_error_and_gradients(tmp_path):
             slopes.append(mx.value_and_grad(lambda w, p=problem: error(p, w))(noisy))
             mx.eval(slopes[-1])
     (expected, before), (found, after) = slopes
-    np.testing.assert_allclose(found.item(), expected.item(), rtol=1e-4)
+    np.testing.assert_allclose(found.item(), expected.item(), rtol=CLOSE)
     for own, turned_back in zip(before, after, strict=True):
         other = unrotated(turned_back, SIZE)
-        assert mx.allclose(other, own, rtol=0, atol=1e-3 * mx.abs(own).max())
+        assert mx.allclose(other, own, rtol=0, atol=10 * CLOSE * mx.abs(own).max())
 
 
 @pytest.fixture
@@ -239,9 +242,8 @@ def test_a_checkpoint_is_rotated_packed_or_not(spec, turned, checkpoint):
     with blocks_unpacked(native):
         assert mx.allclose(velocity(native), expected, **close)
     seen = seen_by(native)
-    assert mx.allclose(
-        seen["mm00.img.attn.q_proj"], seen_by(turned)["mm00.img.attn.q_proj"], rtol=0, atol=1e-4
-    )
+    name = "mm00.img.attn.q_proj"
+    assert mx.allclose(seen[name], seen_by(turned)[name], rtol=0, atol=CLOSE)
 
 
 def test_the_float16_export_is_turned_back_and_the_packed_one_refused(spec, turned, checkpoint):
@@ -289,4 +291,4 @@ def test_unified_blocks_are_rotated_too():
         model = build_mmdit(depth_unified=1, parallel_mlp_for_unified_blocks=True, seed=6)
         rotate(model, size)
         outputs.append(velocity(model))
-    assert mx.allclose(outputs[1], outputs[0], rtol=0, atol=1e-4 * mx.abs(outputs[0]).max())
+    assert mx.allclose(outputs[1], outputs[0], rtol=0, atol=CLOSE * mx.abs(outputs[0]).max())
