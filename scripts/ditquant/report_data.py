@@ -227,9 +227,15 @@ def own_activations(results: Path, recipes: Mapping[str, Data]) -> list[Data]:
             continue
         chosen = _chosen(results / "weights" / name / "activations")
         if any(chosen.values()):
-            why = "channels balanced" if balances_channels(options) else "ranges learned"
-            rows.append({"recipe": name, "why": why, **chosen})
+            rows.append({"recipe": name, "why": why_own_activations(options), **chosen})
     return rows
+
+
+def why_own_activations(recipe: Data) -> str:
+    """What a recipe with activations of its own does, in two words."""
+    if recipe.get("rotation"):
+        return "inputs rotated"
+    return "channels balanced" if balances_channels(recipe) else "ranges learned"
 
 
 def activation_summary(

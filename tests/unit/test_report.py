@@ -158,6 +158,18 @@ def test_recipes_with_activations_of_their_own_are_named(tmp_path, results, conf
     assert "With tiers 7.25 bits on average." in text
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"rounding": "adaround", "balance": "none", "rotation": 64}, "inputs rotated"),
+        ({"rounding": "awq", "balance": "none"}, "channels balanced"),
+        ({"rounding": "taqdit", "balance": "none", "rotation": None}, "ranges learned"),
+    ],
+)
+def test_why_a_recipe_has_activations_of_its_own(options, why):
+    assert report_data.why_own_activations(options) == why
+
+
 def test_sizes_are_those_that_the_checkpoint_states(results, data, page):
     sizes = report_data.checkpoint_sizes(results / "weights" / "rtn" / "model" / "config.json")
     assert sizes == {"quantized": 4500, "rest": 1500, "total": 6000, "quantized_ratio": 0.28125}

@@ -19,6 +19,7 @@ from ditquant.models.spec import read_spec
 from ditquant.other_linears import round_to_nearest
 from ditquant.packed_blocks import blocks_unpacked
 from ditquant.quantized import PackedLinear
+from ditquant.recipes import quantize_block
 from ditquant.reconstruct import stream_errors, weights_restored
 from ditquant.rotation import (
     InputRotation,
@@ -210,6 +211,30 @@ def test_a_block_that_is_learned_on_has_the_same_error_and_gradients(tmp_path):
     for own, turned_back in zip(before, after, strict=True):
         other = unrotated(turned_back, SIZE)
         assert mx.allclose(other, own, rtol=0, atol=10 * CLOSE * mx.abs(own).max())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rounding": "gptq"},
+        {"rounding": "adaround", "start": "gptq", "clip": True},
+        {"rounding": "taqdit", "grid": "channel"},
+    ],
+)
+def test_learned_roundings_work_in_the_rotated_basis(tmp_path, options):
+    recipe = full_recipe(rotation=SIZE, **options)
+    problem = make_problem(tmp_path, recipe)
+    result = quantize_block(problem, recipe, seed=0)
+    assert result.document["kept"] == options["rounding"]
+    assert (
+        result.document["kept_error"]["held_out"] < result.document["hard_error"]["rtn"]["held_out"]
+    )
+    # The codes are near W H^T, and not near W.
+    for linear, weight in zip(problem.linears, problem.weights, strict=True):
+        values = dequantize(result.packed[linear.name])
+        back = unrotated(values, SIZE)
+        assert mx.mean((values - weight) ** 2) < 0.05 * mx.mean(weight**2)
+        assert mx.mean((back - weight) ** 2) > mx.mean(weight**2)
 
 
 @pytest.fixture
