@@ -153,6 +153,8 @@ def mark_rotated(model: nn.Module, size: int | None) -> None:
 def rotate(model: nn.Module, size: int | None) -> None:
     """Rotates the block linears of a full-precision model in place; it computes what it did before.
 
+    The weights are lazy: a job that needs one block of the model neither reads nor rotates others.
+
     Args:
         model: an MMDiT with plain linears.
         size: of the Hadamard matrix, a recipe's `rotation`; None: nothing is done.
@@ -180,4 +182,3 @@ def _turn_weights(model: nn.Module, size: int | None, turn: Callable[..., mx.arr
         for linear in walk_linears(block):
             weight = linear.module.weight
             linear.module.weight = turn(weight.astype(mx.float32), size).astype(weight.dtype)
-        mx.eval(block.module.parameters())
