@@ -7,11 +7,10 @@ results: the same operations in float32, rounded alike.
 
 from __future__ import annotations
 
-from functools import cache
 from math import prod
 from typing import Any
 
-from .backend import mx
+from .backend import cuda_kernel, mx
 from .intervals import SMALLEST_RANGE
 
 _THREADS = 256
@@ -19,9 +18,6 @@ _THREADS = 256
 _PARTS = 64
 
 _HEADER = f"""
-template <typename T, int N>
-struct alignas(sizeof(T) * N) Values {{ T value[N]; }};
-
 // One number for all channels (COUNT 1), or one for each.
 template <int COUNT>
 __device__ float number(const float* of, int channel) {{
@@ -120,17 +116,6 @@ _ENTRIES = """
 """
 
 
-@cache
-def _kernel(name: str, source: str, inputs: tuple[str, ...]) -> Any:
-    return mx.fast.cuda_kernel(
-        name=f"ditquant_{name}",
-        input_names=list(inputs),
-        output_names=["out"],
-        source=source,
-        header=_HEADER,
-    )
-
-
 def _together(dtype: mx.Dtype, length: int) -> int:
     """How many of `length` adjacent values a thread reads at once: 16 bytes, if that divides it."""
     most = 16 // dtype.size
@@ -182,7 +167,7 @@ def quantize_tokens(
         "N": together, "LANES": lanes, "PARTS": parts,
         "CHANNELS": channels, "LENGTH": length, "SHIFTS": shift.size,
     }  # fmt: skip
-    kernel = _kernel("tokens", _TOKENS, ("x", "shift", "low", "high"))
+    kernel = cuda_kernel("tokens", _TOKENS, ("x", "shift", "low", "high"), _HEADER)
     grid = (_whole_blocks(parts * lanes), 1)
     return _launch(kernel, [x, shift, low, high], sizes, grid, x.shape, x.dtype)
 
@@ -200,9 +185,9 @@ def quantize_entries(x: mx.array, shift: mx.array, low: mx.array, high: mx.array
         "N": together, "COUNT": count, "PARTS": _PARTS, "THREADS": _THREADS,
         "CHANNELS": channels, "SHIFTS": shift.size,
     }  # fmt: skip
-    finding = _kernel("extremes", _EXTREMES, ("x", "shift"))
+    finding = cuda_kernel("extremes", _EXTREMES, ("x", "shift"), _HEADER)
     grid = (entries * _PARTS * _THREADS, 1)
     extremes = _launch(finding, [x, shift], sizes, grid, (entries, _PARTS), mx.float32)
-    rounding = _kernel("entries", _ENTRIES, ("x", "extremes", "shift", "low", "high"))
+    rounding = cuda_kernel("entries", _ENTRIES, ("x", "extremes", "shift", "low", "high"), _HEADER)
     grid = (_whole_blocks(count), entries)
     return _launch(rounding, [x, extremes, shift, low, high], sizes, grid, x.shape, x.dtype)

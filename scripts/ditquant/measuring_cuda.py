@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .backend import compiled, mx, to_numpy
-from .histogram import NUM_BINS
-from .measuring_sources import MEASURE, joining_source, kernel
+from .backend import compiled, cuda_kernel, mx, to_numpy
+from .histogram import BIN_NUMBER_CUDA, NUM_BINS
+from .measuring_sources import MEASURE, joining_source
 
 _THREADS = 256
 # Blocks that keep all of an H200's 132 processors busy, some of them waiting for memory.
@@ -112,7 +112,7 @@ def _measuring(layout: _Layout) -> Callable[[mx.array], mx.array]:
 
     def found(x: mx.array) -> mx.array:
         constants = [*layout.constants, ("SLAB_ROWS", layout.slab_rows), ("THREADS", _THREADS)]
-        (out,) = kernel("measure", MEASURE, ("x",))(
+        (out,) = cuda_kernel("measure", MEASURE, ("x",), BIN_NUMBER_CUDA)(
             inputs=[x],
             template=[("T", x.dtype), *constants],
             grid=(layout.chunks * _THREADS, layout.slabs, 1),
@@ -152,7 +152,8 @@ def _joining(layout: _Layout, count: int) -> Callable[..., mx.array]:
     ]
 
     def joined(*found: mx.array) -> mx.array:
-        (out,) = kernel(f"join_{count}", joining_source(count), names)(
+        source = joining_source(count)
+        (out,) = cuda_kernel(f"join_{count}", source, names, BIN_NUMBER_CUDA)(
             inputs=list(found),
             template=constants,
             grid=(blocks * _JOINING_THREADS, count, 1),

@@ -5,19 +5,6 @@ Names in capitals are template arguments, see `measuring_cuda`.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
-from .backend import mx
-from .histogram import BIN_NUMBER_CUDA
-
-_HEADER = f"""
-template <typename T, int N>
-struct alignas(sizeof(T) * N) Values {{ T value[N]; }};
-
-{BIN_NUMBER_CUDA}
-"""
-
 # What a block found lies in `out`, floats by their bits:
 #   columns  (SLABS, 3, CHANNELS)  minimum, maximum and sum of each channel over the slab's rows
 #   squares  (SLABS * CHUNKS,)     sums of squares
@@ -181,15 +168,3 @@ def joining_source(arrays: int) -> str:
         f"if (blockIdx.y == {array}) from = part_{array};" for array in range(1, arrays)
     )
     return _JOIN.format(choices=choices)
-
-
-@cache
-def kernel(name: str, source: str, inputs: tuple[str, ...]) -> Any:
-    """`mx.fast.cuda_kernel` of a source, with one output."""
-    return mx.fast.cuda_kernel(
-        name=f"ditquant_{name}",
-        input_names=list(inputs),
-        output_names=["out"],
-        source=source,
-        header=_HEADER,
-    )

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
-from .backend import compiled, mx
+from .backend import compiled, cuda_kernel, mx
 
 _THREADS = 256
 _WARP = 32
-
-_HEADER = """
-template <typename T, int N>
-struct alignas(sizeof(T) * N) Values { T value[N]; };
-"""
 
 # LANES neighbouring threads for each group of LANES * N adjacent channels.
 _SOURCE = """
@@ -60,17 +54,6 @@ _SOURCE = """
 """
 
 
-@cache
-def _kernel() -> Any:
-    return mx.fast.cuda_kernel(
-        name="ditquant_rotate",
-        input_names=["x", "signs"],
-        output_names=["out"],
-        source=_SOURCE,
-        header=_HEADER,
-    )
-
-
 def together(size: int, dtype: mx.Dtype) -> int:
     """How many values a thread has: 16 bytes, less where a group is shorter, and more where the
     threads of a warp would not hold a group."""
@@ -87,7 +70,7 @@ def launch(x: mx.array, signs: mx.array, size: int) -> mx.array:
     """
     count = together(size, x.dtype)
     vectors = x.size // count
-    (out,) = _kernel()(
+    (out,) = cuda_kernel("rotate", _SOURCE, ("x", "signs"))(
         inputs=[x, signs],
         template=[
             ("T", x.dtype),

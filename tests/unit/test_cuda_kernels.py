@@ -45,18 +45,15 @@ class Started(list):
 @pytest.fixture
 def started(monkeypatch):
     started = Started()
-    monkeypatch.setattr(
-        fake_quantization_cuda, "_kernel", lambda name, source, inputs: started.make(source, inputs)
-    )
+    for module in (fake_quantization_cuda, measuring_cuda, rotation_cuda):
+        monkeypatch.setattr(
+            module,
+            "cuda_kernel",
+            lambda name, source, inputs, header="": started.make(source, inputs),
+        )
     source = unpacking_cuda.source_of
     monkeypatch.setattr(
         unpacking_cuda, "_kernel", lambda parts: started.make(source(parts), ("w", "s", "b"))
-    )
-    monkeypatch.setattr(
-        rotation_cuda, "_kernel", lambda: started.make(rotation_cuda._SOURCE, ("x", "signs"))
-    )
-    monkeypatch.setattr(
-        measuring_cuda, "kernel", lambda name, source, inputs: started.make(source, inputs)
     )
     return started
 

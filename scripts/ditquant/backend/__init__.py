@@ -13,6 +13,7 @@ preload_blas()
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 
+from .cuda import cuda_kernel  # noqa: E402
 from .device import (  # noqa: E402
     backend_name,
     compiled,
@@ -30,6 +31,7 @@ __all__ = [
     "BLAS",
     "backend_name",
     "compiled",
+    "cuda_kernel",
     "describe_device",
     "device_arrays",
     "hub_files",
