@@ -6,11 +6,11 @@ A linear computes W x = (W H^T) (H x) for any orthonormal H. With
 
 each channel of H x is a sum of `size` adjacent channels of x with signs: a value that is alone in
 its group is divided by sqrt(size), and what a linear reads becomes nearly normal whatever it was,
-as Ashkboos et al. (QuaRot, 2024, arXiv 2404.00456) found for language models and Zhao et al.
-(ViDiT-Q, 2024, arXiv 2406.02540) for diffusion transformers. Its range shrinks and its energy does
+as Ashkboos et al. (QuaRot, 2024, arXiv 2404.00456) found for language models and Federici et al.
+(HadaNorm, 2025, arXiv 2506.09932) for diffusion transformers. Its range shrinks and its energy does
 not, so that as many bits have smaller steps. The signs, a fixed draw, keep what all channels have
-in common (behind GELU, a mean) from gathering in the first channel of a group; QuIP (Chee et al.
-2023, arXiv 2307.13304) has them too.
+in common (behind GELU, a mean) from gathering in the first channel of a group; QuIP# (Tseng et al.
+2024, arXiv 2402.04396) has them for weights.
 
 Weights are rotated once, (W H^T), and quantized there. The inputs are rotated in front of each
 linear, since modulation and GELU let no rotation through: log2(size) additions a value, which a
