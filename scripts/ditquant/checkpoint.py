@@ -229,9 +229,7 @@ def _parameters(
         quantized = packed_of(path, tensors, quantization.get(path) or quantization)
         if packed:
             before = modules[path]
-            layer = PackedLinear(
-                quantized, before.get("bias"), rotation=rotation_of(before)
-            )  # fmt: skip
+            layer = PackedLinear(quantized, before.get("bias"), rotation=rotation_of(before))
             model.update_modules(tree_unflatten([(path, layer)]))
         else:
             del parameters[f"{path}.scales"], parameters[f"{path}.biases"]
