@@ -58,7 +58,7 @@ DEMO = {"latent": 16, "tokens": 24, "channels": 128, "pooled": 128}
 
 def configuration(model: nn.Module, granularity: str, group: int | None) -> QuantConfig:
     """Eight bits for every input; the numbers in it do not count for the time."""
-    rows = 1 if granularity == "static" else len(SIGMAS)
+    rows = len(SIGMAS) if granularity == "step" else 1
     layers = {}
     for linear in all_linears(model):
         name = linear.name.replace("k_proj", "q_proj").replace("v_proj", "q_proj")

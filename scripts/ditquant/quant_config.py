@@ -123,6 +123,15 @@ class QuantConfig:
     variable: str = "sigma"
     channel_group: int | None = None
 
+    @cached_property
+    def is_constant(self) -> bool:
+        """Whether `numbers` are the same at every sigma, as those of dynamic ranges mostly are."""
+        return self.granularity != "polynomial" and all(
+            len(entries) <= 1
+            for layer in self.layers.values()
+            for entries in (layer.bits, layer.scales, layer.shifts, layer.multipliers)
+        )
+
     def row(self, sigma: float) -> int:
         """The row of the measured sigma that is nearest to `sigma`."""
         return self.row_of[int(np.abs(np.asarray(self.sigmas) - sigma).argmin())]

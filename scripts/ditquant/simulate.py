@@ -62,8 +62,7 @@ class Simulation:
 
     def __call__(self, index: int, sigma: float) -> None:
         self._last = None
-        # A polynomial has other numbers at every sigma, the others at every row.
-        key = sigma if self._config.granularity == "polynomial" else self._config.row(sigma)
+        key = self._key(sigma)
         if key not in self._arrays:
             arrays = kernel_arguments(
                 {name: self._config.numbers(layer, sigma) for name, layer in self._layers.items()}
@@ -75,6 +74,12 @@ class Simulation:
             # What was measured is computed before the next pass holds as much again.
             mx.eval([energies for _, energies in self._energies[-1:]])
             self._energies.append((sigma, {}))
+
+    def _key(self, sigma: float) -> float | int:
+        """Equal where numbers are: polynomials have others at every sigma, most at every row."""
+        if self._config.granularity == "polynomial":
+            return sigma
+        return 0 if self._config.is_constant else self._config.row(sigma)
 
     def see(self, linear: Linear, x: mx.array) -> mx.array:
         layer = self._config.layers[linear.name]

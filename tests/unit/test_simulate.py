@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 
+from ditquant import simulate as simulation_module
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.blocks import all_linears, tapped
@@ -209,6 +210,38 @@ def test_every_granularity_holds_at_other_numbers_of_steps(
     # The bound that one scale a step keeps to above; other steps between the measured ones differ
     # by less than a bit in range, four in squared error.
     assert 0 < error < (0.05 if num_steps == STEPS else 0.2)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "bits", "times"),
+    [
+        ("static", None, 1),
+        ("step", None, STEPS),
+        ("polynomial", None, STEPS),
+        ("dynamic-token", None, 1),
+        # Tiers of its own at each sigma.
+        ("dynamic-token", [8, 6] * (STEPS // 2), STEPS),
+    ],
+)
+def test_numbers_are_made_where_they_change_and_once(
+    tmp_path, model, measured, monkeypatch, granularity, bits, times
+):
+    document = single_tier(measured, 8, granularity, "absmax")
+    if bits:
+        for layer in document["layers"].values():
+            layer["bits"] = bits
+    config = configuration(tmp_path, document)
+    made = []
+    make = simulation_module.kernel_arguments
+    monkeypatch.setattr(
+        simulation_module, "kernel_arguments", lambda numbers: made.append(numbers) or make(numbers)
+    )
+    simulation = simulation_module.Simulation(config)
+    for _ in range(2):
+        for index, sigma in enumerate(config.sigmas):
+            simulation(index, sigma)
+    assert len(made) == times
+    assert config.is_constant == (times == 1)
 
 
 def test_the_model_is_left_as_it_was(tmp_path, model, conditioning, document):
