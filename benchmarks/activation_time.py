@@ -7,13 +7,15 @@ A step is what each step of the sampler does: the numbers of its sigma are selec
 is computed, and the network runs on a guided pair. Sizes: `demo` is the embedded model, and
 `sd3-medium` one of that size with random weights (512 x 512 pixels; see `forward_time.py`). Weights
 are full precision, so every second that is added is the simulation's. Steps without and with it
-alternate, so that a machine that is slower for a while is so for both. Of each granularity:
+alternate, so that a machine that is slower for a while is so for both. Numbers are those of a
+calibration at every second of 50 steps. Of each granularity:
 
-    ratio               of the medians
+    first_picture       mean over the 28 steps of a process's first picture, with the seconds of
+                        making numbers, which a process does once: for all sigmas, at each sigma
+                        group, at each measured sigma or, for polynomials, at every step
+    ratio               of the medians over later steps, where numbers are those of the first
+                        picture
     ratio_of_fastest    what is left where a host is sometimes slow
-    ratio_at_a_new_row  with the seconds of making a row's numbers (`selecting_seconds`), which a
-                        process does once a row: one time in all for a static or dynamic range, at
-                        every sigma group, or at each step of the first picture
     differing           values that the backend's own kernel rounds unlike the portable one
 """
 
@@ -31,19 +33,21 @@ from forward_time import SIZES, build, random_inputs  # puts ditquant on the pat
 
 from ditquant.backend import describe_device, is_accelerated, mx, nn
 from ditquant.blocks import ANY_TIMESTEP, all_linears, tapped
-from ditquant.fake_quantization import kernel_arguments, kernel_of, portable_kernel
+from ditquant.fake_quantization import PortableQuantizer, quantizer_of
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.quant_config import LayerConfig, QuantConfig
 from ditquant.ranges import DYNAMIC
-from ditquant.sampling import modulate, modulation_inputs
+from ditquant.sampling import modulate, modulation_inputs, sigma_schedule
 from ditquant.simulate import Simulation
 
 # Granularity and channels of a group.
 CONFIGS: dict[str, tuple[str, int | None]] = {
     "static": ("static", None),
+    "group": ("group", None),
     "step": ("step", None),
     "step, groups of 64": ("step", 64),
+    "polynomial": ("polynomial", None),
     "dynamic-tensor": ("dynamic-tensor", None),
     "dynamic-token": ("dynamic-token", None),
     "dynamic-token, groups of 64": ("dynamic-token", 64),
@@ -51,19 +55,29 @@ CONFIGS: dict[str, tuple[str, int | None]] = {
 # Linears of the first block, whose inputs have every width.
 DIFFERING = 12
 WARM_UP = 3
-SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.25)
+STEPS = 28
+SHIFT = 3.0
+SIGMAS = tuple(sigma_schedule(STEPS, SHIFT).tolist()[:-1])
+MEASURED = tuple(sigma_schedule(50, SHIFT).tolist()[:-1:2])
+SIGMA_GROUPS = 5
 # Widths of the embedded model, as `forward_time.SIZES` has them.
 DEMO = {"latent": 16, "tokens": 24, "channels": 128, "pooled": 128}
 
 
 def configuration(model: nn.Module, granularity: str, group: int | None) -> QuantConfig:
     """Eight bits for every input; the numbers in it do not count for the time."""
-    rows = len(SIGMAS) if granularity == "step" else 1
+    row_of = tuple(range(len(MEASURED)))
+    if granularity == "group":
+        row_of = tuple(row * SIGMA_GROUPS // len(MEASURED) for row in row_of)
+    elif granularity not in ("step", "polynomial"):
+        row_of = (0,) * len(MEASURED)
+    rows = 1 if granularity == "polynomial" else max(row_of) + 1
     layers = {}
     for linear in all_linears(model):
         name = linear.name.replace("k_proj", "q_proj").replace("v_proj", "q_proj")
         channels = linear.module.weight.shape[1]
-        is_static, ordinary = granularity not in DYNAMIC, not linear.is_post_gelu
+        is_fitted, ordinary = granularity == "polynomial", not linear.is_post_gelu
+        is_static = granularity not in DYNAMIC and not is_fitted
         factors = ((0.5,) * (channels // group),) * rows if group and is_static else ()
         layers[linear.name] = LayerConfig(
             input=name,
@@ -71,12 +85,13 @@ def configuration(model: nn.Module, granularity: str, group: int | None) -> Quan
             bits=(8,) * rows,
             scales=(0.05,) * rows if is_static else (),
             shifts=(0.0,) * rows if ordinary else (-0.17,) * rows,
-            unsigned=linear.is_post_gelu and not is_static,
+            log_range=(1.0, 0.5, -0.2, 0.1) if is_fitted else (),
+            shift_polynomial=(0.0, 0.5, -0.2, 0.1) if is_fitted and not ordinary else (0.0,),
+            unsigned=linear.is_post_gelu and granularity in DYNAMIC,
             multipliers=factors if ordinary else (),
             channel_shift=(0.01,) * channels if group and ordinary else (),
         )
-    row_of = tuple(range(rows)) if rows > 1 else (0,) * len(SIGMAS)
-    return QuantConfig("benchmark", SIGMAS, layers, granularity, row_of, channel_group=group)
+    return QuantConfig("benchmark", MEASURED, layers, granularity, row_of, channel_group=group)
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -88,57 +103,60 @@ def timed(call: Callable[[], Any]) -> float:
 def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> dict[str, float]:
     """One row of the table; see the module's docstring."""
     linears = all_linears(model)
-    simulation = Simulation(config)
 
     def step() -> mx.array:
         modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
         return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
 
-    def simulated(index: int) -> float:
-        def selected() -> mx.array:
-            simulation(index, SIGMAS[index % len(SIGMAS)])
-            return step()
+    def pairs(simulation: Simulation, count: int) -> list[tuple[float, ...]]:
+        """Seconds of (plain steps, steps with simulated activations), alternating."""
+        found = []
+        for index in range(count):
 
-        with tapped(linears, simulation.see):
-            return timed(selected)
+            def selected(index: int = index) -> mx.array:
+                simulation(index, SIGMAS[index % STEPS])
+                return step()
 
-    selecting = []
-    for index in range(len(set(config.row_of))):
-        start = time.perf_counter()
-        simulation(index, SIGMAS[index])
-        selecting.append(time.perf_counter() - start)
+            plain = timed(step)
+            with tapped(linears, simulation.see):
+                found.append((plain, timed(selected)))
+        return list(zip(*found, strict=True))
+
     # What is compiled on first use is not counted.
-    for index in range(WARM_UP):
-        timed(step)
-        simulated(index)
-    pairs = [(timed(step), simulated(index)) for index in range(repeat)]
-    plain, quantized = (statistics.median(times) for times in zip(*pairs, strict=True))
-    selected = statistics.median(selecting)
-    fastest = [min(times) for times in zip(*pairs, strict=True)]
+    pairs(Simulation(config), WARM_UP)
+    simulation = Simulation(config)
+    first = [statistics.mean(times) for times in pairs(simulation, STEPS)]
+    later = pairs(simulation, repeat)
+    plain, quantized = map(statistics.median, later)
+    fastest = [min(times) for times in later]
     return {
+        "first_picture_plain_seconds": first[0],
+        "first_picture_simulated_seconds": first[1],
         "plain_seconds": plain,
         "simulated_seconds": quantized,
-        "selecting_seconds": selected,
+        "first_picture": first[1] / first[0],
         "ratio": quantized / plain,
         "ratio_of_fastest": fastest[1] / fastest[0],
-        "ratio_at_a_new_row": (quantized + selected) / plain,
     }
 
 
 def differing(model: nn.Module, config: QuantConfig, dtype: mx.Dtype) -> int:
     """Values of random inputs that this backend's kernel rounds unlike the portable one."""
     kind = config.granularity, config.channel_group
-    numbers = {layer.input: config.numbers(layer, SIGMAS[0]) for layer in config.layers.values()}
-    arguments = kernel_arguments(numbers)
+    layers = {layer.input: layer for layer in config.layers.values()}
+    numbers = config.numbers_of(layers, SIGMAS[0])
+    own, portable = (
+        (quantizer, quantizer.arguments(numbers))
+        for quantizer in (quantizer_of(*kind), PortableQuantizer(*kind))
+    )
     count = 0
     for linear in all_linears(model)[:DIFFERING]:
         layer = config.layers[linear.name]
         x = mx.random.normal((2, 154, 1, layer.channels), key=mx.random.key(3)).astype(dtype)
-        own, portable = (
-            kernel(x, *arguments[layer.input])
-            for kernel in (kernel_of(*kind), portable_kernel(*kind))
+        found, expected = (
+            quantizer(x, *arguments[layer.input]) for quantizer, arguments in (own, portable)
         )
-        count += mx.sum(own != portable).item()
+        count += mx.sum(found != expected).item()
     return int(count)
 
 
@@ -147,7 +165,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", choices=["demo", *SIZES], default="demo")
     parser.add_argument("--depth", type=int, help="blocks, instead of the size's own")
     parser.add_argument("--dtype", choices=DTYPES, help="float16; float32 on a CPU")
-    parser.add_argument("--repeat", type=int, default=20, help="pairs of steps")
+    parser.add_argument("--repeat", type=int, default=28, help="pairs of later steps")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     dtype = options.dtype or ("float16" if is_accelerated() else "float32")
@@ -171,7 +189,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(
             f"{name:28} {plain * 1e3:8.2f} ms without {quantized * 1e3:8.2f} ms with "
             f"{rows[name]['ratio']:6.3f} x (fastest {rows[name]['ratio_of_fastest']:6.3f}, "
-            f"at a new row {rows[name]['ratio_at_a_new_row']:6.3f}), "
+            f"first picture {rows[name]['first_picture']:6.3f}), "
             f"{rows[name]['differing']} values differ",
             flush=True,
         )

@@ -65,7 +65,7 @@ def _sigmas_between(config: QuantConfig) -> np.ndarray:
 
 
 def _scale(numbers: Numbers) -> np.ndarray:
-    """The scales of channels, or the one of all."""
+    """The scales of groups of channels, or the one of all."""
     return np.asarray(np.nan if numbers.scale is None else numbers.scale)
 
 

@@ -42,11 +42,7 @@ def _layer_arrays(layer: LayerConfig, config: QuantConfig) -> dict[str, np.ndarr
         numbers = [config.numbers(layer, config.sigmas[step]) for step in first_of_row]
     arrays = {}
     if config.granularity not in DYNAMIC:
-        scales = [np.asarray(one.scale, dtype=np.float32) for one in numbers]
-        # Channels of a group have one scale: the first of each stands for it.
-        arrays["input_scale"] = np.stack(
-            [scale[:: config.channel_group] if scale.ndim else scale for scale in scales]
-        )
+        arrays["input_scale"] = np.array([one.scale for one in numbers], dtype=np.float32)
     if layer.channel_shift:
         arrays["input_shift"] = np.array(layer.channel_shift, dtype=np.float32)
     else:

@@ -7,18 +7,15 @@ serves every layer, sigma and tier.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 
 from .backend import backend_name, compiled, device_arrays, mx
-from .fake_quantization_cuda import quantize_entries, quantize_tokens
+from .fake_quantization_cuda import CudaQuantizer
 from .intervals import SMALLEST_RANGE
-from .quant_config import Numbers
+from .quant_config import Numbers, code_range
 from .ranges import DYNAMIC
-
-# Called with x and its `kernel_arguments`.
-Kernel = Callable[..., mx.array]
 
 
 def _fake_quantize(
@@ -40,61 +37,85 @@ def _dynamic_quantize(
     return (mx.clip(mx.round(centered / scale), low, high) * scale + shift).astype(x.dtype)
 
 
-_compiled_fake_quantize = compiled(_fake_quantize)
+def _in_groups(x: mx.array, groups: int) -> mx.array:
+    """(..., channels) -> (..., groups, channels of one); a single number stays as it is."""
+    return x if x.size == 1 else x.reshape(*x.shape[:-1], groups, -1)
+
+
+def _listed_kernel(
+    x: mx.array, scale: mx.array, shift: mx.array, low: mx.array, high: mx.array
+) -> mx.array:
+    if scale.size == 1:
+        return _fake_quantize(x, scale, shift, low, high)
+    parts, z = (_in_groups(array, scale.size) for array in (x, shift))
+    return _fake_quantize(parts, scale[:, None], z, low, high).reshape(x.shape)
 
 
 @cache
-def portable_kernel(granularity: str, channel_group: int | None) -> Kernel:
-    """Of what `mx.compile` makes of the formulas, on every backend; see `kernel_of`."""
+def _portable_kernel(granularity: str, channel_group: int | None) -> Callable[..., mx.array]:
     if granularity not in DYNAMIC:
-        return _compiled_fake_quantize
+        return compiled(_listed_kernel)
 
     def kernel(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
         # Not the first axis: a picture must not depend on which others are drawn with it.
         tokens = range(1, x.ndim - 1) if granularity == "dynamic-tensor" else ()
-        parts, z = x, shift
-        if channel_group is not None:
-            # The groups of channels are an axis of their own.
-            parts = x.reshape(*x.shape[:-1], -1, channel_group)
-            z = shift.reshape(-1, channel_group) if shift.size > 1 else shift
+        if channel_group is None:
+            return _dynamic_quantize(x, shift, low, high, (*tokens, -1))
+        parts, z = (_in_groups(array, x.shape[-1] // channel_group) for array in (x, shift))
         return _dynamic_quantize(parts, z, low, high, (*tokens, -1)).reshape(x.shape)
 
     return compiled(kernel)
 
 
-@cache
-def kernel_of(granularity: str, channel_group: int | None) -> Kernel:
-    """What is called with x and its `kernel_arguments`.
+class PortableQuantizer:
+    """What `mx.compile` makes of the formulas, on every backend.
 
     `mx.compile` joins elementwise operations and stops at a maximum, so a range that is found at
-    run time takes two to four kernels and as many passes; on CUDA there is one kernel for that.
+    run time takes two to four kernels and as many passes.
 
     Args:
-        granularity: see `ranges.GRANULARITIES`; those that are not dynamic have one kernel.
-        channel_group: of dynamic ranges, see `fake_quantize_dynamic`.
+        granularity: see `ranges.GRANULARITIES`; those that are not dynamic are alike.
+        channel_group: see `fake_quantize_dynamic`; where scales are known, their number tells.
     """
-    # Compiled because a step calls them hundreds of times: a kernel of our own is described anew at
-    # each call, which takes longer than all of a compiled call.
-    if backend_name() == "cuda" and granularity == "dynamic-token":
-        return compiled(partial(quantize_tokens, length=channel_group))
-    if backend_name() == "cuda" and granularity == "dynamic-tensor" and channel_group is None:
-        return compiled(quantize_entries)
-    return portable_kernel(granularity, channel_group)
+
+    def __init__(self, granularity: str, channel_group: int | None):
+        self._kernel = _portable_kernel(granularity, channel_group)
+
+    def __call__(self, x: mx.array, *arguments: mx.array) -> mx.array:
+        """x (..., channels) quantized and dequantized, in its dtype.
+
+        Args:
+            arguments: what `arguments` gave for its input.
+        """
+        return self._kernel(x, *arguments)
+
+    def arguments(self, numbers: Mapping[str, Numbers]) -> dict[str, tuple[mx.array, ...]]:
+        """Input -> the arguments of its kernel behind x, lazy: the scale where it is known, z and
+        the extreme codes; float32, (), (groups,) or (channels,)."""
+        values: list[float | np.ndarray] = []
+        for one in numbers.values():
+            values += [] if one.scale is None else [one.scale]
+            values += [one.shift, *code_range(one.bits, one.unsigned)]
+        arrays = iter(device_arrays(values))
+        return {
+            name: tuple(next(arrays) for _ in range(3 if one.scale is None else 4))
+            for name, one in numbers.items()
+        }
 
 
-def kernel_arguments(numbers: Mapping[str, Numbers]) -> dict[str, tuple[mx.array, ...]]:
-    """Input -> the arguments of its kernel behind x: the scale where it is known, z and the
-    extreme codes; float32, () or (channels,)."""
-    values: list[float | np.ndarray] = []
-    for one in numbers.values():
-        low = 0 if one.unsigned else -(2 ** (one.bits - 1))
-        values += [] if one.scale is None else [one.scale]
-        values += [one.shift, low, low + 2**one.bits - 1]
-    arrays = iter(device_arrays(values))
-    return {
-        name: tuple(next(arrays) for _ in range(3 if one.scale is None else 4))
-        for name, one in numbers.items()
-    }
+def quantizer_of(granularity: str, channel_group: int | None) -> PortableQuantizer | CudaQuantizer:
+    """The fastest one here; see `PortableQuantizer` for the arguments."""
+    grouped_tensor = granularity == "dynamic-tensor" and channel_group is not None
+    if backend_name() == "cuda" and not grouped_tensor:
+        return CudaQuantizer(granularity, channel_group)
+    return PortableQuantizer(granularity, channel_group)
+
+
+def _applied(
+    x: mx.array, numbers: Numbers, granularity: str, channel_group: int | None
+) -> mx.array:
+    quantizer = quantizer_of(granularity, channel_group)
+    return quantizer(x, *quantizer.arguments({"": numbers})[""])
 
 
 def fake_quantize(
@@ -104,11 +125,13 @@ def fake_quantize(
 
     Args:
         x: (..., channels) of any float dtype.
-        scale: s, positive; one number, or one for each channel.
+        scale: s, positive; one number, or one for each group of adjacent channels (groups,).
         bits: b.
-        shift: z, the value of code 0; likewise.
+        shift: z, the value of code 0; one number, or one for each channel.
     """
-    return _compiled_fake_quantize(x, *kernel_arguments({"": Numbers(bits, scale, shift)})[""])
+    groups = int(np.size(scale))
+    length = x.shape[-1] // groups if groups > 1 else None
+    return _applied(x, Numbers(bits, scale, shift), "static", length)
 
 
 def fake_quantize_dynamic(
@@ -130,5 +153,4 @@ def fake_quantize_dynamic(
         channel_group: each so many adjacent channels have a scale of their own, as llama.cpp's
             blocks of 32 activations have (ggml's Q8_0); None: all channels share it.
     """
-    arguments = kernel_arguments({"": Numbers(bits, None, shift, unsigned)})[""]
-    return kernel_of(granularity, channel_group)(x, *arguments)
+    return _applied(x, Numbers(bits, None, shift, unsigned), granularity, channel_group)

@@ -8,8 +8,11 @@ polynomial is fitted to the upper side and raised until it is nowhere below a me
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+_Number = TypeVar("_Number", float, np.ndarray)
 
 VARIABLES = ("sigma", "log_sigma")
 
@@ -20,15 +23,18 @@ _EMPHASES = (1.0, 3.0, 10.0, 30.0, 100.0)
 _REWEIGHTINGS = 8
 
 
-def variable_of(sigmas: np.ndarray, variable: str) -> np.ndarray:
+def variable_of(sigmas: np.ndarray | float, variable: str) -> np.ndarray:
     """What the polynomial is in: sigma itself, or ln sigma, which spreads the low sigmas out."""
     sigmas = np.asarray(sigmas, dtype=np.float64)
     return np.log(sigmas) if variable == "log_sigma" else sigmas
 
 
-def evaluate(coefficients: Sequence[float] | np.ndarray, x: np.ndarray) -> np.ndarray:
-    """sum_k c_k x^k, the constant first."""
-    return np.asarray(np.polynomial.polynomial.polyval(x, np.asarray(coefficients)))
+def evaluate(coefficients: Sequence[float] | np.ndarray, x: _Number) -> _Number:
+    """sum_k c_k x^k, the constant first, by Horner's rule; of one number hundreds in a step."""
+    value = 0.0 * x
+    for coefficient in reversed(coefficients):
+        value = value * x + float(coefficient)
+    return value
 
 
 def least_squares(x: np.ndarray, values: np.ndarray, degree: int) -> list[float]:

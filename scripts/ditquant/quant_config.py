@@ -56,8 +56,8 @@ class Numbers:
 
     Attributes:
         bits: b.
-        scale: s, one number or one for each channel (channels,); None where it follows from the
-            values at run time.
+        scale: s, one number or one for each of some equally large groups of adjacent channels
+            (groups,); None where it follows from the values at run time.
         shift: z, the value of code 0; one number or one for each channel.
         unsigned: codes are 0 to 2^b - 1, not -2^(b-1) to 2^(b-1) - 1.
     """
@@ -66,6 +66,12 @@ class Numbers:
     scale: float | np.ndarray | None
     shift: float | np.ndarray
     unsigned: bool = False
+
+
+def code_range(bits: int, unsigned: bool = False) -> tuple[int, int]:
+    """The lowest and the highest code, see `Numbers`."""
+    low = 0 if unsigned else -(2 ** (bits - 1))
+    return low, low + 2**bits - 1
 
 
 @dataclass(frozen=True)
@@ -137,28 +143,35 @@ class QuantConfig:
         return self.row_of[int(np.abs(np.asarray(self.sigmas) - sigma).argmin())]
 
     def numbers(self, layer: LayerConfig, sigma: float) -> Numbers:
-        """What holds for a layer at any sigma.
+        """What holds for a layer at any sigma; see `numbers_of`."""
+        return self.numbers_of({"": layer}, sigma)[""]
+
+    def numbers_of(self, layers: Mapping[str, LayerConfig], sigma: float) -> dict[str, Numbers]:
+        """What holds for each layer at any sigma.
 
         Rows are looked up by the nearest measured sigma. A polynomial is evaluated at `sigma`, but
         not beyond the measured ones: there it takes the value at the end.
         """
         row = self.row(sigma)
+        inside = min(max(sigma, self.sigmas[-1]), self.sigmas[0])
+        x = float(variable_of(inside, self.variable))
+        return {name: self._numbers(layer, row, x) for name, layer in layers.items()}
+
+    def _numbers(self, layer: LayerConfig, row: int, x: float) -> Numbers:
+        """Of a row, or at x, the polynomials' variable."""
         bits = int(_at(layer.bits, row))
         if self.granularity in DYNAMIC:
             shift: float | np.ndarray = _at(layer.shifts, row)
             scale: float | np.ndarray | None = None
         elif self.granularity == "polynomial":
-            inside = np.clip(sigma, self.sigmas[-1], self.sigmas[0])
-            x = variable_of(inside, self.variable)
-            scale = math.exp(float(evaluate(layer.log_range, x))) / largest_code(bits)
-            shift = float(evaluate(layer.shift_polynomial, x))
+            scale = math.exp(evaluate(layer.log_range, x)) / largest_code(bits)
+            shift = evaluate(layer.shift_polynomial, x)
         else:
             scale, shift = _at(layer.scales, row), _at(layer.shifts, row)
         if layer.channel_shift:
             shift = layer.shift_of_channels
         if layer.multipliers and scale is not None:
-            factors = np.array(_at(layer.multipliers, row), np.float32)
-            scale = np.repeat(scale * factors, layer.channels // len(factors))
+            scale = scale * np.array(_at(layer.multipliers, row), np.float32)
         return Numbers(bits, scale, shift, layer.unsigned)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from .backend import mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .errors import UserError
-from .fake_quantization import kernel_arguments, kernel_of
+from .fake_quantization import quantizer_of
 from .metrics import decibels
 from .quant_config import QuantConfig
 
@@ -52,7 +52,7 @@ class Simulation:
             for layer in config.layers.values()
             if only is None or layer.input in only
         }
-        self._kernel = kernel_of(config.granularity, config.channel_group)
+        self._quantizer = quantizer_of(config.granularity, config.channel_group)
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
         # Kernels' arguments, made once for each row of the configuration; a step needs hundreds.
         self._arrays: dict[float | int, dict[str, tuple[mx.array, ...]]] = {}
@@ -64,9 +64,7 @@ class Simulation:
         self._last = None
         key = self._key(sigma)
         if key not in self._arrays:
-            arrays = kernel_arguments(
-                {name: self._config.numbers(layer, sigma) for name, layer in self._layers.items()}
-            )
+            arrays = self._quantizer.arguments(self._config.numbers_of(self._layers, sigma))
             mx.eval(arrays)
             self._arrays[key] = arrays
         self._numbers = self._arrays[key]
@@ -93,7 +91,7 @@ class Simulation:
                 f"{linear.name} reads {x.shape[-1]} channels, but the activation configuration of "
                 f"{self._config.model} has {layer.channels}: it was measured on another model."
             )
-        quantized = self._kernel(x, *self._numbers[layer.input])
+        quantized = self._quantizer(x, *self._numbers[layer.input])
         self._last = (x, layer.input, quantized)
         if self._energies is not None:
             exact = x.astype(mx.float32)

@@ -92,7 +92,8 @@ def test_nothing_that_was_measured_is_clipped(granularity):
     )
     for row, sigma in enumerate(made.sigmas):
         numbers = made.numbers(made.layers["a"], sigma)
-        reach = np.abs(x[row] - numbers.shift).max(axis=0) / numbers.scale
+        scale = np.repeat(numbers.scale, SIZE)
+        reach = np.abs(x[row] - numbers.shift).max(axis=0) / scale
         # Codes end at 127; float32 in the file moves a scale by 1e-7 of itself.
         assert reach.max() <= 127 * (1 + 1e-6)
 
@@ -119,7 +120,7 @@ def test_multipliers_migrate_into_the_weights_group_scales():
     codes = nearest_codes(steps_of(weight, scales), 16)
     weights = to_numpy(dequantize(pack(codes, scales)))
     numbers = config.numbers(layer, config.sigmas[0])
-    integers = np.rint(x[0] / numbers.scale)
+    integers = np.rint(x[0] / np.repeat(numbers.scale, SIZE))
     values = to_numpy(fake_quantize(mx.array(x[0]), numbers.scale, 8)).astype(np.float64)
     simulated = values @ weights.T
     factors = np.repeat(layer.multipliers[0], SIZE)

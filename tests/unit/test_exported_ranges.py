@@ -62,8 +62,7 @@ def test_what_is_written_is_what_inference_looks_up(tmp_path, model, statistics,
             if numbers.scale is None:
                 continue
             scale = tensors[f"{path}.input_scale"][row]
-            groups = np.repeat(scale, layer.channels // scale.size) if scale.ndim else scale
-            np.testing.assert_allclose(groups, numbers.scale, rtol=1e-6)
+            np.testing.assert_allclose(scale, numbers.scale, rtol=1e-6)
             # What was measured fits: codes of 8 bits reach 127 steps from the shift.
             if granularity != "polynomial" and not linear.is_post_gelu and not fine:
                 assert amax[row] <= 127 * scale * (1 + 1e-6)

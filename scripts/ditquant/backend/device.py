@@ -58,18 +58,20 @@ def to_numpy(array: mx.array) -> np.ndarray:
     return np.array(array)
 
 
-def device_arrays(values: Sequence[float | np.ndarray]) -> list[mx.array]:
-    """float32 arrays of the values' shapes for large kernels, lazy.
+def device_arrays(
+    values: Sequence[float | np.ndarray], dtype: mx.Dtype = mx.float32
+) -> list[mx.array]:
+    """Arrays of the values' shapes for large kernels, lazy.
 
     MLX on CUDA keeps what comes from the host, and every array of at most 8 bytes, in memory that
     both share, and all of a GPU's processors wait for it: a product of 3 million values with a
     scalar there takes 26 us on an H200, and 10 us where the scalar is a view of a longer array that
     was computed on the device, as it is here (benchmarks/results/activation_time.md).
     """
-    parts = [np.asarray(value, dtype=np.float32) for value in values]
-    shared = mx.array(np.concatenate([part.reshape(-1) for part in parts]))
+    parts = [np.asarray(value) for value in values]
+    shared = mx.array(np.concatenate([part.reshape(-1) for part in parts]), dtype=dtype)
     # Joined, because that is computed into new memory; the zeros are enough for the smallest array.
-    together = mx.concatenate([shared, mx.zeros(2)])
+    together = mx.concatenate([shared, mx.zeros(2, dtype)])
     views = mx.split(together, np.cumsum([part.size for part in parts]).tolist())
     return [
         view if part.ndim == 1 else view.reshape(part.shape)
