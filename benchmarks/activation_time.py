@@ -33,7 +33,7 @@ from forward_time import SIZES, build, random_inputs  # puts ditquant on the pat
 
 from ditquant.backend import describe_device, is_accelerated, mx, nn
 from ditquant.blocks import ANY_TIMESTEP, all_linears, tapped
-from ditquant.fake_quantization import PortableQuantizer, quantizer_of
+from ditquant.fake_quantization import Quantizer, portable_kernel
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.quant_config import LayerConfig, QuantConfig
@@ -147,7 +147,7 @@ def differing(model: nn.Module, config: QuantConfig, dtype: mx.Dtype) -> int:
     numbers = config.numbers_of(layers, SIGMAS[0])
     own, portable = (
         (quantizer, quantizer.arguments(numbers))
-        for quantizer in (quantizer_of(*kind), PortableQuantizer(*kind))
+        for quantizer in (Quantizer(*kind), Quantizer(*kind, portable_kernel(*kind)))
     )
     count = 0
     for linear in all_linears(model)[:DIFFERING]:

@@ -7,15 +7,20 @@ serves every layer, sigma and tier.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
-from .backend import backend_name, compiled, device_arrays, mx
-from .fake_quantization_cuda import CudaQuantizer
+from .backend import backend_name, compiled, device_vectors, mx
+from .fake_quantization_cuda import quantize_entries, quantize_tokens
 from .intervals import SMALLEST_RANGE
 from .quant_config import Numbers, code_range
 from .ranges import DYNAMIC
+
+# Called with x and what `Quantizer.arguments` gives for its input.
+Kernel = Callable[..., mx.array]
+# A number, or which array.
+_Key = float | tuple[str, int]
 
 
 def _fake_quantize(
@@ -37,49 +42,67 @@ def _dynamic_quantize(
     return (mx.clip(mx.round(centered / scale), low, high) * scale + shift).astype(x.dtype)
 
 
-def _in_groups(x: mx.array, groups: int) -> mx.array:
-    """(..., channels) -> (..., groups, channels of one); a single number stays as it is."""
-    return x if x.size == 1 else x.reshape(*x.shape[:-1], groups, -1)
-
-
-def _listed_kernel(
-    x: mx.array, scale: mx.array, shift: mx.array, low: mx.array, high: mx.array
-) -> mx.array:
-    if scale.size == 1:
-        return _fake_quantize(x, scale, shift, low, high)
-    parts, z = (_in_groups(array, scale.size) for array in (x, shift))
-    return _fake_quantize(parts, scale[:, None], z, low, high).reshape(x.shape)
+_compiled_fake_quantize = compiled(_fake_quantize)
 
 
 @cache
-def _portable_kernel(granularity: str, channel_group: int | None) -> Callable[..., mx.array]:
+def portable_kernel(granularity: str, channel_group: int | None) -> Kernel:
+    """Of what `mx.compile` makes of the formulas, on every backend; see `kernel_of`."""
     if granularity not in DYNAMIC:
-        return compiled(_listed_kernel)
+        return _compiled_fake_quantize
 
     def kernel(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
         # Not the first axis: a picture must not depend on which others are drawn with it.
         tokens = range(1, x.ndim - 1) if granularity == "dynamic-tensor" else ()
-        if channel_group is None:
-            return _dynamic_quantize(x, shift, low, high, (*tokens, -1))
-        parts, z = (_in_groups(array, x.shape[-1] // channel_group) for array in (x, shift))
+        parts, z = x, shift
+        if channel_group is not None:
+            # The groups of channels are an axis of their own.
+            parts = x.reshape(*x.shape[:-1], -1, channel_group)
+            z = shift.reshape(-1, channel_group) if shift.size > 1 else shift
         return _dynamic_quantize(parts, z, low, high, (*tokens, -1)).reshape(x.shape)
 
     return compiled(kernel)
 
 
-class PortableQuantizer:
-    """What `mx.compile` makes of the formulas, on every backend.
+@cache
+def kernel_of(granularity: str, channel_group: int | None) -> Kernel:
+    """The fastest kernel here.
 
     `mx.compile` joins elementwise operations and stops at a maximum, so a range that is found at
-    run time takes two to four kernels and as many passes.
+    run time takes two to four kernels and as many passes; on CUDA there is one kernel for that.
 
     Args:
-        granularity: see `ranges.GRANULARITIES`; those that are not dynamic are alike.
-        channel_group: see `fake_quantize_dynamic`; where scales are known, their number tells.
+        granularity: see `ranges.GRANULARITIES`; those that are not dynamic have one kernel.
+        channel_group: of dynamic ranges, see `fake_quantize_dynamic`.
+    """
+    # Compiled because a step calls them hundreds of times: a kernel of our own is described anew at
+    # each call, which takes longer than all of a compiled call.
+    if backend_name() == "cuda" and granularity == "dynamic-token":
+        return compiled(partial(quantize_tokens, length=channel_group))
+    if backend_name() == "cuda" and granularity == "dynamic-tensor" and channel_group is None:
+        return compiled(quantize_entries)
+    return portable_kernel(granularity, channel_group)
+
+
+class Quantizer:
+    """A kernel, and its arguments from the numbers of an activation configuration.
+
+    A step needs hundreds of numbers, and each array that goes to the device costs the host time, so
+    codes and shifts, which few sigmas change, are sent once.
+
+    Args:
+        granularity, channel_group: see `kernel_of`; where scales are listed, the channels of each.
+        kernel: another than the fastest.
     """
 
-    def __init__(self, granularity: str, channel_group: int | None):
-        self._kernel = _portable_kernel(granularity, channel_group)
+    def __init__(self, granularity: str, channel_group: int | None, kernel: Kernel | None = None):
+        self._kernel = kernel or kernel_of(granularity, channel_group)
+        self._channel_group = channel_group
+        # Key -> what was sent, which is kept because its identity may be the key, and the array.
+        self._sent: dict[_Key, tuple[float | np.ndarray, mx.array]] = {}
+        # Which of all scales each channel of each input has, and where the inputs end.
+        self._of_channels: mx.array | None = None
+        self._ends: list[int] = []
 
     def __call__(self, x: mx.array, *arguments: mx.array) -> mx.array:
         """x (..., channels) quantized and dequantized, in its dtype.
@@ -90,31 +113,57 @@ class PortableQuantizer:
         return self._kernel(x, *arguments)
 
     def arguments(self, numbers: Mapping[str, Numbers]) -> dict[str, tuple[mx.array, ...]]:
-        """Input -> the arguments of its kernel behind x, lazy: the scale where it is known, z and
-        the extreme codes; float32, (), (groups,) or (channels,)."""
-        values: list[float | np.ndarray] = []
-        for one in numbers.values():
-            values += [] if one.scale is None else [one.scale]
-            values += [one.shift, *code_range(one.bits, one.unsigned)]
-        arrays = iter(device_arrays(values))
+        """Input -> the arguments of its kernel behind x: the scale where it is known, z and the
+        extreme codes; float32, (1,) or (channels,); lazy.
+
+        Args:
+            numbers: of the same inputs, with as many scales, at every call.
+        """
+        kinds = {(one.bits, one.unsigned) for one in numbers.values()}
+        lasting = {_key(one.shift): one.shift for one in numbers.values()}
+        lasting |= {float(code): code for kind in kinds for code in code_range(*kind)}
+        new = {key: value for key, value in lasting.items() if key not in self._sent}
+        for (key, value), array in zip(
+            new.items(), device_vectors(list(new.values())), strict=True
+        ):
+            self._sent[key] = value, array
+        sent = {key: self._sent[key][1] for key in lasting}
+        codes = {kind: tuple(sent[float(code)] for code in code_range(*kind)) for kind in kinds}
+        listed = {name: one.scale for name, one in numbers.items() if one.scale is not None}
+        scales = dict(zip(listed, self._send_scales(list(listed.values())), strict=True))
         return {
-            name: tuple(next(arrays) for _ in range(3 if one.scale is None else 4))
+            name: (
+                *((scales[name],) if name in scales else ()),
+                sent[_key(one.shift)],
+                *codes[one.bits, one.unsigned],
+            )
             for name, one in numbers.items()
         }
 
+    def _send_scales(self, scales: list[float | np.ndarray]) -> list[mx.array]:
+        """(1,) or (channels,) each: those of groups are repeated on the device."""
+        if self._channel_group is None or not scales:
+            return device_vectors(scales)
+        if self._of_channels is None:
+            counts = [
+                np.full(np.size(scale), self._channel_group if np.size(scale) > 1 else 1)
+                for scale in scales
+            ]
+            self._ends = np.cumsum([count.sum() for count in counts]).tolist()
+            repeats = np.concatenate(counts)
+            self._of_channels = mx.array(np.repeat(np.arange(len(repeats)), repeats))
+        (groups,) = device_vectors([np.concatenate([np.ravel(scale) for scale in scales])])
+        return mx.split(groups[self._of_channels], self._ends)[:-1]
 
-def quantizer_of(granularity: str, channel_group: int | None) -> PortableQuantizer | CudaQuantizer:
-    """The fastest one here; see `PortableQuantizer` for the arguments."""
-    grouped_tensor = granularity == "dynamic-tensor" and channel_group is not None
-    if backend_name() == "cuda" and not grouped_tensor:
-        return CudaQuantizer(granularity, channel_group)
-    return PortableQuantizer(granularity, channel_group)
+
+def _key(value: float | np.ndarray) -> _Key:
+    return ("array", id(value)) if isinstance(value, np.ndarray) else float(value)
 
 
 def _applied(
     x: mx.array, numbers: Numbers, granularity: str, channel_group: int | None
 ) -> mx.array:
-    quantizer = quantizer_of(granularity, channel_group)
+    quantizer = Quantizer(granularity, channel_group)
     return quantizer(x, *quantizer.arguments({"": numbers})[""])
 
 

@@ -106,6 +106,11 @@ class LayerConfig:
         """`channel_shift` as (channels,) float32."""
         return np.array(self.channel_shift, dtype=np.float32)
 
+    @cached_property
+    def factors_of_groups(self) -> np.ndarray:
+        """`multipliers` as (rows, groups) float32."""
+        return np.array(self.multipliers, dtype=np.float32)
+
 
 @dataclass(frozen=True)
 class QuantConfig:
@@ -171,11 +176,11 @@ class QuantConfig:
         if layer.channel_shift:
             shift = layer.shift_of_channels
         if layer.multipliers and scale is not None:
-            scale = scale * np.array(_at(layer.multipliers, row), np.float32)
+            scale = scale * _at(layer.factors_of_groups, row)
         return Numbers(bits, scale, shift, layer.unsigned)
 
 
-def _at(values: Sequence[_Row], row: int) -> _Row:
+def _at(values: Sequence[_Row] | np.ndarray, row: int) -> _Row | Any:
     return values[row] if len(values) > 1 else values[0]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from .backend import mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .errors import UserError
-from .fake_quantization import quantizer_of
+from .fake_quantization import Quantizer
 from .metrics import decibels
 from .quant_config import QuantConfig
 
@@ -52,7 +52,7 @@ class Simulation:
             for layer in config.layers.values()
             if only is None or layer.input in only
         }
-        self._quantizer = quantizer_of(config.granularity, config.channel_group)
+        self._quantizer = Quantizer(config.granularity, config.channel_group)
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
         # Kernels' arguments, made once for each row of the configuration; a step needs hundreds.
         self._arrays: dict[float | int, dict[str, tuple[mx.array, ...]]] = {}

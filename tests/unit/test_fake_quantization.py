@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant import fake_quantization
 from ditquant.backend import backend_name, device_arrays, mx, to_numpy
-from ditquant.fake_quantization import PortableQuantizer, fake_quantize, quantizer_of
-from ditquant.fake_quantization_cuda import CudaQuantizer
+from ditquant.fake_quantization import Quantizer, fake_quantize, kernel_of, portable_kernel
 from ditquant.quant_config import Numbers
 
 KINDS = [("static", None), ("step", 8), ("step", 16)]
@@ -39,46 +39,40 @@ NUMBERS = {
 }
 
 
-def test_portable_arguments_are_scale_shift_and_extreme_codes():
+def test_arguments_are_scale_shift_and_extreme_codes():
     found = {
         name: [to_numpy(array).tolist() for array in arrays]
-        for name, arrays in PortableQuantizer("static", None).arguments(NUMBERS).items()
+        for name, arrays in Quantizer("static", 2).arguments(NUMBERS).items()
     }
     tenth, fifth = np.float32([0.1, 0.2]).tolist()
     assert found == {
-        "a": [0.5, [1.0, 2.0], -128.0, 127.0],
-        "b": [-0.25, 0.0, 15.0],
-        "c": [[tenth, fifth], 0.0, -32.0, 31.0],
+        "a": [[0.5], [1.0, 2.0], [-128.0], [127.0]],
+        "b": [[-0.25], [0.0], [15.0]],
+        "c": [[tenth] * 2 + [fifth] * 2, [0.0], [-32.0], [31.0]],
     }
 
 
-def test_numbers_for_cuda_are_one_array_in_which_each_input_has_its_place():
-    quantizer = CudaQuantizer("static", None)
-    arguments = quantizer.arguments(NUMBERS)
-    together = arguments["a"][0]
-    assert all(one[0] is together for one in arguments.values())
-    values = to_numpy(together).tolist()
-    found = {}
-    for name, (_, place, shifts) in arguments.items():
-        assert place.dtype == mx.int32
-        first, groups = place.tolist()
-        low, high, shift, *scales = values[first : first + 3 + groups]
-        found[name] = [low, high, shift, scales, shifts.tolist()]
-    tenth, fifth = np.float32([0.1, 0.2]).tolist()
-    assert found == {
-        "a": [-128.0, 127.0, 0.0, [0.5], [1.0, 2.0]],
-        "b": [0.0, 15.0, -0.25, [], [0.0]],
-        "c": [-32.0, 31.0, 0.0, [tenth, fifth], [0.0]],
-    }
-
-
-def test_what_no_sigma_changes_is_copied_to_cuda_once():
-    quantizer = CudaQuantizer("static", None)
-    first, again = quantizer.arguments(NUMBERS), quantizer.arguments(NUMBERS)
-    for name in NUMBERS:
-        assert first[name][0] is not again[name][0]
-        assert first[name][1] is again[name][1]
-        assert first[name][2] is again[name][2]
+def test_what_was_sent_is_not_sent_again(monkeypatch):
+    sent = []
+    send = fake_quantization.device_vectors
+    monkeypatch.setattr(
+        fake_quantization, "device_vectors", lambda values: sent.append(values) or send(values)
+    )
+    quantizer = Quantizer("static", 2)
+    shift = NUMBERS["a"].shift
+    first = quantizer.arguments(NUMBERS)
+    other = {**NUMBERS, "a": Numbers(6, 0.75, shift), "c": Numbers(6, np.array([0.3, 0.4]), 0.5)}
+    again = quantizer.arguments(other)
+    # Shifts and codes, then scales; and later a shift that was never seen.
+    assert [len(values) for values in sent] == [8, 1, 1, 1]
+    assert sent[2] == [0.5]
+    np.testing.assert_array_equal(sent[3][0], [0.75, 0.3, 0.4])
+    assert again["a"][1] is first["a"][1]
+    assert again["b"] == first["b"]
+    assert [array.tolist() for array in again["a"]] == [[0.75], [1.0, 2.0], [-32.0], [31.0]]
+    # An array is known by its identity, however equal another is.
+    equal = quantizer.arguments({**NUMBERS, "a": Numbers(8, 0.5, shift + 1)})
+    assert equal["a"][1].tolist() == [2.0, 3.0]
 
 
 @pytest.mark.parametrize(("granularity", "group"), KINDS)
@@ -90,7 +84,8 @@ def test_the_kernel_of_this_backend_agrees_with_the_formulas(granularity, group,
     x = (3 * mx.random.normal(shape, key=keys[0])).astype(dtype)
     shift = to_numpy(0.2 * mx.random.normal((channels,), key=keys[1]))
     scale = {"static": 0.05, "step": np.linspace(0.02, 0.06, channels // (group or 1))}
-    quantizers = quantizer_of(granularity, group), PortableQuantizer(granularity, group)
+    kind = granularity, group
+    quantizers = Quantizer(*kind), Quantizer(*kind, portable_kernel(*kind))
     for z, unsigned in ((shift, False), (-4.0, True)):
         one = Numbers(6, scale.get(granularity), z, unsigned)
         # Not the first of the inputs: its numbers begin somewhere.
@@ -105,7 +100,7 @@ def test_the_kernel_of_this_backend_agrees_with_the_formulas(granularity, group,
 @pytest.mark.skipif(backend_name() == "cuda", reason="CUDA has kernels of its own")
 def test_elsewhere_the_portable_kernels_are_taken():
     for kind in KINDS:
-        assert isinstance(quantizer_of(*kind), PortableQuantizer)
+        assert kernel_of(*kind) is portable_kernel(*kind)
 
 
 def test_groups_of_channels_are_quantized_like_each_by_itself():
