@@ -33,12 +33,13 @@ from forward_time import SIZES, build, random_inputs  # puts ditquant on the pat
 
 from ditquant.backend import describe_device, is_accelerated, mx, nn
 from ditquant.blocks import ANY_TIMESTEP, all_linears, tapped
-from ditquant.fake_quantization import Quantizer, portable_kernel
+from ditquant.fake_quantization import PortableQuantizer, quantizer_of
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.quant_config import LayerConfig, QuantConfig
 from ditquant.ranges import DYNAMIC
 from ditquant.sampling import modulate, modulation_inputs, sigma_schedule
+from ditquant.sigma_lookup import SigmaLookup
 from ditquant.simulate import Simulation
 
 # Granularity and channels of a group.
@@ -144,10 +145,10 @@ def differing(model: nn.Module, config: QuantConfig, dtype: mx.Dtype) -> int:
     """Values of random inputs that this backend's kernel rounds unlike the portable one."""
     kind = config.granularity, config.channel_group
     layers = {layer.input: layer for layer in config.layers.values()}
-    numbers = config.numbers_of(layers, SIGMAS[0])
+    numbers = SigmaLookup(config, layers.values()).at(SIGMAS[0])
     own, portable = (
-        (quantizer, quantizer.arguments(numbers))
-        for quantizer in (Quantizer(*kind), Quantizer(*kind, portable_kernel(*kind)))
+        (quantizer, dict(zip(layers, quantizer.arguments(numbers), strict=True)))
+        for quantizer in (quantizer_of(*kind), PortableQuantizer(*kind))
     )
     count = 0
     for linear in all_linears(model)[:DIFFERING]:

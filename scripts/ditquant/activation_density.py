@@ -15,8 +15,8 @@ import numpy as np
 from .activation_statistics import InputStatistics
 from .histogram import bin_edges
 from .intervals import largest_code, positive_share
-from .quant_config import Numbers
 from .ranges import DYNAMIC
+from .sigma_lookup import Numbers
 
 _GRANULARITIES = {
     "static": "one scale for each layer",

@@ -30,6 +30,7 @@ from .activation_statistics import Statistics
 from .histogram import NUM_BINS, bin_edges
 from .quant_config import QuantConfig, parse_quant_config
 from .ranges import DYNAMIC
+from .sigma_lookup import numbers_along
 
 # Where a layer's range is smallest over the schedule, and where it is largest.
 _ENDS = (BLUE, VERMILION)
@@ -49,8 +50,8 @@ def _largest_values(config: QuantConfig, name: str, statistics: Statistics) -> n
     """(S,) the largest |x| that a code stands for at each measured sigma."""
     measured = statistics.inputs[name]
     ends = [
-        codes_of(config.numbers(config.layers[name], sigma), measured, step).interval[1]
-        for step, sigma in enumerate(config.sigmas)
+        codes_of(numbers, measured, step).interval[1]
+        for step, numbers in enumerate(numbers_along(config, config.layers[name], config.sigmas))
     ]
     return np.array(ends)
 
@@ -191,7 +192,8 @@ def draw_ranges(
     for row, name in enumerate(chosen):
         measured = statistics.inputs[name]
         steps = [int(measured.absmax.argmin()), int(measured.absmax.argmax())]
-        numbers = [config.numbers(config.layers[name], config.sigmas[step]) for step in steps]
+        sigmas = [config.sigmas[step] for step in steps]
+        numbers = numbers_along(config, config.layers[name], sigmas)
         values = [distribution(measured, step) for step in steps]
         codes = [codes_of(one, measured, step) for one, step in zip(numbers, steps, strict=True)]
         shifts = [code.shift for code in codes]

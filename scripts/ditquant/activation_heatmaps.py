@@ -21,6 +21,7 @@ from .activation_panels import (
 from .activation_ranking import variation
 from .activation_statistics import Statistics
 from .quant_config import parse_quant_config
+from .sigma_lookup import numbers_along
 from .tiers import TIER_BITS
 
 _TIER_COLOURS = ("#56B4E9", "#E69F00", "#0B3C5D")
@@ -111,7 +112,9 @@ def bits_of(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, np.n
     """Input name -> (S,) bits of a configuration at its measured sigmas."""
     config = parse_quant_config(document, "quant_config")
     return {
-        name: np.array([config.numbers(config.layers[name], sigma).bits for sigma in config.sigmas])
+        name: np.array(
+            [one.bits for one in numbers_along(config, config.layers[name], config.sigmas)]
+        )
         for name in names
     }
 

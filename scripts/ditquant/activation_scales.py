@@ -34,8 +34,9 @@ from .activation_statistics import InputStatistics, Statistics
 from .charts import log_axis
 from .histogram import quantile
 from .intervals import largest_code
-from .quant_config import Numbers, QuantConfig, parse_quant_config
+from .quant_config import QuantConfig, parse_quant_config
 from .ranges import DYNAMIC
+from .sigma_lookup import Numbers, numbers_along
 
 _POINTS = 240
 _STEP = 1e-6
@@ -69,12 +70,17 @@ def _scale(numbers: Numbers) -> np.ndarray:
     return np.asarray(np.nan if numbers.scale is None else numbers.scale)
 
 
+def _scale_of_channels(numbers: Numbers, channels: int) -> np.ndarray:
+    scale = _scale(numbers)
+    return np.repeat(scale, channels // scale.size) if scale.size > 1 else scale
+
+
 def scales_at(config: QuantConfig, name: str, sigmas: np.ndarray) -> np.ndarray:
     """(2, sigmas) scales of the narrowest and the widest group of channels; equal without groups.
 
     Not for dynamic ranges, which have none.
     """
-    scales = [_scale(config.numbers(config.layers[name], float(sigma))) for sigma in sigmas]
+    scales = [_scale(one) for one in numbers_along(config, config.layers[name], sigmas.tolist())]
     return np.array([[scale.min(), scale.max()] for scale in scales], dtype=np.float64).T
 
 
@@ -87,7 +93,7 @@ def _run_time_scales(config: QuantConfig, name: str, measured: InputStatistics) 
         reach = np.tile(measured.absmax.astype(np.float64), (3, 1))
     else:
         reach = np.array([quantile(measured.token_histogram, share) for share in _TOKEN_SHARES])
-    numbers = [config.numbers(config.layers[name], sigma) for sigma in config.sigmas]
+    numbers = numbers_along(config, config.layers[name], config.sigmas)
     codes = [codes_of(one, measured, step) for step, one in enumerate(numbers)]
     shifts = np.array([code.shift for code in codes])
     return (reach - shifts) / np.array([code.high for code in codes])
@@ -151,8 +157,11 @@ def _draw_coverage(
         axes.plot(sigmas, measured.absmax, color=VERMILION, linewidth=1.4)
         return float(bulk.min()), float(measured.absmax.max())
     fine = _sigmas_between(config)
-    numbers = [config.numbers(config.layers[name], float(sigma)) for sigma in fine]
-    reach = [_scale(one) * largest_code(one.bits) + one.shift for one in numbers]
+    numbers = numbers_along(config, config.layers[name], fine.tolist())
+    channels = config.layers[name].channels
+    reach = [
+        _scale_of_channels(one, channels) * largest_code(one.bits) + one.shift for one in numbers
+    ]
     ends = np.array([[one.max() for one in reach], [one.min() for one in reach]])
     axes.plot(fine, ends[0], color=VERMILION, linewidth=1.4)
     if np.any(ends[1] < ends[0]):

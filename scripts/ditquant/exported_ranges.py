@@ -29,6 +29,7 @@ from .quant_config import LayerConfig, QuantConfig
 from .ranges import DYNAMIC
 from .rotation import signs
 from .segments import grouped
+from .sigma_lookup import numbers_along
 
 KIND = "ditquant.input_ranges"
 
@@ -36,10 +37,11 @@ KIND = "ditquant.input_ranges"
 def _layer_arrays(layer: LayerConfig, config: QuantConfig) -> dict[str, np.ndarray]:
     """Scale and shift of a layer's rows, the scale only where it is known."""
     if config.granularity == "polynomial":
-        numbers = [config.numbers(layer, sigma) for sigma in config.sigmas]
+        sigmas = list(config.sigmas)
     else:
         first_of_row = [config.row_of.index(row) for row in range(max(config.row_of) + 1)]
-        numbers = [config.numbers(layer, config.sigmas[step]) for step in first_of_row]
+        sigmas = [config.sigmas[step] for step in first_of_row]
+    numbers = numbers_along(config, layer, sigmas)
     arrays = {}
     if config.granularity not in DYNAMIC:
         arrays["input_scale"] = np.array([one.scale for one in numbers], dtype=np.float32)

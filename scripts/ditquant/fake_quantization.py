@@ -6,21 +6,16 @@ serves every layer, sigma and tier.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
-from .backend import backend_name, compiled, device_vectors, mx
-from .fake_quantization_cuda import quantize_entries, quantize_tokens
+from .backend import backend_name, compiled, device_arrays, mx
+from .fake_quantization_cuda import CudaQuantizer
 from .intervals import SMALLEST_RANGE
-from .quant_config import Numbers, code_range
 from .ranges import DYNAMIC
-
-# Called with x and what `Quantizer.arguments` gives for its input.
-Kernel = Callable[..., mx.array]
-# A number, or which array.
-_Key = float | tuple[str, int]
+from .sigma_lookup import InputNumbers, Numbers, code_range, side_by_side
 
 
 def _fake_quantize(
@@ -46,8 +41,7 @@ _compiled_fake_quantize = compiled(_fake_quantize)
 
 
 @cache
-def portable_kernel(granularity: str, channel_group: int | None) -> Kernel:
-    """Of what `mx.compile` makes of the formulas, on every backend; see `kernel_of`."""
+def _portable_kernel(granularity: str, channel_group: int | None) -> Callable[..., mx.array]:
     if granularity not in DYNAMIC:
         return _compiled_fake_quantize
 
@@ -64,45 +58,20 @@ def portable_kernel(granularity: str, channel_group: int | None) -> Kernel:
     return compiled(kernel)
 
 
-@cache
-def kernel_of(granularity: str, channel_group: int | None) -> Kernel:
-    """The fastest kernel here.
+class PortableQuantizer:
+    """What `mx.compile` makes of the formulas, on every backend.
 
     `mx.compile` joins elementwise operations and stops at a maximum, so a range that is found at
-    run time takes two to four kernels and as many passes; on CUDA there is one kernel for that.
+    run time takes two to four kernels and as many passes.
 
     Args:
         granularity: see `ranges.GRANULARITIES`; those that are not dynamic have one kernel.
-        channel_group: of dynamic ranges, see `fake_quantize_dynamic`.
-    """
-    # Compiled because a step calls them hundreds of times: a kernel of our own is described anew at
-    # each call, which takes longer than all of a compiled call.
-    if backend_name() == "cuda" and granularity == "dynamic-token":
-        return compiled(partial(quantize_tokens, length=channel_group))
-    if backend_name() == "cuda" and granularity == "dynamic-tensor" and channel_group is None:
-        return compiled(quantize_entries)
-    return portable_kernel(granularity, channel_group)
-
-
-class Quantizer:
-    """A kernel, and its arguments from the numbers of an activation configuration.
-
-    A step needs hundreds of numbers, and each array that goes to the device costs the host time, so
-    codes and shifts, which few sigmas change, are sent once.
-
-    Args:
-        granularity, channel_group: see `kernel_of`; where scales are listed, the channels of each.
-        kernel: another than the fastest.
+        channel_group: adjacent channels that share a scale; None: all of them do.
     """
 
-    def __init__(self, granularity: str, channel_group: int | None, kernel: Kernel | None = None):
-        self._kernel = kernel or kernel_of(granularity, channel_group)
+    def __init__(self, granularity: str, channel_group: int | None):
+        self._kernel = _portable_kernel(granularity, channel_group)
         self._channel_group = channel_group
-        # Key -> what was sent, which is kept because its identity may be the key, and the array.
-        self._sent: dict[_Key, tuple[float | np.ndarray, mx.array]] = {}
-        # Which of all scales each channel of each input has, and where the inputs end.
-        self._of_channels: mx.array | None = None
-        self._ends: list[int] = []
 
     def __call__(self, x: mx.array, *arguments: mx.array) -> mx.array:
         """x (..., channels) quantized and dequantized, in its dtype.
@@ -112,59 +81,41 @@ class Quantizer:
         """
         return self._kernel(x, *arguments)
 
-    def arguments(self, numbers: Mapping[str, Numbers]) -> dict[str, tuple[mx.array, ...]]:
-        """Input -> the arguments of its kernel behind x: the scale where it is known, z and the
-        extreme codes; float32, (1,) or (channels,); lazy.
-
-        Args:
-            numbers: of the same inputs, with as many scales, at every call.
-        """
-        kinds = {(one.bits, one.unsigned) for one in numbers.values()}
-        lasting = {_key(one.shift): one.shift for one in numbers.values()}
-        lasting |= {float(code): code for kind in kinds for code in code_range(*kind)}
-        new = {key: value for key, value in lasting.items() if key not in self._sent}
-        for (key, value), array in zip(
-            new.items(), device_vectors(list(new.values())), strict=True
-        ):
-            self._sent[key] = value, array
-        sent = {key: self._sent[key][1] for key in lasting}
-        codes = {kind: tuple(sent[float(code)] for code in code_range(*kind)) for kind in kinds}
-        listed = {name: one.scale for name, one in numbers.items() if one.scale is not None}
-        scales = dict(zip(listed, self._send_scales(list(listed.values())), strict=True))
-        return {
-            name: (
-                *((scales[name],) if name in scales else ()),
-                sent[_key(one.shift)],
-                *codes[one.bits, one.unsigned],
+    def arguments(self, numbers: InputNumbers) -> list[tuple[mx.array, ...]]:
+        """Of each input the arguments of its kernel behind x: the scale where it is known, z and
+        the extreme codes; float32, () or (channels,); lazy."""
+        values = [
+            (*self._scale(scales), shift, *code_range(bits, unsigned))
+            for scales, shift, bits, unsigned in zip(
+                np.split(numbers.scales, np.cumsum(numbers.groups)[:-1]),
+                numbers.shifts,
+                numbers.bits,
+                numbers.unsigned,
+                strict=True,
             )
-            for name, one in numbers.items()
-        }
+        ]
+        arrays = iter(device_arrays([value for of_input in values for value in of_input]))
+        return [tuple(next(arrays) for _ in of_input) for of_input in values]
 
-    def _send_scales(self, scales: list[float | np.ndarray]) -> list[mx.array]:
-        """(1,) or (channels,) each: those of groups are repeated on the device."""
-        if self._channel_group is None or not scales:
-            return device_vectors(scales)
-        if self._of_channels is None:
-            counts = [
-                np.full(np.size(scale), self._channel_group if np.size(scale) > 1 else 1)
-                for scale in scales
-            ]
-            self._ends = np.cumsum([count.sum() for count in counts]).tolist()
-            repeats = np.concatenate(counts)
-            self._of_channels = mx.array(np.repeat(np.arange(len(repeats)), repeats))
-        (groups,) = device_vectors([np.concatenate([np.ravel(scale) for scale in scales])])
-        return mx.split(groups[self._of_channels], self._ends)[:-1]
+    def _scale(self, scales: np.ndarray) -> list[float | np.ndarray]:
+        if len(scales) > 1:
+            return [np.repeat(scales, self._channel_group or 1)]
+        return [float(scale) for scale in scales]
 
 
-def _key(value: float | np.ndarray) -> _Key:
-    return ("array", id(value)) if isinstance(value, np.ndarray) else float(value)
+def quantizer_of(granularity: str, channel_group: int | None) -> PortableQuantizer | CudaQuantizer:
+    """The fastest one here; see `PortableQuantizer`."""
+    groups_of_tensors = granularity == "dynamic-tensor" and channel_group is not None
+    if backend_name() == "cuda" and not groups_of_tensors:
+        return CudaQuantizer(granularity, channel_group)
+    return PortableQuantizer(granularity, channel_group)
 
 
 def _applied(
     x: mx.array, numbers: Numbers, granularity: str, channel_group: int | None
 ) -> mx.array:
-    quantizer = Quantizer(granularity, channel_group)
-    return quantizer(x, *quantizer.arguments({"": numbers})[""])
+    quantizer = quantizer_of(granularity, channel_group)
+    return quantizer(x, *quantizer.arguments(side_by_side([numbers]))[0])
 
 
 def fake_quantize(

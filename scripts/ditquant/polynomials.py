@@ -8,11 +8,8 @@ polynomial is fitted to the upper side and raised until it is nowhere below a me
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
-
-_Number = TypeVar("_Number", float, np.ndarray)
 
 VARIABLES = ("sigma", "log_sigma")
 
@@ -29,11 +26,15 @@ def variable_of(sigmas: np.ndarray | float, variable: str) -> np.ndarray:
     return np.log(sigmas) if variable == "log_sigma" else sigmas
 
 
-def evaluate(coefficients: Sequence[float] | np.ndarray, x: _Number) -> _Number:
-    """sum_k c_k x^k, the constant first, by Horner's rule; of one number hundreds in a step."""
-    value = 0.0 * x
+def evaluate(coefficients: Sequence[float] | np.ndarray, x: float | np.ndarray) -> np.ndarray:
+    """sum_k c_k x^k by Horner's rule.
+
+    Args:
+        coefficients: the constant first; (degree + 1, n) for n polynomials at one x.
+    """
+    value = np.zeros(())
     for coefficient in reversed(coefficients):
-        value = value * x + float(coefficient)
+        value = value * x + coefficient
     return value
 
 

@@ -37,41 +37,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from .artifacts import read_json
 from .errors import UserError
-from .intervals import largest_code
-from .polynomials import VARIABLES, evaluate, variable_of
+from .polynomials import VARIABLES
 from .ranges import CONFIG_FORMAT, DYNAMIC, GRANULARITIES
-
-_Row = TypeVar("_Row")
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """How one input is quantized at one sigma.
-
-    Attributes:
-        bits: b.
-        scale: s, one number or one for each of some equally large groups of adjacent channels
-            (groups,); None where it follows from the values at run time.
-        shift: z, the value of code 0; one number or one for each channel.
-        unsigned: codes are 0 to 2^b - 1, not -2^(b-1) to 2^(b-1) - 1.
-    """
-
-    bits: int
-    scale: float | np.ndarray | None
-    shift: float | np.ndarray
-    unsigned: bool = False
-
-
-def code_range(bits: int, unsigned: bool = False) -> tuple[int, int]:
-    """The lowest and the highest code, see `Numbers`."""
-    low = 0 if unsigned else -(2 ** (bits - 1))
-    return low, low + 2**bits - 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +57,7 @@ class LayerConfig:
         bits, scales, shifts: R numbers each; scales are empty for polynomials and dynamic ranges.
         log_range: coefficients of ln(half range); empty unless the granularity is `polynomial`.
         shift_polynomial: coefficients of the shift, likewise.
-        unsigned: see `Numbers`.
+        unsigned: see `sigma_lookup.Numbers`.
         multipliers: factors of the scale for each group of adjacent channels, of each row or of
             all; empty where channels share one.
         channel_shift: of each channel, at every row; empty for none.
@@ -108,8 +81,8 @@ class LayerConfig:
 
     @cached_property
     def factors_of_groups(self) -> np.ndarray:
-        """`multipliers` as (rows, groups) float32."""
-        return np.array(self.multipliers, dtype=np.float32)
+        """`multipliers` as (rows or 1, groups) float64; a one where channels share a scale."""
+        return np.array(self.multipliers or [[1.0]], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -136,7 +109,7 @@ class QuantConfig:
 
     @cached_property
     def is_constant(self) -> bool:
-        """Whether `numbers` are the same at every sigma, as those of dynamic ranges mostly are."""
+        """Whether numbers are the same at every sigma, as those of dynamic ranges mostly are."""
         return self.granularity != "polynomial" and all(
             len(entries) <= 1
             for layer in self.layers.values()
@@ -146,42 +119,6 @@ class QuantConfig:
     def row(self, sigma: float) -> int:
         """The row of the measured sigma that is nearest to `sigma`."""
         return self.row_of[int(np.abs(np.asarray(self.sigmas) - sigma).argmin())]
-
-    def numbers(self, layer: LayerConfig, sigma: float) -> Numbers:
-        """What holds for a layer at any sigma; see `numbers_of`."""
-        return self.numbers_of({"": layer}, sigma)[""]
-
-    def numbers_of(self, layers: Mapping[str, LayerConfig], sigma: float) -> dict[str, Numbers]:
-        """What holds for each layer at any sigma.
-
-        Rows are looked up by the nearest measured sigma. A polynomial is evaluated at `sigma`, but
-        not beyond the measured ones: there it takes the value at the end.
-        """
-        row = self.row(sigma)
-        inside = min(max(sigma, self.sigmas[-1]), self.sigmas[0])
-        x = float(variable_of(inside, self.variable))
-        return {name: self._numbers(layer, row, x) for name, layer in layers.items()}
-
-    def _numbers(self, layer: LayerConfig, row: int, x: float) -> Numbers:
-        """Of a row, or at x, the polynomials' variable."""
-        bits = int(_at(layer.bits, row))
-        if self.granularity in DYNAMIC:
-            shift: float | np.ndarray = _at(layer.shifts, row)
-            scale: float | np.ndarray | None = None
-        elif self.granularity == "polynomial":
-            scale = math.exp(evaluate(layer.log_range, x)) / largest_code(bits)
-            shift = evaluate(layer.shift_polynomial, x)
-        else:
-            scale, shift = _at(layer.scales, row), _at(layer.shifts, row)
-        if layer.channel_shift:
-            shift = layer.shift_of_channels
-        if layer.multipliers and scale is not None:
-            scale = scale * _at(layer.factors_of_groups, row)
-        return Numbers(bits, scale, shift, layer.unsigned)
-
-
-def _at(values: Sequence[_Row] | np.ndarray, row: int) -> _Row | Any:
-    return values[row] if len(values) > 1 else values[0]
 
 
 def _rows_layer(where: str, entry: Mapping[str, Any], rows: int, granularity: str) -> LayerConfig:

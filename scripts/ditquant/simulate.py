@@ -14,9 +14,10 @@ import numpy as np
 from .backend import mx, nn, to_numpy
 from .blocks import Linear, all_linears, tapped
 from .errors import UserError
-from .fake_quantization import Quantizer
+from .fake_quantization import quantizer_of
 from .metrics import decibels
 from .quant_config import QuantConfig
+from .sigma_lookup import SigmaLookup
 
 
 def _check_fit(linears: list[Linear], config: QuantConfig) -> None:
@@ -52,7 +53,8 @@ class Simulation:
             for layer in config.layers.values()
             if only is None or layer.input in only
         }
-        self._quantizer = Quantizer(config.granularity, config.channel_group)
+        self._quantizer = quantizer_of(config.granularity, config.channel_group)
+        self._lookup = SigmaLookup(config, self._layers.values())
         self._numbers: dict[str, tuple[mx.array, ...]] = {}
         # Kernels' arguments, made once for each row of the configuration; a step needs hundreds.
         self._arrays: dict[float | int, dict[str, tuple[mx.array, ...]]] = {}
@@ -62,22 +64,17 @@ class Simulation:
 
     def __call__(self, index: int, sigma: float) -> None:
         self._last = None
-        key = self._key(sigma)
+        key = self._lookup.key(sigma)
         if key not in self._arrays:
-            arrays = self._quantizer.arguments(self._config.numbers_of(self._layers, sigma))
-            mx.eval(arrays)
-            self._arrays[key] = arrays
+            arrays = self._quantizer.arguments(self._lookup.at(sigma))
+            # Not waited for: the host goes on with the model's graph.
+            mx.async_eval(arrays)
+            self._arrays[key] = dict(zip(self._layers, arrays, strict=True))
         self._numbers = self._arrays[key]
         if self._energies is not None:
             # What was measured is computed before the next pass holds as much again.
             mx.eval([energies for _, energies in self._energies[-1:]])
             self._energies.append((sigma, {}))
-
-    def _key(self, sigma: float) -> float | int:
-        """Equal where numbers are: polynomials have others at every sigma, most at every row."""
-        if self._config.granularity == "polynomial":
-            return sigma
-        return 0 if self._config.is_constant else self._config.row(sigma)
 
     def see(self, linear: Linear, x: mx.array) -> mx.array:
         layer = self._config.layers[linear.name]

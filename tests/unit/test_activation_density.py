@@ -9,8 +9,9 @@ from ditquant.activation_density import codes_of, distribution, entropy
 from ditquant.activation_panels import PlotOptions
 from ditquant.activation_plots import draw
 from ditquant.activation_scales import scales_at
-from ditquant.quant_config import Numbers, parse_quant_config
+from ditquant.quant_config import parse_quant_config
 from ditquant.ranges import DYNAMIC, GRANULARITIES, ScaleOptions, single_tier
+from ditquant.sigma_lookup import Numbers, numbers_at
 from support.activations import input_statistics, statistics
 
 OPTIONS = PlotOptions(snapshot_steps=[0], layers=4)
@@ -135,7 +136,7 @@ def test_scales_are_those_that_inference_looks_up(made, granularity):
     panel = draw("scales", made, [document(made, granularity)], OPTIONS).axes[2]
     sigmas, scales = panel.get_lines()[0].get_data()
     layer = config.layers["mm00.img.mlp.fc1"]
-    expected = [config.numbers(layer, float(sigma)).scale for sigma in sigmas]
+    expected = [numbers_at(config, layer, float(sigma)).scale for sigma in sigmas]
     np.testing.assert_allclose(scales, expected)
     low, high = scales_at(config, "mm00.img.mlp.fc1", sigmas)
     np.testing.assert_array_equal(low, high)

@@ -14,6 +14,7 @@ from ditquant.grids import Grid, dequantize, fit_scales, pack, steps_of
 from ditquant.quant_config import parse_quant_config
 from ditquant.ranges import GRANULARITIES, ScaleOptions, single_tier
 from ditquant.rounding import nearest_codes
+from ditquant.sigma_lookup import numbers_at
 from support.activations import input_statistics, statistics
 
 CHANNELS, SIZE = 128, 32
@@ -39,7 +40,7 @@ def document(x: np.ndarray, granularity: str, bits: int = 8, **options):
 def error(x: np.ndarray, granularity: str, row: int, bits: int = 8, **options) -> float:
     """Mean squared error of one step's values by a configuration made from all steps."""
     config = parse_quant_config(document(x, granularity, bits, **options), "here")
-    numbers = config.numbers(config.layers["a"], config.sigmas[row])
+    numbers = numbers_at(config, config.layers["a"], config.sigmas[row])
     values = mx.array(x[row])[None]
     if numbers.scale is None:
         found = fake_quantize_dynamic(
@@ -91,7 +92,7 @@ def test_nothing_that_was_measured_is_clipped(granularity):
         document(x, granularity, channel_group=SIZE, channel_shift=True), "here"
     )
     for row, sigma in enumerate(made.sigmas):
-        numbers = made.numbers(made.layers["a"], sigma)
+        numbers = numbers_at(made, made.layers["a"], sigma)
         scale = np.repeat(numbers.scale, SIZE)
         reach = np.abs(x[row] - numbers.shift).max(axis=0) / scale
         # Codes end at 127; float32 in the file moves a scale by 1e-7 of itself.
@@ -119,7 +120,7 @@ def test_multipliers_migrate_into_the_weights_group_scales():
     scales = fit_scales(weight, Grid("group", 4, SIZE))
     codes = nearest_codes(steps_of(weight, scales), 16)
     weights = to_numpy(dequantize(pack(codes, scales)))
-    numbers = config.numbers(layer, config.sigmas[0])
+    numbers = numbers_at(config, layer, config.sigmas[0])
     integers = np.rint(x[0] / np.repeat(numbers.scale, SIZE))
     values = to_numpy(fake_quantize(mx.array(x[0]), numbers.scale, 8)).astype(np.float64)
     simulated = values @ weights.T

@@ -13,7 +13,11 @@ import pytest
 
 from ditquant import fake_quantization_cuda, measuring_cuda, rotation_cuda, unpacking_cuda
 from ditquant.backend import mx
-from ditquant.fake_quantization_cuda import quantize_entries, quantize_tokens
+from ditquant.fake_quantization_cuda import (
+    quantize_entries,
+    quantize_listed,
+    quantize_tokens,
+)
 from ditquant.grids import Grid, Packed
 from ditquant.other_linears import round_to_nearest
 from ditquant.unpacking_cuda import unpack_parts
@@ -59,19 +63,30 @@ def started(monkeypatch):
 
 
 def numbers(shape, shifts):
-    shift = mx.zeros((shape[-1],)) if shifts > 1 else mx.array(0.0)
-    return shift, mx.array(-128.0), mx.array(127.0)
+    return mx.zeros(9), mx.array([3, 2]), mx.zeros((shape[-1] if shifts > 1 else 1,))
 
 
-@pytest.mark.parametrize(
-    ("shape", "group"),
-    [
-        (shape, group)
-        for shape in SHAPES
-        for group in (None, 4, 64)
-        if shape[-1] % (group or 1) == 0
-    ],
-)
+GROUPS = [
+    (shape, group) for shape in SHAPES for group in (None, 4, 64) if shape[-1] % (group or 1) == 0
+]
+
+
+@pytest.mark.parametrize(("shape", "length"), GROUPS)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_every_value_with_a_known_scale_has_its_thread(started, shape, length, dtype):
+    x = mx.zeros(shape, dtype=dtype)
+    result = quantize_listed(x, *numbers(shape, 2), length)
+    assert (result.shape, result.dtype) == (shape, dtype)
+    ((constants, grid, _),) = started
+    assert constants["COUNT"] * constants["N"] == x.size
+    assert constants["CHANNELS"] == shape[-1]
+    assert constants["SHIFTS"] == shape[-1]
+    # The values of a thread are of one group.
+    assert (length or shape[-1]) % constants["N"] == 0
+    assert grid[0] >= constants["COUNT"]
+
+
+@pytest.mark.parametrize(("shape", "group"), GROUPS)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_every_group_of_channels_has_its_threads(started, shape, dtype, group):
     x = mx.zeros(shape, dtype=dtype)

@@ -15,6 +15,7 @@ from ditquant.blocks import all_linears, linear_path
 from ditquant.observe import measure_image
 from ditquant.quant_config import load_quant_config
 from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
+from ditquant.sigma_lookup import numbers_at
 from support.block_data import random_trajectory
 from support.models import build_mmdit
 
@@ -54,7 +55,7 @@ def test_what_is_written_is_what_inference_looks_up(tmp_path, model, statistics,
         assert amax.max() == pytest.approx(statistics.of(linear.name).absmax.max(), rel=1e-7)
         assert json.loads(metadata["bits"])[path][0] == 8
         for step, sigma in enumerate(config.sigmas):
-            numbers, row = config.numbers(layer, sigma), row_of[step]
+            numbers, row = numbers_at(config, layer, sigma), row_of[step]
             shift = tensors[f"{path}.input_shift"]
             shift = shift if layer.channel_shift else shift[row if len(shift) > 1 else 0]
             np.testing.assert_allclose(shift, numbers.shift, rtol=1e-6, atol=1e-7)

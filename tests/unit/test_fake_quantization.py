@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant import fake_quantization
+from ditquant import fake_quantization_cuda
 from ditquant.backend import backend_name, device_arrays, mx, to_numpy
-from ditquant.fake_quantization import Quantizer, fake_quantize, kernel_of, portable_kernel
-from ditquant.quant_config import Numbers
+from ditquant.fake_quantization import PortableQuantizer, fake_quantize, quantizer_of
+from ditquant.fake_quantization_cuda import CudaQuantizer
+from ditquant.sigma_lookup import Numbers, side_by_side
 
 KINDS = [("static", None), ("step", 8), ("step", 16)]
 KINDS += [("dynamic-tensor", None), ("dynamic-tensor", 16)]
@@ -32,47 +33,69 @@ def test_one_number_alone_is_enough():
     assert device_arrays([np.zeros(0), 3.0])[1].item() == 3.0
 
 
-NUMBERS = {
-    "a": Numbers(8, 0.5, np.array([1.0, 2.0])),
-    "b": Numbers(4, None, -0.25, unsigned=True),
-    "c": Numbers(6, np.array([0.1, 0.2]), 0.0),
-}
+CHANNEL_SHIFT = np.array([1.0, 2.0])
+NUMBERS = [
+    Numbers(8, 0.5, CHANNEL_SHIFT),
+    Numbers(4, 0.25, -0.25, unsigned=True),
+    Numbers(6, np.array([0.1, 0.2]), 0.0),
+]
+
+
+def listed(arguments):
+    return [[to_numpy(array).tolist() for array in of_input] for of_input in arguments]
 
 
 def test_arguments_are_scale_shift_and_extreme_codes():
-    found = {
-        name: [to_numpy(array).tolist() for array in arrays]
-        for name, arrays in Quantizer("static", 2).arguments(NUMBERS).items()
-    }
     tenth, fifth = np.float32([0.1, 0.2]).tolist()
-    assert found == {
-        "a": [[0.5], [1.0, 2.0], [-128.0], [127.0]],
-        "b": [[-0.25], [0.0], [15.0]],
-        "c": [[tenth] * 2 + [fifth] * 2, [0.0], [-32.0], [31.0]],
-    }
+    assert listed(PortableQuantizer("static", 2).arguments(side_by_side(NUMBERS))) == [
+        [0.5, [1.0, 2.0], -128.0, 127.0],
+        [0.25, -0.25, 0.0, 15.0],
+        [[tenth] * 2 + [fifth] * 2, 0.0, -32.0, 31.0],
+    ]
 
 
-def test_what_was_sent_is_not_sent_again(monkeypatch):
+def test_ranges_at_run_time_have_no_scale():
+    numbers = [Numbers(4, None, -0.25, unsigned=True), Numbers(8, None, 0.0)]
+    assert listed(PortableQuantizer("dynamic-token", None).arguments(side_by_side(numbers))) == [
+        [-0.25, 0.0, 15.0],
+        [0.0, -128.0, 127.0],
+    ]
+
+
+def test_numbers_for_cuda_are_one_vector_in_which_each_input_has_its_place():
+    arguments = CudaQuantizer("static", 2).arguments(side_by_side(NUMBERS))
+    together = arguments[0][0]
+    assert all(one[0] is together for one in arguments)
+    found = []
+    for _, place, shifts in arguments:
+        assert place.dtype == mx.int32
+        first, groups = place.tolist()
+        low, high, shift, *scales = to_numpy(together)[first : first + 3 + groups].tolist()
+        found.append([scales, shift, low, high, shifts.tolist()])
+    tenth, fifth = np.float32([0.1, 0.2]).tolist()
+    assert found == [
+        [[0.5], 0.0, -128.0, 127.0, [1.0, 2.0]],
+        [[0.25], -0.25, 0.0, 15.0, [0.0]],
+        [[tenth, fifth], 0.0, -32.0, 31.0, [0.0]],
+    ]
+
+
+def test_a_new_sigma_sends_one_vector_to_cuda(monkeypatch):
     sent = []
-    send = fake_quantization.device_vectors
+    send = fake_quantization_cuda.device_arrays
     monkeypatch.setattr(
-        fake_quantization, "device_vectors", lambda values: sent.append(values) or send(values)
+        fake_quantization_cuda,
+        "device_arrays",
+        lambda values, *dtype: sent.append(len(values)) or send(values, *dtype),
     )
-    quantizer = Quantizer("static", 2)
-    shift = NUMBERS["a"].shift
-    first = quantizer.arguments(NUMBERS)
-    other = {**NUMBERS, "a": Numbers(6, 0.75, shift), "c": Numbers(6, np.array([0.3, 0.4]), 0.5)}
-    again = quantizer.arguments(other)
-    # Shifts and codes, then scales; and later a shift that was never seen.
-    assert [len(values) for values in sent] == [8, 1, 1, 1]
-    assert sent[2] == [0.5]
-    np.testing.assert_array_equal(sent[3][0], [0.75, 0.3, 0.4])
-    assert again["a"][1] is first["a"][1]
-    assert again["b"] == first["b"]
-    assert [array.tolist() for array in again["a"]] == [[0.75], [1.0, 2.0], [-32.0], [31.0]]
-    # An array is known by its identity, however equal another is.
-    equal = quantizer.arguments({**NUMBERS, "a": Numbers(8, 0.5, shift + 1)})
-    assert equal["a"][1].tolist() == [2.0, 3.0]
+    quantizer = CudaQuantizer("static", 2)
+    first = quantizer.arguments(side_by_side(NUMBERS))
+    other = [Numbers(6, 0.75, CHANNEL_SHIFT), *NUMBERS[1:]]
+    again = quantizer.arguments(side_by_side(other))
+    # Places and shifts once.
+    assert sent == [3, 3, 1, 1]
+    assert [one[1:] for one in again] == [one[1:] for one in first]
+    assert to_numpy(again[0][0])[:4].tolist() == [-32.0, 31.0, 0.0, 0.75]
 
 
 @pytest.mark.parametrize(("granularity", "group"), KINDS)
@@ -85,12 +108,14 @@ def test_the_kernel_of_this_backend_agrees_with_the_formulas(granularity, group,
     shift = to_numpy(0.2 * mx.random.normal((channels,), key=keys[1]))
     scale = {"static": 0.05, "step": np.linspace(0.02, 0.06, channels // (group or 1))}
     kind = granularity, group
-    quantizers = Quantizer(*kind), Quantizer(*kind, portable_kernel(*kind))
     for z, unsigned in ((shift, False), (-4.0, True)):
         one = Numbers(6, scale.get(granularity), z, unsigned)
         # Not the first of the inputs: its numbers begin somewhere.
-        numbers = {"another": one, "": one}
-        found, expected = (of(x, *of.arguments(numbers)[""]) for of in quantizers)
+        numbers = side_by_side([Numbers(8, 1.0 if one.scale is not None else None, 0.0), one])
+        found, expected = (
+            quantizer(x, *quantizer.arguments(numbers)[1])
+            for quantizer in (quantizer_of(*kind), PortableQuantizer(*kind))
+        )
         assert found.dtype == dtype
         assert found.shape == shape
         assert mx.array_equal(found, expected)
@@ -100,7 +125,7 @@ def test_the_kernel_of_this_backend_agrees_with_the_formulas(granularity, group,
 @pytest.mark.skipif(backend_name() == "cuda", reason="CUDA has kernels of its own")
 def test_elsewhere_the_portable_kernels_are_taken():
     for kind in KINDS:
-        assert kernel_of(*kind) is portable_kernel(*kind)
+        assert isinstance(quantizer_of(*kind), PortableQuantizer)
 
 
 def test_groups_of_channels_are_quantized_like_each_by_itself():

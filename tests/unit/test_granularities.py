@@ -15,7 +15,7 @@ from ditquant.errors import UserError
 from ditquant.fake_quantization import fake_quantize_dynamic
 from ditquant.intervals import GELU_LOW, largest_code, range_and_shift
 from ditquant.polynomials import evaluate, least_squares, upper_fit, variable_of
-from ditquant.quant_config import Numbers, load_quant_config, parse_quant_config
+from ditquant.quant_config import load_quant_config, parse_quant_config
 from ditquant.ranges import (
     CONFIG_FORMAT,
     GRANULARITIES,
@@ -24,6 +24,7 @@ from ditquant.ranges import (
 )
 from ditquant.sampling import sigma_schedule
 from ditquant.segments import grouped, segment
+from ditquant.sigma_lookup import Numbers, numbers_at
 from ditquant.tiers import multi_tier
 from support.activations import input_statistics, statistics
 
@@ -107,7 +108,7 @@ def test_groups_are_looked_up_by_sigma(tmp_path, made, num_steps, shift):
     assert groups[-1] == 3
     for sigma in sigma_schedule(num_steps, shift)[:-1].tolist():
         nearest = int(np.abs(np.array(document["sigmas"]) - sigma).argmin())
-        assert config.numbers(layer, sigma).scale == layer.scales[groups[nearest]]
+        assert numbers_at(config, layer, sigma).scale == layer.scales[groups[nearest]]
 
 
 def test_a_group_covers_its_steps_and_as_many_groups_as_steps_are_granularity_step(made):
@@ -132,7 +133,7 @@ def test_a_polynomial_never_understates_a_measured_range(tmp_path, made, degree,
     for name, layer in config.layers.items():
         measured = made.of(name)
         for step, sigma in enumerate(config.sigmas):
-            numbers = config.numbers(layer, sigma)
+            numbers = numbers_at(config, layer, sigma)
             reach = numbers.scale * largest_code(8)
             assert numbers.shift + reach >= measured.maximum[step]
             assert numbers.shift - reach <= measured.minimum[step]
@@ -185,8 +186,8 @@ def test_a_degree_beyond_the_measured_steps_is_the_exact_fit():
 def test_beyond_the_measured_sigmas_a_polynomial_stays_at_its_end(tmp_path, made):
     config = loaded(tmp_path, single_tier(made, 8, "polynomial", "absmax", ScaleOptions(degree=3)))
     layer = config.layers["a"]
-    assert config.numbers(layer, 0.001) == config.numbers(layer, config.sigmas[-1])
-    assert config.numbers(layer, 1.5) == config.numbers(layer, config.sigmas[0])
+    assert numbers_at(config, layer, 0.001) == numbers_at(config, layer, config.sigmas[-1])
+    assert numbers_at(config, layer, 1.5) == numbers_at(config, layer, config.sigmas[0])
 
 
 # ------------------------------------------------------------------------------ at run time
@@ -225,10 +226,10 @@ def test_only_bits_and_shifts_of_dynamic_ranges_are_in_the_file(tmp_path, made):
         more = set(document["layers"]["fc2"]) - set(document["layers"]["a"])
         assert more == {"shifts", "unsigned"}
         config = loaded(tmp_path, document)
-        assert config.numbers(config.layers["a"], 0.5).scale is None
-        assert config.numbers(config.layers["a"], 0.5) == Numbers(6, None, 0.0)
+        assert numbers_at(config, config.layers["a"], 0.5).scale is None
+        assert numbers_at(config, config.layers["a"], 0.5) == Numbers(6, None, 0.0)
         # Lowest value and unsigned codes: the middle of a range that is not known yet cannot be.
-        fc2 = config.numbers(config.layers["fc2"], 0.5)
+        fc2 = numbers_at(config, config.layers["fc2"], 0.5)
         assert fc2 == Numbers(6, None, GELU_LOW, unsigned=True)
 
 
@@ -241,7 +242,10 @@ def test_tiers_are_looked_up_with_every_granularity(tmp_path, made, granularity)
     document = multi_tier(made, granularity, "absmax", limits, ScaleOptions(groups=4, degree=3))
     config = loaded(tmp_path, document)
     bits = np.array(
-        [[config.numbers(layer, s).bits for s in config.sigmas] for layer in config.layers.values()]
+        [
+            [numbers_at(config, layer, s).bits for s in config.sigmas]
+            for layer in config.layers.values()
+        ]
     )
     shares = {f"A{b}": pytest.approx((bits == b).mean(), rel=1e-5) for b in (4, 6, 8)}
     assert document["summary"]["shares"] == shares

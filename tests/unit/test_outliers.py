@@ -19,6 +19,7 @@ from ditquant.intervals import range_and_shift
 from ditquant.quant_config import load_quant_config
 from ditquant.ranges import CONFIG_FORMAT, ScaleOptions, single_tier
 from ditquant.sampling import sigma_schedule
+from ditquant.sigma_lookup import numbers_at
 from support.activations import statistics
 
 CHANNELS, OUTLIERS, TIMES, DRIFT = 400, 8, 20.0, 10.0
@@ -63,7 +64,7 @@ def output_errors(tmp_path, measured, weight, granularity, num_steps, bits=8, **
     errors = []
     for sigma in sigma_schedule(num_steps, 3.0)[:-1].tolist():
         x = inputs(sigma, seed=1)
-        numbers = config.numbers(config.layers["fc2"], sigma)
+        numbers = numbers_at(config, config.layers["fc2"], sigma)
         if numbers.scale is None:
             quantized = fake_quantize_dynamic(
                 mx.array(x)[None], granularity, numbers.bits, numbers.shift, numbers.unsigned

@@ -21,6 +21,7 @@ from ditquant.models.spec import read_spec
 from ditquant.quant_config import load_quant_config
 from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions
 from ditquant.sensitivity import input_gains
+from ditquant.sigma_lookup import numbers_at
 from ditquant.tiers import multi_tier
 from support.activations import statistics
 from support.models import build_mmdit
@@ -187,7 +188,10 @@ def test_the_budget_holds_and_every_granularity_can_be_read(tmp_path, made, gran
     write_json(path, CONFIG_FORMAT, document)
     config = load_quant_config(path)
     bits = np.array(
-        [[config.numbers(layer, s).bits for s in config.sigmas] for layer in config.layers.values()]
+        [
+            [numbers_at(config, layer, s).bits for s in config.sigmas]
+            for layer in config.layers.values()
+        ]
     )
     values = np.array([made.of(name).count for name in config.layers])
     found = float(np.average(bits, weights=values))

@@ -13,7 +13,7 @@ from ditquant.backend import mx, to_numpy
 from ditquant.blocks import all_linears, tapped
 from ditquant.calibration import Conditioning, Trajectory
 from ditquant.errors import UserError
-from ditquant.fake_quantization import Quantizer, fake_quantize
+from ditquant.fake_quantization import PortableQuantizer, fake_quantize
 from ditquant.observe import measure_image
 from ditquant.quant_config import load_quant_config
 from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
@@ -232,9 +232,9 @@ def test_numbers_are_made_where_they_change_and_once(
             layer["bits"] = bits
     config = configuration(tmp_path, document)
     made = []
-    make = Quantizer.arguments
+    make = PortableQuantizer.arguments
     monkeypatch.setattr(
-        Quantizer,
+        PortableQuantizer,
         "arguments",
         lambda self, numbers: made.append(numbers) or make(self, numbers),
     )

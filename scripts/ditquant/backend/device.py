@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import mlx.core as mx
@@ -59,26 +58,22 @@ def to_numpy(array: mx.array) -> np.ndarray:
     return np.array(array)
 
 
-def device_vectors(values: Sequence[float | np.ndarray]) -> list[mx.array]:
-    """float32 vectors for large kernels, of one number or of all numbers of an array each; lazy.
+def device_arrays(
+    values: Sequence[float | np.ndarray], dtype: mx.Dtype = mx.float32
+) -> list[mx.array]:
+    """Arrays of the values' shapes for large kernels, lazy.
 
     MLX on CUDA keeps what comes from the host, and every array of at most 8 bytes, in memory that
     both share, and all of a GPU's processors wait for it: a product of 3 million values with a
     scalar there takes 26 us on an H200, and 10 us where the scalar is a view of a longer array that
     was computed on the device, as it is here (benchmarks/results/activation_time.md).
     """
-    if not values:
-        return []
-    ends = list(accumulate(np.size(value) for value in values))
-    joined = np.empty(ends[-1], dtype=np.float32)
-    for value, start, end in zip(values, [0, *ends], ends, strict=False):
-        joined[start:end] = np.ravel(value) if isinstance(value, np.ndarray) else value
+    parts = [np.asarray(value) for value in values]
+    shared = mx.array(np.concatenate([part.reshape(-1) for part in parts]), dtype=dtype)
     # Joined, because that is computed into new memory; the zeros are enough for the smallest array.
-    together = mx.concatenate([mx.array(joined), mx.zeros(2)])
-    return mx.split(together, ends)[:-1]
-
-
-def device_arrays(values: Sequence[float | np.ndarray]) -> list[mx.array]:
-    """`device_vectors` of the values' own shapes, () for a number."""
-    vectors = device_vectors(values)
-    return [vector.reshape(np.shape(value)) for value, vector in zip(values, vectors, strict=True)]
+    together = mx.concatenate([shared, mx.zeros(2, dtype)])
+    views = mx.split(together, np.cumsum([part.size for part in parts]).tolist())
+    return [
+        view if part.ndim == 1 else view.reshape(part.shape)
+        for part, view in zip(parts, views[:-1], strict=True)
+    ]
