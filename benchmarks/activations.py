@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,13 @@ from in_process import (
 )
 
 from ditquant import metrics
-from ditquant.activation_configs import make_config, tier_configs
+from ditquant.activation_configs import clip_configs, make_config, tier_configs
 from ditquant.activation_statistics import Statistics, merge
 from ditquant.artifacts import load_metadata, load_tensors
 from ditquant.backend import describe_device, mx, nn, to_numpy
 from ditquant.calibration import Trajectory
+from ditquant.clip_errors import ClipErrors, added
+from ditquant.clip_search import measure_clip_errors
 from ditquant.models.load import load_mmdit, load_vae_decoder
 from ditquant.models.spec import ModelSpec, read_spec
 from ditquant.observe import measure_image, measured_steps
@@ -210,26 +213,42 @@ def main() -> None:
             models[recipe] = model, measured(model, spec, tensors, plan) if own else shared
         return models[recipe]
 
+    def clips_of(recipe: str, asked: dict[str, Any]) -> ClipErrors | None:
+        if "clips" not in asked:
+            return None
+        model, statistics = models[recipe]
+        first, count = plan["activations"]["num_images"], asked["clips"]["images"]
+        held_out = list(trajectories(spec, tensors, plan, first + count))[first:]
+        chosen = measured_steps(plan["num_steps"], asked["clips"]["stride"])
+        configs = clip_configs(statistics, asked)
+        return added(
+            [
+                measure_clip_errors(model, image, f"{first + index:04d}", chosen, configs)
+                for index, image in enumerate(held_out)
+            ]
+        )
+
+    def sensitivity_of(recipe: str, asked: dict[str, Any]) -> Sensitivity:
+        key = json.dumps([recipe, asked], sort_keys=True)
+        if key not in sensitivities:
+            model, statistics = models[recipe]
+            tiers = asked["tiers"]
+            chosen = measured_steps(plan["num_steps"], tiers["stride"])
+            configs, follows = tier_configs(statistics, asked), tiers["weighting"] == "latents"
+            sensitivities[key] = average(
+                [
+                    measure_sensitivity(model, image, chosen, configs, follows)
+                    for image in trajectories(spec, tensors, plan, tiers["images"])
+                ]
+            )
+        return sensitivities[key]
+
     def configured(recipe: str, asked: dict[str, Any]) -> dict[str, Any]:
         model, statistics = models[recipe]
-
-        def sensitivity() -> Sensitivity:
-            # Of the full-precision model, which recipes share that have none of their own.
-            own = recipe if statistics is not shared else "full"
-            key = json.dumps([own, asked], sort_keys=True)
-            if key not in sensitivities:
-                tiers = asked["tiers"]
-                chosen = measured_steps(plan["num_steps"], tiers["stride"])
-                configs, follows = tier_configs(statistics, asked), tiers["weighting"] == "latents"
-                sensitivities[key] = average(
-                    [
-                        measure_sensitivity(models[own][0], image, chosen, configs, follows)
-                        for image in trajectories(spec, tensors, plan, tiers["images"])
-                    ]
-                )
-            return sensitivities[key]
-
-        return make_config(statistics, asked, lambda: input_gains(model), sensitivity)
+        # Recipes that have none of their own share what was measured of the full-precision model.
+        own = recipe if statistics is not shared else "full"
+        gains, sensitivity = partial(input_gains, model), partial(sensitivity_of, own, asked)
+        return make_config(statistics, asked, gains, sensitivity, clips=clips_of(own, asked))
 
     def report(recipe: str, name: str, steps: int, config: dict[str, Any] | None) -> None:
         model, _ = models[recipe]

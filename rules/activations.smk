@@ -57,9 +57,39 @@ rule merge_statistics:
         "../scripts/merge_statistics.py"
 
 
+rule measure_clips:
+    """Measures what shorter activation ranges do to what linears compute, on one image."""
+    input:
+        trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
+        statistics=rules.merge_statistics.output.statistics,
+    output:
+        errors=f"{RESULTS}/activations/clips/{{scales}}/{{image}}.safetensors",
+    log:
+        f"{RESULTS}/logs/measure_clips/{{scales}}-{{image}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_clips/{{scales}}-{{image}}.tsv"
+    wildcard_constraints:
+        scales="|".join(ACTIVATION_CONFIGS),
+    conda:
+        "../envs/mlx.yaml"
+    threads: MODEL_THREADS
+    resources:
+        gpu=1,
+        mem_mb=8000,
+    params:
+        model=model_params(),
+        asked=clipped_config,
+        code=code("measure_clips.py", ["checkpoint"]),
+    message:
+        "Trying shorter activation ranges on image {wildcards.image} ({wildcards.scales})"
+    script:
+        "../scripts/measure_clips.py"
+
+
 rule analyze_activations:
     """Chooses the scales of the single-tier activation quantization (W4A8) from the statistics."""
     input:
+        unpack(config_inputs),
         statistics=rules.merge_statistics.output.statistics,
     output:
         config=f"{RESULTS}/activations/quant_config.json",
@@ -86,6 +116,7 @@ rule analyze_activations:
 rule measure_sensitivity:
     """Measures what each input's quantization alone does to the velocity, on one image."""
     input:
+        unpack(shared_clips),
         trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
         statistics=rules.merge_statistics.output.statistics,
     output:
@@ -115,7 +146,7 @@ rule measure_sensitivity:
 use rule analyze_activations as analyze_activations_multitier with:
     """Gives every layer at every sigma a tier (A4, A6 or A8) by its range or error, and its scales."""
     input:
-        unpack(tier_inputs),
+        unpack(config_inputs),
         statistics=rules.merge_statistics.output.statistics,
     output:
         config=f"{RESULTS}/activations/quant_config_{{scales}}.json",
@@ -132,7 +163,7 @@ use rule analyze_activations as analyze_activations_multitier with:
 use rule analyze_activations as analyze_activations_variant with:
     """Chooses the scales, or the tiers, of another activation configuration."""
     input:
-        unpack(tier_inputs),
+        unpack(config_inputs),
         statistics=rules.merge_statistics.output.statistics,
     output:
         config=f"{RESULTS}/activations/quant_config_{{scales}}.json",
@@ -184,11 +215,32 @@ use rule merge_statistics as merge_balanced_statistics with:
         "Merging activation statistics of recipe {wildcards.recipe}"
 
 
+use rule measure_clips as measure_balanced_clips with:
+    """Measures what shorter ranges of a recipe's own activations do, on one image."""
+    input:
+        unpack(own_checkpoint),
+        trajectory=rules.measure_clips.input.trajectory,
+        statistics=rules.merge_balanced_statistics.output.statistics,
+    output:
+        errors=f"{RESULTS}/weights/{{recipe}}/activations/clips/{{scales}}/{{image}}.safetensors",
+    log:
+        f"{RESULTS}/logs/measure_balanced_clips/{{recipe}}-{{scales}}-{{image}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_balanced_clips/{{recipe}}-{{scales}}-{{image}}.tsv"
+    params:
+        model=model_params(),
+        asked=clipped_config,
+        code=code("measure_clips.py"),
+    message:
+        "Trying shorter ranges of recipe {wildcards.recipe} on image {wildcards.image} ({wildcards.scales})"
+
+
 use rule measure_sensitivity as measure_balanced_sensitivity with:
     """Measures the sensitivity of a recipe's own model to its inputs, on one image."""
     input:
         unpack(own_checkpoint),
         unpack(learned_blocks),
+        unpack(own_clips),
         trajectory=rules.measure_sensitivity.input.trajectory,
         statistics=rules.merge_balanced_statistics.output.statistics,
     output:

@@ -1,17 +1,15 @@
 """Rules analyze_activations and its kin: one activation configuration from the statistics."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ditquant.activation_configs import make_config
 from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import write_json
-from ditquant.checkpoint import load_quantized
+from ditquant.clip_errors import load_clip_errors
 from ditquant.job import job
 from ditquant.learned_ranges import load_intervals
-from ditquant.models.load import DTYPES, load_mmdit
-from ditquant.models.spec import read_spec
+from ditquant.measured_model import load_measured
 from ditquant.ranges import CONFIG_FORMAT
 from ditquant.sensitivity import input_gains
 from ditquant.velocity_sensitivity import load_sensitivity
@@ -26,6 +24,7 @@ def main(
     sensitivity: Sequence[str] = (),
     learned: Sequence[str] = (),
     learned_bits: int = 0,
+    clips: Sequence[str] = (),
 ) -> None:
     """Writes the configuration that a variant simulates.
 
@@ -36,14 +35,12 @@ def main(
         sensitivity: files of `measure_sensitivity`, where tiers are chosen by them.
         learned, learned_bits: weights of the recipe's blocks, and the bits that they learned
             activation ranges for, where those are taken.
+        clips: files of `measure_clips`, where ranges are chosen by them.
     """
 
     def gains() -> dict[str, float]:
         assert model is not None
-        spec, dtype = read_spec(model["name"], model["checkpoint"]), DTYPES[model["dtype"]]
-        if checkpoint is None:
-            return input_gains(load_mmdit(spec, dtype))
-        return input_gains(load_quantized(spec, Path(checkpoint).parent, dtype))
+        return input_gains(load_measured(model, checkpoint)[1])
 
     measured = load_statistics(statistics)
     document = make_config(
@@ -52,6 +49,7 @@ def main(
         gains,
         lambda: load_sensitivity(sensitivity),
         load_intervals(learned, learned_bits, measured.input_of),
+        load_clip_errors(clips) if clips else None,
     )
     write_json(config, CONFIG_FORMAT, document)
 
@@ -67,4 +65,5 @@ if "snakemake" in globals():
             snakemake.input.get("sensitivity", ()),
             snakemake.input.get("learned", ()),
             snakemake.params.get("learned_bits", 0),
+            snakemake.input.get("clips", ()),
         )

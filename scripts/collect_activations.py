@@ -4,10 +4,8 @@ from pathlib import Path
 
 from ditquant.activation_statistics import save_statistics
 from ditquant.calibration import load_trajectory
-from ditquant.checkpoint import load_quantized
 from ditquant.job import job
-from ditquant.models.load import DTYPES, load_mmdit
-from ditquant.models.spec import read_spec
+from ditquant.measured_model import load_measured
 from ditquant.observe import measure_image, measured_steps
 from ditquant.progress import ticking
 
@@ -27,13 +25,8 @@ def main(
             None: the full-precision model is.
         recipe: the checkpoint's; recorded with the statistics.
     """
-    spec = read_spec(model["name"], model["checkpoint"])
-    dtype = DTYPES[model["dtype"]]
-    if checkpoint is None:
-        network, measured_model = load_mmdit(spec, dtype), spec.name
-    else:
-        network = load_quantized(spec, Path(checkpoint).parent, dtype)
-        measured_model = f"{spec.name} by recipe {recipe}"
+    spec, network = load_measured(model, checkpoint)
+    measured_model = spec.name if checkpoint is None else f"{spec.name} by recipe {recipe}"
     stored = load_trajectory(trajectory)
     image = Path(trajectory).stem
     steps = measured_steps(stored.num_steps, stride)

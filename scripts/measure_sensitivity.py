@@ -1,17 +1,15 @@
 """Rule measure_sensitivity: what each input's quantization alone does to velocity and latents."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ditquant.activation_configs import tier_configs
 from ditquant.activation_statistics import load_statistics
 from ditquant.calibration import load_trajectory
-from ditquant.checkpoint import load_quantized
+from ditquant.clip_errors import load_clip_errors
 from ditquant.job import job
 from ditquant.learned_ranges import load_intervals
-from ditquant.models.load import DTYPES, load_mmdit
-from ditquant.models.spec import read_spec
+from ditquant.measured_model import load_measured
 from ditquant.observe import measured_steps
 from ditquant.progress import ticking
 from ditquant.velocity_sensitivity import measure_sensitivity, save_sensitivity, total_passes
@@ -26,6 +24,7 @@ def main(
     checkpoint: str | None = None,
     learned: Sequence[str] = (),
     learned_bits: int = 0,
+    clips: Sequence[str] = (),
 ) -> None:
     """Writes the velocity errors of one image, at every stride-th step, for every tier; where they
     are weighed by the latents, what later steps make of them too.
@@ -33,18 +32,15 @@ def main(
     Args:
         asked: of `variant_names.activation_configs`, a configuration with tiers.
         checkpoint: of a recipe whose activations are its own; see `collect_activations`.
-        learned, learned_bits: see `analyze_activations`.
+        learned, learned_bits, clips: see `analyze_activations`.
     """
-    spec, dtype = read_spec(model["name"], model["checkpoint"]), DTYPES[model["dtype"]]
-    if checkpoint is None:
-        network = load_mmdit(spec, dtype)
-    else:
-        network = load_quantized(spec, Path(checkpoint).parent, dtype)
+    _, network = load_measured(model, checkpoint)
     stored = load_trajectory(trajectory)
     steps = measured_steps(stored.num_steps, asked["tiers"]["stride"])
     measured = load_statistics(statistics)
     intervals = load_intervals(learned, learned_bits, measured.input_of)
-    configs = tier_configs(measured, asked, intervals)
+    tried = load_clip_errors(clips) if clips else None
+    configs = tier_configs(measured, asked, intervals, tried)
     follows = asked["tiers"]["weighting"] == "latents"
     passes = total_passes(configs, steps, stored.num_steps, follows)
     with ticking("forward passes of single inputs", passes) as tick:
@@ -63,4 +59,5 @@ if "snakemake" in globals():
             snakemake.input.get("checkpoint"),
             snakemake.input.get("learned", ()),
             snakemake.params.get("learned_bits", 0),
+            snakemake.input.get("clips", ()),
         )

@@ -43,11 +43,40 @@ def sensitivity_files(wildcards, folder):
     return [f"{folder}/sensitivity/{name}/{image}.safetensors" for image in images]
 
 
-def tier_inputs(wildcards):
-    """What tiers are chosen by, beside the statistics."""
-    if not is_measured(config_name(wildcards)):
+def clip_files(wildcards, folder):
+    """What shorter ranges do, on the held-out images of a configuration that tries them."""
+    name = config_name(wildcards)
+    if "clips" not in ACTIVATION_CONFIGS[name]:
         return {}
-    return {"sensitivity": sensitivity_files(wildcards, f"{RESULTS}/activations")}
+    count = ACTIVATION_CONFIGS[name]["clips"]["images"]
+    first = max(0, min(len(MEASURED_IMAGES), len(IMAGES) - count))
+    images = IMAGES[first : first + count]
+    return {"clips": [f"{folder}/clips/{name}/{image}.safetensors" for image in images]}
+
+
+def shared_clips(wildcards):
+    return clip_files(wildcards, f"{RESULTS}/activations")
+
+
+def own_clips(wildcards):
+    return clip_files(wildcards, f"{RESULTS}/weights/{wildcards.recipe}/activations")
+
+
+def clipped_config(wildcards):
+    """A configuration that tries shorter ranges."""
+    if "clips" not in ACTIVATION_CONFIGS[wildcards.scales]:
+        raise WorkflowError(
+            f"Activation configuration {wildcards.scales!r} tries no ranges: its range is not measured."
+        )
+    return ACTIVATION_CONFIGS[wildcards.scales]
+
+
+def config_inputs(wildcards):
+    """What a configuration is made by, beside the statistics."""
+    inputs = shared_clips(wildcards)
+    if is_measured(config_name(wildcards)):
+        inputs["sensitivity"] = sensitivity_files(wildcards, f"{RESULTS}/activations")
+    return inputs
 
 
 def learned_blocks(wildcards):
@@ -70,7 +99,7 @@ def learned_bits(wildcards):
 def own_config_inputs(wildcards):
     """What a configuration of a recipe's own is made by, beside the statistics."""
     by = weighting(config_name(wildcards))
-    inputs = learned_blocks(wildcards)
+    inputs = learned_blocks(wildcards) | own_clips(wildcards)
     if is_measured(config_name(wildcards)):
         folder = f"{RESULTS}/weights/{wildcards.recipe}/activations"
         inputs["sensitivity"] = sensitivity_files(wildcards, folder)

@@ -23,8 +23,9 @@ import numpy as np
 from .activation_statistics import InputStatistics
 from .histogram import bin_centers, bin_edges, quantile
 
-# Rules that need nothing but statistics; the other one is what a recipe learned.
+# Rules that need nothing but statistics; what was measured beside them; what a recipe learned.
 RANGES = ("absmax", "p999", "mse")
+MEASURED = "measured"
 LEARNED = "learned"
 SHIFTS = ("middle", "gelu", "zero", "error")
 # The lowest value that unsigned codes of a post-GELU input stand for: -11/64.
@@ -71,19 +72,29 @@ def expected_error(histogram: np.ndarray, limit: np.ndarray, scale: np.ndarray) 
     return (histogram * error).sum(axis=1)
 
 
-def clip_limits(measured: InputStatistics, shifted: bool, rule: str, bits: int) -> np.ndarray:
+def clip_limits(
+    measured: InputStatistics,
+    shifted: bool,
+    rule: str,
+    bits: int,
+    share: np.ndarray | float = 1.0,
+) -> np.ndarray:
     """(S,) float64: the |x| up to which each step's inputs are represented.
 
     Args:
         measured: statistics over S steps.
         shifted: quantize around the middle of [min, limit].
         rule: "absmax": the largest value seen; "p999": the 99.9 % point of |x|; "mse": the clip
-            with the smallest expected squared error at this number of bits; "learned": absmax, for
-            inputs that nothing was learned of (`learned_ranges` has the others).
+            with the smallest expected squared error at this number of bits; "measured": a share of
+            absmax; "learned": absmax, for inputs that nothing was learned of (`learned_ranges` has
+            the others).
+        share: (S,) of the rule "measured", see `clip_errors`.
     """
     absmax = np.maximum(measured.absmax.astype(np.float64), SMALLEST_RANGE)
     if rule in ("absmax", LEARNED):
         return absmax
+    if rule == MEASURED:
+        return np.maximum(absmax * share, SMALLEST_RANGE)
     if rule == "p999":
         return np.clip(quantile(measured.histogram, 0.999), SMALLEST_RANGE, absmax)
     limits = []
@@ -155,10 +166,10 @@ def predicted_error(
 
 
 def _interval(
-    measured: InputStatistics, rule: str, bits: int, shift: str
+    measured: InputStatistics, rule: str, bits: int, shift: str, share: np.ndarray | float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(R,) half ranges and (R,) shifts of post-GELU inputs by one of the three fixed rules."""
-    limit = clip_limits(measured, shift != "zero", rule, bits)
+    limit = clip_limits(measured, shift != "zero", rule, bits, share)
     if shift == "zero":
         return limit, np.zeros_like(limit)
     if shift == "gelu":
@@ -170,32 +181,39 @@ def _interval(
     return np.maximum((limit - low) / 2, SMALLEST_RANGE), (low + limit) / 2
 
 
-def shift_errors(measured: InputStatistics, rule: str, bits: int) -> dict[str, np.ndarray]:
+def shift_errors(
+    measured: InputStatistics, rule: str, bits: int, share: np.ndarray | float = 1.0
+) -> dict[str, np.ndarray]:
     """Predicted error of post-GELU inputs with each fixed shift: name -> (R,) mean squares."""
     return {
-        shift: predicted_error(measured, *_interval(measured, rule, bits, shift), bits)
+        shift: predicted_error(measured, *_interval(measured, rule, bits, shift, share), bits)
         for shift in SHIFTS
         if shift != "error"
     }
 
 
 def range_and_shift(
-    measured: InputStatistics, post_gelu: bool, rule: str, bits: int, shift: str = "middle"
+    measured: InputStatistics,
+    post_gelu: bool,
+    rule: str,
+    bits: int,
+    shift: str = "middle",
+    share: np.ndarray | float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(R,) half-width of the represented interval and (R,) its shift z, both float64.
 
     Args:
         measured: statistics over R rows.
         post_gelu: z is by `shift`, see the module; else the interval is [-limit, limit] and z = 0.
-        rule, bits: see `clip_limits`.
+        rule, bits, share: see `clip_limits`.
     """
     if not post_gelu:
-        limit = clip_limits(measured, False, rule, bits)
+        limit = clip_limits(measured, False, rule, bits, share)
         return limit, np.zeros_like(limit)
     if shift != "error":
-        return _interval(measured, rule, bits, shift)
-    errors = shift_errors(measured, rule, bits)
+        return _interval(measured, rule, bits, shift, share)
+    errors = shift_errors(measured, rule, bits, share)
     chosen = np.array(list(errors.values())).argmin(axis=0)
-    intervals = np.array([_interval(measured, rule, bits, name) for name in errors])
+    intervals = np.array([_interval(measured, rule, bits, name, share) for name in errors])
     half, z = intervals[chosen, :, np.arange(len(chosen))].T
     return half, z

@@ -24,6 +24,11 @@ The file (format `ditquant.quant_config`, version 1) holds
                     learned           true where the range is what the recipe learned
                     shift_rules, shift_errors
                                       `shift: error` only: what was chosen by, see `intervals`
+                    clip_shares       `range: measured` only: the share of the largest value at
+                                      which each row's range ends
+                    clip_errors       likewise: for each row the measured error with each share of
+                                      `clips.shares`, over that of the whole range
+    clips                             likewise: the held-out images, and the shares that were tried
 
 A row is a measured sigma; with `group` a group; with `static` there is one. Files say what they are
 in numbers of the sigma, never of the step: inference may use any number of steps or another shift.

@@ -7,8 +7,8 @@ at run time from the values. Inference looks up by sigma, since it may use other
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class ScaleOptions:
         channel_shift: whether channels of ordinary inputs have shifts of their own, likewise.
         learned: of the rule `learned`, for listed scales of whole tensors: the intervals of the
             inputs that have one, see `learned_ranges`.
+        shares: of the rule `measured`: bits -> input name -> (R,) the share of the largest value at
+            which each row's range ends, see `clip_errors`; of inputs that have none all of it.
     """
 
     groups: int = 5
@@ -48,6 +50,11 @@ class ScaleOptions:
     channel_group: int | None = None
     channel_shift: bool = False
     learned: Intervals = field(default_factory=dict)
+    shares: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+    def share(self, name: str, bits: int) -> np.ndarray | float:
+        """(R,) of an input, or 1."""
+        return self.shares.get(bits, {}).get(name, 1.0)
 
 
 DEFAULT_OPTIONS = ScaleOptions()
@@ -68,8 +75,10 @@ def rows_of_steps(
     if granularity != "group":
         return list(range(steps))
     own = range(steps)
+    # Shares belong to the rows that are to be found.
+    unclipped = replace(options, shares={})
     halves = [
-        row_ranges(statistics, name, own, rule, bits, options)[0] for name in statistics.inputs
+        row_ranges(statistics, name, own, rule, bits, unclipped)[0] for name in statistics.inputs
     ]
     return segment(np.log2(halves), options.groups)
 
@@ -92,7 +101,8 @@ def row_ranges(
     interval = options.learned.get(statistics.input_of[name])
     if interval is not None:
         return scaled_to_rows(measured, interval, bits)
-    return range_and_shift(measured, name in statistics.post_gelu, rule, bits, options.shift)
+    share = options.share(statistics.input_of[name], bits)
+    return range_and_shift(measured, name in statistics.post_gelu, rule, bits, options.shift, share)
 
 
 def layer_entry(
@@ -179,7 +189,10 @@ def shift_report(
     if not chooses or granularity in DYNAMIC or statistics.input_of[name] in options.learned:
         return {}
     measured = grouped(statistics.of(name), row_of)
-    by_bits = {b: shift_errors(measured, rule, int(b)) for b in np.unique(bits)}
+    by_bits = {
+        b: shift_errors(measured, rule, int(b), options.share(statistics.input_of[name], int(b)))
+        for b in np.unique(bits)
+    }
     names = list(next(iter(by_bits.values())))
     errors = np.array([[by_bits[b][name][row] for row, b in enumerate(bits)] for name in names])
     return {

@@ -66,6 +66,33 @@ def segment(log_ranges: np.ndarray, groups: int) -> list[int]:
     return [int(group) for group in group_of]
 
 
+def summed_by_row(
+    sigmas: np.ndarray,
+    row_of: Sequence[int],
+    measured: np.ndarray,
+    values: np.ndarray,
+    weights: np.ndarray | float = 1.0,
+) -> np.ndarray:
+    """Sums over the steps of each row, of values that were measured at some other sigmas.
+
+    Args:
+        sigmas: (S,) of the steps.
+        row_of: the row of each step.
+        measured: (M,) sigmas of the values; a step takes those of the nearest.
+        values: (M, ...).
+        weights: (S,) of the steps.
+
+    Returns:
+        (rows, ...) float64.
+    """
+    nearest = np.abs(np.asarray(sigmas, np.float64)[:, None] - measured).argmin(axis=1)
+    rows = np.asarray(row_of)
+    summed = np.zeros((rows.max() + 1, *values.shape[1:]))
+    of_steps = np.broadcast_to(weights, len(rows)).reshape(-1, *(1,) * (values.ndim - 1))
+    np.add.at(summed, rows, of_steps * values[nearest])
+    return summed
+
+
 def grouped(measured: InputStatistics, group_of: Sequence[int]) -> InputStatistics:
     """Statistics with one row a group: the steps of each group pooled.
 

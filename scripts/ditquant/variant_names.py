@@ -48,12 +48,19 @@ def _activation_config(chosen: Mapping[str, Any], own: Mapping[str, Any]) -> dic
     if granularity == "polynomial":
         options |= chosen["polynomial"]
     kind = "tiers" if "tiers" in own else "bits"
+    tried = {"clips": chosen["clips"]} if tries_clips(granularity, chosen["range"]) else {}
     return {
         "granularity": granularity,
         "range": chosen["range"],
         kind: chosen[kind],
         "options": options,
+        **tried,
     }
+
+
+def tries_clips(granularity: str, rule: str) -> bool:
+    """Whether ranges are chosen by what the rule measure_clips finds; those of run time are not."""
+    return rule == "measured" and not granularity.startswith("dynamic")
 
 
 def config_file(name: str) -> str:

@@ -36,6 +36,7 @@ from .calibration import Trajectory
 from .errors import UserError
 from .quant_config import QuantConfig
 from .sampling import velocity_at
+from .segments import summed_by_row
 from .simulate import simulated_activations
 
 KIND = "ditquant.velocity_sensitivity"
@@ -252,11 +253,7 @@ def latent_errors(
     own = statistics.sigmas.astype(np.float64)
     strides = own - np.append(own[1:], 0.0)
     weights = strides**2 * _gains_at(own, measured.gains)
-    nearest = np.abs(own[:, None] - measured.sigmas).argmin(axis=1)
-    rows = np.asarray(row_of)
-    found = {}
-    for name, errors in measured.errors.items():
-        summed = np.zeros((rows.max() + 1, errors.shape[1]))
-        np.add.at(summed, rows, weights[:, None] * errors[nearest])
-        found[name] = summed
-    return found
+    return {
+        name: summed_by_row(own, row_of, measured.sigmas, errors, weights)
+        for name, errors in measured.errors.items()
+    }

@@ -252,7 +252,7 @@ def tiny_calibration(tmp_path, trajectory, monkeypatch, model, statistics):
     import measure_sensitivity as script
     from ditquant.activation_statistics import save_statistics
 
-    monkeypatch.setattr(script, "load_mmdit", lambda spec, dtype: model)
+    monkeypatch.setattr(script, "load_measured", lambda *model_and_checkpoint: (None, model))
     monkeypatch.setattr(script, "load_trajectory", lambda path: trajectory)
     save_statistics(tmp_path / "statistics.safetensors", statistics)
     parameters = {"name": "demo", "checkpoint": None, "dtype": "float32"}

@@ -1,0 +1,49 @@
+"""Rule measure_clips: what shorter activation ranges do to what linears compute."""
+
+from pathlib import Path
+from typing import Any
+
+from ditquant.activation_configs import clip_configs
+from ditquant.activation_statistics import load_statistics
+from ditquant.calibration import load_trajectory
+from ditquant.clip_errors import save_clip_errors
+from ditquant.clip_search import measure_clip_errors
+from ditquant.job import job
+from ditquant.measured_model import load_measured
+from ditquant.observe import measured_steps
+from ditquant.progress import ticking
+
+
+def main(
+    trajectory: str,
+    statistics: str,
+    output: str,
+    asked: dict[str, Any],
+    model: dict[str, Any],
+    checkpoint: str | None = None,
+) -> None:
+    """Writes the errors of one image, at every stride-th step, for every share of the ranges.
+
+    Args:
+        asked: of `variant_names.activation_configs`, a configuration with clips.
+        checkpoint: of a recipe whose activations are its own; see `collect_activations`.
+    """
+    _, network = load_measured(model, checkpoint)
+    stored, image = load_trajectory(trajectory), Path(trajectory).stem
+    steps = measured_steps(stored.num_steps, asked["clips"]["stride"])
+    configs = clip_configs(load_statistics(statistics), asked)
+    with ticking("forward passes with shorter ranges", len(steps)) as tick:
+        found = measure_clip_errors(network, stored, image, steps, configs, tick)
+    save_clip_errors(output, found)
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(
+            snakemake.input.trajectory,
+            snakemake.input.statistics,
+            snakemake.output.errors,
+            snakemake.params.asked,
+            snakemake.params.model,
+            snakemake.input.get("checkpoint"),
+        )
