@@ -58,7 +58,8 @@ from ditquant.sampling import decode, initial_latents, latent_shape, sample_eule
 from ditquant.sensitivity import input_gains
 from ditquant.settings import has_own_activations
 from ditquant.simulate import simulated_activations
-from ditquant.velocity_sensitivity import Sensitivity, average, measure_sensitivity
+from ditquant.velocity_errors import Sensitivity, average
+from ditquant.velocity_sensitivity import measure_sensitivity
 
 BeforeStep = Callable[[int, float], None]
 

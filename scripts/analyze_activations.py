@@ -12,7 +12,7 @@ from ditquant.learned_ranges import load_intervals
 from ditquant.measured_model import load_measured
 from ditquant.ranges import CONFIG_FORMAT
 from ditquant.sensitivity import input_gains
-from ditquant.velocity_sensitivity import load_sensitivity
+from ditquant.velocity_errors import load_sensitivity
 
 
 def main(

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 from ditquant.artifacts import save_tensors, write_json
+from ditquant.block_files import read_packed, read_parameters, read_tuned
 from ditquant.checkpoint import (
     FORMAT,
     ROTATION,
     checkpoint_tensors,
     quantization_config,
-    read_packed,
-    read_parameters,
-    read_tuned,
     stored_sizes,
 )
 from ditquant.job import LOG, job

@@ -12,7 +12,8 @@ from ditquant.learned_ranges import load_intervals
 from ditquant.measured_model import load_measured
 from ditquant.observe import measured_steps
 from ditquant.progress import ticking
-from ditquant.velocity_sensitivity import measure_sensitivity, save_sensitivity, total_passes
+from ditquant.velocity_errors import save_sensitivity
+from ditquant.velocity_sensitivity import measure_sensitivity, total_passes
 
 
 def main(

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ditquant.artifacts import save_tensors, write_json
+from ditquant.block_files import read_packed, read_parameters
 from ditquant.calibration import load_trajectory
-from ditquant.checkpoint import read_packed, read_parameters
 from ditquant.job import LOG, job
 from ditquant.learning_state import resume_key
 from ditquant.models.load import DTYPES, load_mmdit

@@ -17,7 +17,7 @@ from .quant_config import QuantConfig, parse_quant_config
 from .ranges import ScaleOptions, rows_of_steps, single_tier
 from .sensitivity import MEASURED_WEIGHTINGS, predicted_errors, sensitive_tiers
 from .tiers import TIER_BITS, multi_tier
-from .velocity_sensitivity import Sensitivity, latent_errors
+from .velocity_errors import Sensitivity, latent_errors
 
 
 def _row_errors(

@@ -17,16 +17,15 @@ rotated inputs, which a plain MMDiT knows nothing of; only `load_quantized` load
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .artifacts import load_metadata, load_tensors, read_json
+from .artifacts import load_tensors, read_json
 from .backend import import_diffusionkit, mx, nn
+from .block_files import packed_of
 from .blocks import Linear, all_linears, other_linears, rotation_of
 from .errors import UserError
 from .grids import Packed, dequantize
@@ -39,41 +38,6 @@ FORMAT = "ditquant.checkpoint"
 CONFIG_FILE, MODEL_FILE = "config.json", "model.safetensors"
 # In config.json: the size of the rotation of the block linears' inputs.
 ROTATION = "rotation"
-
-
-def packed_of(name: str, tensors: Mapping[str, mx.array], size: Mapping[str, Any]) -> Packed:
-    """The weight that `tensors` hold as "<name>.weight", ".scales" and ".biases".
-
-    Args:
-        size: with "bits" and "group_size".
-    """
-    return Packed(
-        weight=tensors[f"{name}.weight"],
-        scales=tensors[f"{name}.scales"],
-        biases=tensors[f"{name}.biases"],
-        bits=size["bits"],
-        group_size=size["group_size"],
-    )
-
-
-def read_packed(files: Sequence[str | Path]) -> dict[str, Packed]:
-    """Linear's name -> quantized weight, from the files of `optimize_block`."""
-    packed = {}
-    for file in files:
-        tensors = load_tensors(file)
-        sizes = json.loads(load_metadata(file)["quantization"])
-        for name, size in sizes.items():
-            packed[name] = packed_of(name, tensors, size)
-    return packed
-
-
-def read_tuned(file: str | Path, packed: Mapping[str, Packed]) -> dict[str, Packed]:
-    """The same codes on the grids that `tune_weights` wrote: "<name>.scales" and ".biases"."""
-    tensors = load_tensors(file)
-    return {
-        name: replace(weight, scales=tensors[f"{name}.scales"], biases=tensors[f"{name}.biases"])
-        for name, weight in packed.items()
-    }
 
 
 def smallest_dtype(tensor: mx.array) -> mx.array:
@@ -90,17 +54,6 @@ def _quantized_linears(
     """In order of computation, then the linears outside the blocks."""
     linears = [*all_linears(model), *other_linears(model)]
     return [(linear, quantized[linear.name]) for linear in linears if linear.name in quantized]
-
-
-def read_parameters(files: Sequence[str | Path]) -> dict[str, mx.array]:
-    """Module path -> full-precision parameter that balancing changed, from the same files."""
-    prefix = "parameters."
-    return {
-        name.removeprefix(prefix): tensor
-        for file in files
-        for name, tensor in load_tensors(file).items()
-        if name.startswith(prefix)
-    }
 
 
 def checkpoint_tensors(model: nn.Module, quantized: Mapping[str, Packed]) -> dict[str, mx.array]:

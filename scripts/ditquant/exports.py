@@ -23,11 +23,11 @@ from pathlib import Path
 from mlx.utils import tree_flatten
 
 from .backend import import_diffusionkit, mx, nn
+from .block_files import packed_of
 from .blocks import all_linears, other_linears
 from .checkpoint import (
     ROTATION,
     load_quantized,
-    packed_of,
     quantized_paths,
     read_checkpoint,
     smallest_dtype,

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from .backend import mx, nn
+from .block_files import read_packed, read_parameters
 from .block_io import BlockData, positional_encodings, read_block, stream_names
 from .blocks import call_block, set_modulation, walk_blocks, walk_linears
-from .checkpoint import read_packed, read_parameters
 from .grids import Packed, dequantize
 
 _ROWS_AT_ONCE = 16

@@ -327,7 +327,7 @@ def tune_recipe(
 
     Args:
         model: the full-precision MMDiT, which gives the targets; it is changed.
-        packed, parameters: of all blocks (`checkpoint.read_packed`, `read_parameters`).
+        packed, parameters: of all blocks (`block_files.read_packed`, `read_parameters`).
         trajectories: full-precision ones; the last of them are held out.
         recipe: a validated entry of the configuration's `recipes`, with `tune_iterations` above 0.
     """

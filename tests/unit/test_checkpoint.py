@@ -9,13 +9,13 @@ from mlx.utils import tree_flatten
 
 from ditquant.artifacts import load_tensors, save_tensors, write_json
 from ditquant.backend import mx, nn
+from ditquant.block_files import read_packed
 from ditquant.blocks import all_linears
 from ditquant.checkpoint import (
     FORMAT,
     checkpoint_tensors,
     load_quantized,
     quantization_config,
-    read_packed,
     stored_sizes,
 )
 from ditquant.errors import UserError

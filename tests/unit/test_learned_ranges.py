@@ -29,7 +29,7 @@ from ditquant.quant_config import parse_quant_config
 from ditquant.ranges import ScaleOptions, single_tier
 from ditquant.segments import grouped
 from ditquant.tiers import TIER_BITS, multi_tier
-from ditquant.velocity_sensitivity import Sensitivity
+from ditquant.velocity_errors import Sensitivity
 from support.activations import statistics
 from support.models import build_mmdit
 

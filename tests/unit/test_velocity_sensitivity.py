@@ -13,14 +13,16 @@ from ditquant.observe import measure_image
 from ditquant.ranges import CONFIG_FORMAT
 from ditquant.sampling import velocity_at
 from ditquant.simulate import simulated_activations
-from ditquant.velocity_sensitivity import (
+from ditquant.velocity_errors import (
     Sensitivity,
-    error_gains,
-    gain_steps,
     latent_errors,
     load_sensitivity,
-    measure_sensitivity,
     save_sensitivity,
+)
+from ditquant.velocity_sensitivity import (
+    error_gains,
+    gain_steps,
+    measure_sensitivity,
     total_passes,
 )
 from support.block_data import random_trajectory
