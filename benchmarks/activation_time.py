@@ -32,15 +32,15 @@ from typing import Any
 from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
 
 from ditquant.backend import describe_device, is_accelerated, mx, nn
-from ditquant.blocks import ANY_TIMESTEP, all_linears, tapped
-from ditquant.fake_quantization import PortableQuantizer, quantizer_of
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.quant_config import LayerConfig, QuantConfig
-from ditquant.ranges import DYNAMIC
-from ditquant.sampling import modulate, modulation_inputs, sigma_schedule
-from ditquant.sigma_lookup import SigmaLookup
-from ditquant.simulate import Simulation
+from ditquant.network.blocks import ANY_TIMESTEP, all_linears, tapped
+from ditquant.network.sampling import modulate, modulation_inputs, sigma_schedule
+from ditquant.ranges.quant_config import LayerConfig, QuantConfig
+from ditquant.ranges.sigma_lookup import SigmaLookup
+from ditquant.ranges.single_tier import DYNAMIC
+from ditquant.simulation.fake_quantization import PortableQuantizer, quantizer_of
+from ditquant.simulation.simulate import Simulation
 
 # Granularity and channels of a group.
 CONFIGS: dict[str, tuple[str, int | None]] = {

@@ -43,23 +43,29 @@ from in_process import (
 )
 
 from ditquant import metrics
-from ditquant.activation_configs import clip_configs, make_config, tier_configs
-from ditquant.activation_statistics import Statistics, merge
 from ditquant.artifacts import load_metadata, load_tensors
 from ditquant.backend import describe_device, mx, nn, to_numpy
-from ditquant.calibration import Trajectory
-from ditquant.clip_errors import ClipErrors, added
-from ditquant.clip_search import measure_clip_errors
 from ditquant.models.load import load_mmdit, load_vae_decoder
 from ditquant.models.spec import ModelSpec, read_spec
-from ditquant.observe import measure_image, measured_steps
-from ditquant.quant_config import parse_quant_config
-from ditquant.sampling import decode, initial_latents, latent_shape, sample_euler, sigma_schedule
-from ditquant.sensitivity import input_gains
-from ditquant.settings import has_own_activations
-from ditquant.simulate import simulated_activations
-from ditquant.velocity_errors import Sensitivity, average
-from ditquant.velocity_sensitivity import measure_sensitivity
+from ditquant.network.calibration import Trajectory
+from ditquant.network.sampling import (
+    decode,
+    initial_latents,
+    latent_shape,
+    sample_euler,
+    sigma_schedule,
+)
+from ditquant.planning.settings import has_own_activations
+from ditquant.ranges.clip_errors import ClipErrors, added
+from ditquant.ranges.configs import clip_configs, make_config, tier_configs
+from ditquant.ranges.quant_config import parse_quant_config
+from ditquant.ranges.sensitivity import input_gains
+from ditquant.ranges.velocity_errors import Sensitivity, average
+from ditquant.simulation.clip_search import measure_clip_errors
+from ditquant.simulation.simulate import simulated_activations
+from ditquant.simulation.velocity_sensitivity import measure_sensitivity
+from ditquant.statistics.input_statistics import Statistics, merge
+from ditquant.statistics.observe import measure_image, measured_steps
 
 BeforeStep = Callable[[int, float], None]
 

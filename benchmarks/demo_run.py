@@ -22,8 +22,8 @@ sys.path.append(str(ROOT / "scripts"))
 
 from ditquant.artifacts import read_json, write_text  # noqa: E402
 from ditquant.backend import describe_device  # noqa: E402
-from ditquant.evaluation import read_summary  # noqa: E402
-from ditquant.report_data import stage_times  # noqa: E402
+from ditquant.evaluation.table import read_summary  # noqa: E402
+from ditquant.report.report_data import stage_times  # noqa: E402
 
 
 def block_lines(run: Path, recipe: str) -> list[str]:

@@ -43,7 +43,6 @@ from mlx.utils import tree_flatten
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
-from ditquant import quantized  # noqa: E402
 from ditquant.backend import (  # noqa: E402
     backend_name,
     describe_device,
@@ -52,18 +51,19 @@ from ditquant.backend import (  # noqa: E402
     mx,
     nn,
 )
-from ditquant.blocks import (  # noqa: E402
+from ditquant.checkpoints import quantized  # noqa: E402
+from ditquant.checkpoints.packed_blocks import blocks_unpacked  # noqa: E402
+from ditquant.models.load import DTYPES  # noqa: E402
+from ditquant.network.blocks import (  # noqa: E402
     ANY_TIMESTEP,
     all_linears,
     other_linears,
     rotation_of,
     set_linear,
 )
-from ditquant.grids import Packed  # noqa: E402
-from ditquant.models.load import DTYPES  # noqa: E402
-from ditquant.packed_blocks import blocks_unpacked  # noqa: E402
-from ditquant.rotation import mark_rotated  # noqa: E402
-from ditquant.sampling import modulate, modulation_inputs  # noqa: E402
+from ditquant.network.sampling import modulate, modulation_inputs  # noqa: E402
+from ditquant.weights.grids import Packed  # noqa: E402
+from ditquant.weights.rotation import mark_rotated  # noqa: E402
 
 GROUP_SIZE, BLOCK_BITS, OTHER_BITS = 64, 4, 8
 # Widths of the model, and the inputs of a forward pass.

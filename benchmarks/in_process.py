@@ -21,35 +21,30 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
 from ditquant import metrics  # noqa: E402
-from ditquant.activation_statistics import Statistics  # noqa: E402
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors  # noqa: E402
 from ditquant.backend import mx, nn  # noqa: E402
-from ditquant.block_io import boundary_streams, cached_steps, join_steps, read_block  # noqa: E402
-from ditquant.blocks import all_linears  # noqa: E402
-from ditquant.calibration import (  # noqa: E402
-    Conditioning,
-    Trajectory,
-    load_trajectory,
-    save_trajectory,
-)
-from ditquant.checkpoint import checkpoint_tensors, stored_sizes  # noqa: E402
-from ditquant.grids import Packed, dequantize  # noqa: E402
+from ditquant.checkpoints.checkpoint import checkpoint_tensors, stored_sizes  # noqa: E402
 from ditquant.models.load import load_mmdit  # noqa: E402
 from ditquant.models.spec import ModelSpec, read_spec  # noqa: E402
-from ditquant.other_linears import quantize_other_linears  # noqa: E402
-from ditquant.prefix import streams_after  # noqa: E402
-from ditquant.recipes import quantize_block, recipe_grid  # noqa: E402
-from ditquant.reconstruct import block_problem  # noqa: E402
-from ditquant.rotation import rotate  # noqa: E402
-from ditquant.sampling import (  # noqa: E402
+from ditquant.network.blocks import all_linears  # noqa: E402
+from ditquant.network.calibration import Conditioning, Trajectory, load_trajectory, save_trajectory  # noqa: E402
+from ditquant.network.sampling import (  # noqa: E402
     Step,
     initial_latents,
     latent_shape,
     sample_euler,
     sigma_schedule,
 )
-from ditquant.settings import is_tuned  # noqa: E402
-from ditquant.tuning import tune_recipe  # noqa: E402
+from ditquant.planning.settings import is_tuned  # noqa: E402
+from ditquant.statistics.input_statistics import Statistics  # noqa: E402
+from ditquant.weights.block_io import boundary_streams, cached_steps, join_steps, read_block  # noqa: E402
+from ditquant.weights.grids import Packed, dequantize  # noqa: E402
+from ditquant.weights.other_linears import quantize_other_linears  # noqa: E402
+from ditquant.weights.prefix import streams_after  # noqa: E402
+from ditquant.weights.recipes import quantize_block, recipe_grid  # noqa: E402
+from ditquant.weights.reconstruct import block_problem  # noqa: E402
+from ditquant.weights.rotation import rotate  # noqa: E402
+from ditquant.weights.tuning import tune_recipe  # noqa: E402
 
 STEPS, CFG_WEIGHT, SEED = 28, 4.0, 42
 FIRST = 32  # captions that are reported on their own
@@ -68,8 +63,8 @@ def encode(path: Path, configfile: Path) -> None:
     from snakemake.utils import update_config, validate
 
     from ditquant.models.text import encode_texts
-    from ditquant.settings import read_prompts, recipe_options
-    from ditquant.variant_names import activation_configs
+    from ditquant.planning.settings import read_prompts, recipe_options
+    from ditquant.planning.variant_names import activation_configs
 
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text("utf-8"))
     recipes = yaml.safe_load(configfile.read_text("utf-8"))["recipes"]

@@ -31,20 +31,14 @@ from typing import Any
 
 from plain_adaround import plain_loop, starts  # puts ditquant on the path
 
-from ditquant import adaround
-from ditquant.backend import (
-    describe_device,
-    import_diffusionkit,
-    is_accelerated,
-    mx,
-    nn,
-)
-from ditquant.block_gradients import attention_multiple, cheap_gradients, padded_attention
-from ditquant.block_io import BlockData
-from ditquant.blocks import call_block, set_modulation, walk_blocks
-from ditquant.grids import Grid
+from ditquant.backend import describe_device, import_diffusionkit, is_accelerated, mx, nn
 from ditquant.models.load import DTYPES
-from ditquant.reconstruct import (
+from ditquant.network.blocks import call_block, set_modulation, walk_blocks
+from ditquant.weights import adaround
+from ditquant.weights.block_gradients import attention_multiple, cheap_gradients, padded_attention
+from ditquant.weights.block_io import BlockData
+from ditquant.weights.grids import Grid
+from ditquant.weights.reconstruct import (
     BlockProblem,
     block_error,
     block_problem,
@@ -52,7 +46,7 @@ from ditquant.reconstruct import (
     stream_errors,
     weights_restored,
 )
-from ditquant.roundings import rtn_codes
+from ditquant.weights.roundings import rtn_codes
 
 GRID = Grid("group", 4, 64)
 SEED = 0

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/kernel_rows.py [--dtype float32] [--json kernel_rows.json]
 
 The four shapes of an MM-DiT block at 1, 2, 4, ... rows, until unpacking is faster. The smallest of
-the four numbers belongs into `scripts/ditquant/quantized.py`, for this backend and dtype.
+the four numbers belongs into `checkpoints/quantized.py`, for this backend and dtype.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 from forward_time import GROUP_SIZE, seconds  # puts ditquant on the path
 
-from ditquant import quantized
 from ditquant.backend import describe_device, is_accelerated, mx
-from ditquant.grids import Packed
+from ditquant.checkpoints import quantized
 from ditquant.models.load import DTYPES
+from ditquant.weights.grids import Packed
 
 
 def product_seconds(

@@ -17,13 +17,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
-from ditquant import adaround  # noqa: E402
 from ditquant.backend import mx, to_numpy  # noqa: E402
-from ditquant.blocks import call_block, set_modulation  # noqa: E402
-from ditquant.grids import Scales, steps_of  # noqa: E402
-from ditquant.reconstruct import BlockProblem  # noqa: E402
-from ditquant.rounding import GAMMA, ZETA, hard_codes, start_alpha  # noqa: E402
-from ditquant.rounding_kernels import ADAM_DECAY, ADAM_EPSILON  # noqa: E402
+from ditquant.network.blocks import call_block, set_modulation  # noqa: E402
+from ditquant.weights import adaround  # noqa: E402
+from ditquant.weights.grids import Scales, steps_of  # noqa: E402
+from ditquant.weights.reconstruct import BlockProblem  # noqa: E402
+from ditquant.weights.rounding import GAMMA, ZETA, hard_codes, start_alpha  # noqa: E402
+from ditquant.weights.rounding_kernels import ADAM_DECAY, ADAM_EPSILON  # noqa: E402
 
 
 def starts(problem: BlockProblem) -> list[mx.array]:

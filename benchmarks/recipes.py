@@ -44,8 +44,8 @@ from ditquant.artifacts import load_metadata, load_tensors
 from ditquant.backend import describe_device, mx, nn, to_numpy
 from ditquant.models.load import load_mmdit, load_vae_decoder
 from ditquant.models.spec import read_spec
-from ditquant.sampling import decode
-from ditquant.settings import block_options
+from ditquant.network.sampling import decode
+from ditquant.planning.settings import block_options
 
 
 def run(

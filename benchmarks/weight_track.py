@@ -25,18 +25,13 @@ sys.path.append(str(ROOT / "scripts"))
 
 from ditquant.artifacts import read_json  # noqa: E402
 from ditquant.backend import mx, nn, to_numpy  # noqa: E402
-from ditquant.checkpoint import load_quantized  # noqa: E402
+from ditquant.checkpoints.checkpoint import load_quantized  # noqa: E402
 from ditquant.metrics import bootstrap_interval, relative_error  # noqa: E402
 from ditquant.models.load import load_mmdit  # noqa: E402
 from ditquant.models.spec import ModelSpec, read_spec  # noqa: E402
 from ditquant.models.text import encode_texts  # noqa: E402
-from ditquant.sampling import (  # noqa: E402
-    initial_latents,
-    latent_shape,
-    sample_euler,
-    sigma_schedule,
-)
-from ditquant.settings import read_prompts  # noqa: E402
+from ditquant.network.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule  # noqa: E402
+from ditquant.planning.settings import read_prompts  # noqa: E402
 
 STEPS, CFG_WEIGHT, SEED, BATCH = 28, 4.0, 42, 8
 

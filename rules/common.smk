@@ -4,11 +4,11 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from ditquant import settings, variant_names
-from ditquant.digest import code_digest
+from ditquant.planning import settings, variant_names
+from ditquant.planning.digest import code_digest
 from ditquant.errors import UserError
 from ditquant.models.spec import checkpoint_identity, read_spec, text_identity
-from ditquant.validation import check_schema
+from ditquant.planning.validation import check_schema
 
 ROOT = Path(workflow.basedir)
 SCHEMA = ROOT / "config" / "schema.yaml"

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ditquant.activation_configs import make_config
-from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import write_json
-from ditquant.clip_errors import load_clip_errors
+from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
-from ditquant.learned_ranges import load_intervals
-from ditquant.measured_model import load_measured
-from ditquant.ranges import CONFIG_FORMAT
-from ditquant.sensitivity import input_gains
-from ditquant.velocity_errors import load_sensitivity
+from ditquant.ranges.clip_errors import load_clip_errors
+from ditquant.ranges.configs import make_config
+from ditquant.ranges.learned_ranges import load_intervals
+from ditquant.ranges.sensitivity import input_gains
+from ditquant.ranges.single_tier import CONFIG_FORMAT
+from ditquant.ranges.velocity_errors import load_sensitivity
+from ditquant.statistics.input_statistics import load_statistics
 
 
 def main(

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from ditquant.artifacts import save_tensors, write_json
-from ditquant.block_files import read_packed, read_parameters, read_tuned
-from ditquant.checkpoint import (
+from ditquant.checkpoints.checkpoint import (
     FORMAT,
     ROTATION,
     checkpoint_tensors,
@@ -14,8 +13,9 @@ from ditquant.checkpoint import (
 from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.other_linears import quantize_other_linears
-from ditquant.rotation import rotate
+from ditquant.weights.block_files import read_packed, read_parameters, read_tuned
+from ditquant.weights.other_linears import quantize_other_linears
+from ditquant.weights.rotation import rotate
 
 
 def main(

@@ -2,12 +2,12 @@
 
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
-from ditquant.block_io import boundary_streams, cached_steps, join_steps
-from ditquant.calibration import load_trajectory
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
+from ditquant.network.calibration import load_trajectory
 from ditquant.progress import track
+from ditquant.weights.block_io import boundary_streams, cached_steps, join_steps
 
 
 def main(trajectory: str, output: str, model: dict, stride: int) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 from ditquant import metrics
 from ditquant.artifacts import atomic_path, load_metadata, load_tensors, write_json
 from ditquant.backend import to_numpy
-from ditquant.comparison import FACTOR, side_by_side
+from ditquant.evaluation.comparison import FACTOR, side_by_side
 from ditquant.job import job
 
 

@@ -1,17 +1,17 @@
 """Rule draw_reference: the full-precision run that every variant is compared with."""
 
 from ditquant.artifacts import save_tensors, write_json
-from ditquant.block_errors import output_streams, stacked
-from ditquant.job import job
-from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
-from ditquant.models.spec import read_spec
-from ditquant.trajectories import (
+from ditquant.evaluation.block_errors import output_streams, stacked
+from ditquant.evaluation.trajectories import (
     count_parameters,
     measured_steps,
     read_setting,
     run_captions,
     save_run,
 )
+from ditquant.job import job
+from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
+from ditquant.models.spec import read_spec
 
 
 def _leave_alone(index: int, sigma: float) -> None:

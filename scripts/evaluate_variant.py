@@ -6,15 +6,9 @@ from typing import Any
 import numpy as np
 
 from ditquant.artifacts import load_metadata, load_tensors, read_json, write_json
-from ditquant.block_errors import block_sqnr, num_passes, output_streams
-from ditquant.evaluation import FORMAT, caption_scores, float16_bytes, stored_bytes
-from ditquant.job import job
-from ditquant.models.load import DTYPES, load_vae_decoder
-from ditquant.models.spec import read_spec
-from ditquant.progress import ticking
-from ditquant.ranges import CONFIG_FORMAT
-from ditquant.simulate import Simulation
-from ditquant.trajectories import (
+from ditquant.evaluation.block_errors import block_sqnr, num_passes, output_streams
+from ditquant.evaluation.table import FORMAT, caption_scores, float16_bytes, stored_bytes
+from ditquant.evaluation.trajectories import (
     Run,
     Setting,
     load_run,
@@ -22,7 +16,13 @@ from ditquant.trajectories import (
     read_setting,
     run_captions,
 )
-from ditquant.variants import Variant, open_variant
+from ditquant.evaluation.variants import Variant, open_variant
+from ditquant.job import job
+from ditquant.models.load import DTYPES, load_vae_decoder
+from ditquant.models.spec import read_spec
+from ditquant.progress import ticking
+from ditquant.ranges.single_tier import CONFIG_FORMAT
+from ditquant.simulation.simulate import Simulation
 
 
 def verdict(judging: bool, image: np.ndarray, caption: str) -> dict[str, Any] | None:

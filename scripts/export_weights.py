@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ditquant.artifacts import save_tensors
-from ditquant.checkpoint import read_checkpoint
-from ditquant.exports import KIND, export_checkpoint
+from ditquant.checkpoints.checkpoint import read_checkpoint
+from ditquant.checkpoints.exports import KIND, export_checkpoint
 from ditquant.job import LOG, job
 from ditquant.models.spec import read_spec
 

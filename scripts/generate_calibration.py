@@ -1,13 +1,13 @@
 """Rule generate_calibration: one full-precision trajectory and its picture."""
 
 from ditquant.backend import mx
-from ditquant.calibration import Trajectory, load_conditioning, save_trajectory
+from ditquant.evaluation.pictures import save_picture
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.pictures import save_picture
+from ditquant.network.calibration import Trajectory, load_conditioning, save_trajectory
+from ditquant.network.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule
 from ditquant.progress import ticking
-from ditquant.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule
 
 
 def main(

@@ -1,14 +1,14 @@
 """Rule generate_image: one prompt, drawn by one variant of the model."""
 
 from ditquant.artifacts import save_tensors
-from ditquant.calibration import load_conditioning
+from ditquant.evaluation.pictures import save_picture
+from ditquant.evaluation.variants import open_variant
 from ditquant.job import job
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
-from ditquant.pictures import save_picture
+from ditquant.network.calibration import load_conditioning
+from ditquant.network.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule
 from ditquant.progress import ticking
-from ditquant.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule
-from ditquant.variants import open_variant
 
 
 def main(

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ditquant.activation_configs import tier_configs
-from ditquant.activation_statistics import load_statistics
-from ditquant.calibration import load_trajectory
-from ditquant.clip_errors import load_clip_errors
+from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
-from ditquant.learned_ranges import load_intervals
-from ditquant.measured_model import load_measured
-from ditquant.observe import measured_steps
+from ditquant.network.calibration import load_trajectory
 from ditquant.progress import ticking
-from ditquant.velocity_errors import save_sensitivity
-from ditquant.velocity_sensitivity import measure_sensitivity, total_passes
+from ditquant.ranges.clip_errors import load_clip_errors
+from ditquant.ranges.configs import tier_configs
+from ditquant.ranges.learned_ranges import load_intervals
+from ditquant.ranges.velocity_errors import save_sensitivity
+from ditquant.simulation.velocity_sensitivity import measure_sensitivity, total_passes
+from ditquant.statistics.input_statistics import load_statistics
+from ditquant.statistics.observe import measured_steps
 
 
 def main(

@@ -1,9 +1,9 @@
 """Rule merge_statistics: all images' activation statistics in one file, and two summaries."""
 
-from ditquant.activation_statistics import load_statistics, merge, save_statistics
-from ditquant.activation_summary import layer_summary, temporal_analysis
 from ditquant.artifacts import write_json
 from ditquant.job import job
+from ditquant.ranges.summary import layer_summary, temporal_analysis
+from ditquant.statistics.input_statistics import load_statistics, merge, save_statistics
 
 
 def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None:

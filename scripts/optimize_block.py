@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import save_tensors, write_json
-from ditquant.block_io import read_block
 from ditquant.job import LOG, job
-from ditquant.learning_state import resume_key
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.prefix import prefix_streams
-from ditquant.recipes import quantize_block, recipe_grid
-from ditquant.reconstruct import block_problem
-from ditquant.rotation import rotate
+from ditquant.statistics.input_statistics import load_statistics
+from ditquant.weights.block_io import read_block
+from ditquant.weights.learning_state import resume_key
+from ditquant.weights.prefix import prefix_streams
+from ditquant.weights.recipes import quantize_block, recipe_grid
+from ditquant.weights.reconstruct import block_problem
+from ditquant.weights.rotation import rotate
 
 
 def main(

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ditquant.artifacts import atomic_path, read_json
-from ditquant.block_report import BLOCK_FORMAT, TUNING_FORMAT
-from ditquant.charts import as_png, as_svg
-from ditquant.history_plots import draw_histories
 from ditquant.job import job
+from ditquant.plots.charts import as_png, as_svg
+from ditquant.plots.history_plots import draw_histories
+from ditquant.report.block_report import BLOCK_FORMAT, TUNING_FORMAT
 
 
 def main(results: list[str], png: str, svg: str, recipe: str, tuned: str | None = None) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ditquant.artifacts import write_text
 from ditquant.job import LOG, job
-from ditquant.report import collect, render, stage_table
+from ditquant.report.page import collect, render, stage_table
 
 
 def main(
@@ -15,7 +15,7 @@ def main(
     evaluated: list[str],
     recipes: list[str],
 ) -> None:
-    """Writes the page and logs the time of every stage; see `report.collect`.
+    """Writes the page and logs the time of every stage; see `page.collect`.
 
     The run's folder is the one above the page's."""
     data = collect(Path(page).parents[1], config, prompts, variants, evaluated, recipes)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ditquant.artifacts import read_json, write_bytes, write_text
-from ditquant.charts import as_png, as_svg
-from ditquant.evaluation import FORMAT, summary_csv, summary_row
-from ditquant.evaluation_charts import CHARTS
+from ditquant.evaluation.table import FORMAT, summary_csv, summary_row
 from ditquant.job import LOG, job
+from ditquant.plots.charts import as_png, as_svg
+from ditquant.plots.evaluation_charts import CHARTS
 from ditquant.readable import fmt
 
 

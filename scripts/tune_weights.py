@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from ditquant.artifacts import save_tensors, write_json
-from ditquant.block_files import read_packed, read_parameters
-from ditquant.calibration import load_trajectory
 from ditquant.job import LOG, job
-from ditquant.learning_state import resume_key
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.rotation import rotate
-from ditquant.tuning import FORMAT, tune_recipe
+from ditquant.network.calibration import load_trajectory
+from ditquant.weights.block_files import read_packed, read_parameters
+from ditquant.weights.learning_state import resume_key
+from ditquant.weights.rotation import rotate
+from ditquant.weights.tuning import FORMAT, tune_recipe
 
 
 def main(

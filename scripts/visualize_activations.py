@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from ditquant.activation_animation import animate_drift
-from ditquant.activation_panels import PlotOptions
-from ditquant.activation_plots import draw
-from ditquant.activation_statistics import load_statistics
 from ditquant.artifacts import atomic_path, read_json
-from ditquant.charts import as_png, as_svg
 from ditquant.job import job
-from ditquant.ranges import CONFIG_FORMAT
+from ditquant.plots.activation_animation import animate_drift
+from ditquant.plots.activation_panels import PlotOptions
+from ditquant.plots.activation_plots import draw
+from ditquant.plots.charts import as_png, as_svg
+from ditquant.ranges.single_tier import CONFIG_FORMAT
+from ditquant.statistics.input_statistics import load_statistics
 
 
 def main(

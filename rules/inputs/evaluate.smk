@@ -2,7 +2,7 @@
 
 import hashlib
 
-from ditquant.baselines import baseline_variants
+from ditquant.planning.baselines import baseline_variants
 
 CAPTIONS = range(config["evaluation"]["captions"])
 EVALUATED_VARIANTS = variant_names.evaluated_variants(config)
@@ -43,7 +43,7 @@ def evaluation_inputs(wildcards):
     return variant_files(wildcards.variant)
 
 
-REPORT_TEMPLATES = ROOT / "scripts" / "ditquant" / "templates"
+REPORT_TEMPLATES = ROOT / "scripts" / "ditquant" / "report" / "templates"
 
 
 def template_digest():

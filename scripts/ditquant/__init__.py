@@ -1,36 +1,23 @@
 """ditquant: post-training quantization of MM-DiT diffusion transformers on MLX.
 
-The rooms of this library, lowest floor first (an import only ever goes down):
+The floors of this library, the lowest first. An import only ever goes down, or stays on its floor;
+each folder's own docstring lists its rooms.
 
-    errors, settings, validation, digest, job, progress
-                  around the work: messages, what a configuration means, logs
+    errors, artifacts, job, progress, readable, metrics
+                  messages, files, logs and numbers, for everybody
+    planning      what a configuration means; all that the workflow asks while it plans
     backend       platform quirks: BLAS, DiffusionKit import, device and memory
-    artifacts     atomic files, JSON with a format name, checked tensors
     models        what a model is, and how its parts are loaded and read prompts
-    blocks        names of blocks and linears, taps, modulation
-    sampling      sigma schedule, Euler loop, classifier-free guidance
-    calibration   conditioning and trajectories, as files hold them
+    network       blocks and linears by name, the sampler, trajectories
+    statistics    what linears read
+    ranges        from that to bits, scales and shifts by sigma
+    weights       from stored streams to packed codes
+    checkpoints   quantized models as files, and the layers that run them
+    simulation    activations quantized in front of each linear
+    evaluation    what a variant draws, and how far that is from full precision
+    plots, report what people look at
 
-    block_io      the streams between blocks            histogram, activation_statistics
-    grids         codes, scales, packing                               mergeable statistics
-    rounding      RTN, AdaRound's relaxation            observe        measuring an image
-    reconstruct   the error of a block                  segments, polynomials, intervals,
-                                                        ranges, tiers, budget,
-                                                        sensitivity    configurations
-    adaround      learning the rounding                 activation_*   summary and plots
-    recipes       a recipe on a block                   quant_config, simulate
-                                                                       fake quantization
-    other_linears what is quantized outside attention and MLP
-    quantized     layers that run on packed weights
-    checkpoint    the native checkpoint
-    exports       files for stock DiffusionKit
-
-    variants      a model as a variant's name says      trajectories   what it does on captions
-    metrics, comparison, evaluation                     numbers and pictures from it
-    report*, headlines, charts, readable                the page
-
-`demo` stands beside them: the embedded model's data, judge and training. `layout` names tensors as
-the original SD3 file does.
+`demo` stands beside them: the embedded model's data, judge and training.
 """
 
 __version__ = "0.1.0"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, nn
-from ditquant.block_io import boundary_streams, join_steps
-from ditquant.calibration import Conditioning, Trajectory
-from ditquant.sampling import sigma_schedule
+from ditquant.network.calibration import Conditioning, Trajectory
+from ditquant.network.sampling import sigma_schedule
+from ditquant.weights.block_io import boundary_streams, join_steps
 
 TEXT_TOKENS = 7
 

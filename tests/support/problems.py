@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from ditquant import settings
 from ditquant.backend import mx, nn
-from ditquant.block_io import BlockData, read_block
-from ditquant.recipes import recipe_grid
-from ditquant.reconstruct import BlockProblem, block_problem
-from ditquant.rotation import rotate
+from ditquant.planning import settings
+from ditquant.weights.block_io import BlockData, read_block
+from ditquant.weights.recipes import recipe_grid
+from ditquant.weights.reconstruct import BlockProblem, block_problem
+from ditquant.weights.rotation import rotate
 
 from .block_data import write_block_io
 from .models import build_mmdit

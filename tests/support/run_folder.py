@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ditquant import evaluation
 from ditquant.artifacts import write_json, write_text
-from ditquant.charts import as_svg
-from ditquant.evaluation_charts import CHARTS
+from ditquant.evaluation import table as evaluation
+from ditquant.plots.charts import as_svg
+from ditquant.plots.evaluation_charts import CHARTS
 
 SHOWN = ["adaround-weights", "adaround-a8", "adaround-multitier"]
 EVALUATED = ["full", "noise-floor", "rtn-weights", *SHOWN]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditquant.activation_animation import Film, animate_drift
+from ditquant.plots.activation_animation import Film, animate_drift
 from support.sd3_statistics import sd3_statistics
 
 

@@ -12,9 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ditquant.activation_panels import PlotOptions, columns_axis
-from ditquant.activation_plots import PLOTS, draw
-from ditquant.activation_ranking import (
+from ditquant.artifacts import write_json
+from ditquant.plots.activation_panels import PlotOptions, columns_axis
+from ditquant.plots.activation_plots import PLOTS, draw
+from ditquant.plots.activation_ranking import (
     drift,
     most_outlying,
     most_variable,
@@ -23,11 +24,10 @@ from ditquant.activation_ranking import (
     variable_of_both_kinds,
     variation,
 )
-from ditquant.activation_statistics import Statistics, save_statistics
-from ditquant.artifacts import write_json
-from ditquant.charts import as_png, as_svg
-from ditquant.ranges import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.tiers import multi_tier
+from ditquant.plots.charts import as_png, as_svg
+from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
+from ditquant.ranges.tiers import multi_tier
+from ditquant.statistics.input_statistics import Statistics, save_statistics
 from support.activations import statistics
 from support.sd3_statistics import sd3_linears, sd3_statistics
 

@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditquant.activation_statistics import (
+from ditquant.artifacts import load_metadata, load_tensors, save_tensors
+from ditquant.backend import mx
+from ditquant.errors import UserError
+from ditquant.ranges.segments import grouped
+from ditquant.ranges.summary import layer_summary, temporal_analysis
+from ditquant.statistics.histogram import NUM_BINS
+from ditquant.statistics.input_statistics import (
     load_statistics,
     merge,
     of_one_image,
     save_statistics,
     to_fixed,
 )
-from ditquant.activation_summary import layer_summary, temporal_analysis
-from ditquant.artifacts import load_metadata, load_tensors, save_tensors
-from ditquant.backend import mx
-from ditquant.errors import UserError
-from ditquant.histogram import NUM_BINS
-from ditquant.segments import grouped
 from support.activations import input_statistics, statistics
 
 IMAGES = 6

@@ -7,21 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditquant import adaround
-from ditquant.adaround import Joint, Learner, Options, annealed_beta, batch_rows
 from ditquant.backend import mx
-from ditquant.block_io import read_block
-from ditquant.blocks import shared_input
-from ditquant.grids import Grid, steps_of
-from ditquant.learning_state import load_state
-from ditquant.lsq import range_quantizer
-from ditquant.reconstruct import (
+from ditquant.network.blocks import shared_input
+from ditquant.weights import adaround
+from ditquant.weights.adaround import Joint, Learner, Options, annealed_beta, batch_rows
+from ditquant.weights.block_io import read_block
+from ditquant.weights.grids import Grid, steps_of
+from ditquant.weights.learning_state import load_state
+from ditquant.weights.lsq import range_quantizer
+from ditquant.weights.reconstruct import (
     block_error,
     block_problem,
     quantized_weights,
     weights_restored,
 )
-from ditquant.roundings import rtn_codes
+from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit, parameters
 

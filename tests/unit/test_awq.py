@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.awq import awq_factors, clipped_scales, mean_magnitude
 from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.gptq import factorize, gptq_codes, layer_error, moment
-from ditquant.grids import Grid, Scales, dequantize, fit_scales, pack, steps_of, values_of
-from ditquant.rounding import nearest_codes
+from ditquant.weights.awq import awq_factors, clipped_scales, mean_magnitude
+from ditquant.weights.gptq import factorize, gptq_codes, layer_error, moment
+from ditquant.weights.grids import Grid, Scales, dequantize, fit_scales, pack, steps_of, values_of
+from ditquant.weights.rounding import nearest_codes
 
 GRIDS = [Grid("group", 4, 64), Grid("group", 3, 32), Grid("group", 2, 128), Grid("channel", 4)]
 

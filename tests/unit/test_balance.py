@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from ditquant.backend import mx, nn
-from ditquant.balance import (
+from ditquant.network.blocks import Block, tapped, walk_blocks, walk_linears
+from ditquant.network.sampling import predict
+from ditquant.weights.balance import (
     Balance,
     apply_balance,
     balanced_parameters,
@@ -15,8 +17,6 @@ from ditquant.balance import (
     path_inside,
     shift_biases,
 )
-from ditquant.blocks import Block, tapped, walk_blocks, walk_linears
-from ditquant.sampling import predict
 from support.block_data import random_trajectory
 from support.models import build_mmdit, parameters
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.activation_statistics import Statistics, of_one_image, to_fixed
 from ditquant.backend import mx
-from ditquant.balance import folds
-from ditquant.balance_factors import (
+from ditquant.network.blocks import walk_blocks
+from ditquant.statistics.histogram import NUM_BINS
+from ditquant.statistics.input_statistics import Statistics, of_one_image, to_fixed
+from ditquant.weights.balance import folds
+from ditquant.weights.balance_factors import (
     csb_factors,
     fold_absmax,
     midrange,
@@ -18,7 +20,7 @@ from ditquant.balance_factors import (
     step_weights,
     weight_absmax,
 )
-from ditquant.balance_search import (
+from ditquant.weights.balance_search import (
     Reader,
     balanced_error,
     choose_awq_strength,
@@ -28,9 +30,7 @@ from ditquant.balance_search import (
     quantized_input,
     shifted_error,
 )
-from ditquant.blocks import walk_blocks
-from ditquant.grids import Grid
-from ditquant.histogram import NUM_BINS
+from ditquant.weights.grids import Grid
 from support.models import build_mmdit
 
 GRID = Grid("group", 4, 64)

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 import collect_activations
-from ditquant import settings
-from ditquant.activation_statistics import load_statistics, merge
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import mx, to_numpy
-from ditquant.balance import Balance, apply_balance, folds
-from ditquant.blocks import walk_blocks
-from ditquant.checkpoint import FORMAT, checkpoint_tensors
-from ditquant.digest import code_files
+from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors
 from ditquant.errors import UserError
 from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.recipes import balance_kind
+from ditquant.network.blocks import walk_blocks
+from ditquant.planning import settings
+from ditquant.planning.digest import code_files
+from ditquant.statistics.input_statistics import load_statistics, merge
+from ditquant.weights.balance import Balance, apply_balance, folds
+from ditquant.weights.recipes import balance_kind
 from support.block_data import random_trajectory
 from support.models import write_folder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ditquant.baselines import baseline_recipe, baseline_variants
+from ditquant.planning.baselines import baseline_recipe, baseline_variants
 
 
 def recipe(rounding="rtn", **options):

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditquant import roundings
 from ditquant.backend import mx
-from ditquant.block_balance import balanced_block
-from ditquant.block_io import read_block
-from ditquant.blocks import tapped, walk_blocks, walk_linears
-from ditquant.prefix import streams_after
-from ditquant.recipes import balance_kind, quantize_block, recipe_grid
-from ditquant.reconstruct import block_error, block_problem, stream_errors, weights_restored
-from ditquant.roundings import Proposal, rtn_codes
+from ditquant.network.blocks import tapped, walk_blocks, walk_linears
+from ditquant.weights import roundings
+from ditquant.weights.block_balance import balanced_block
+from ditquant.weights.block_io import read_block
+from ditquant.weights.prefix import streams_after
+from ditquant.weights.recipes import balance_kind, quantize_block, recipe_grid
+from ditquant.weights.reconstruct import block_error, block_problem, stream_errors, weights_restored
+from ditquant.weights.roundings import Proposal, rtn_codes
 from support.activations import statistics
 from support.models import build_mmdit, parameters
 from support.problems import BLOCKS, full_recipe, write_images

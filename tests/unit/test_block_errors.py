@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditquant import block_errors
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, to_numpy
-from ditquant.block_errors import (
+from ditquant.evaluation import block_errors
+from ditquant.evaluation.block_errors import (
     BLOCK_CAPTIONS,
     BLOCK_TOKENS,
     Outputs,
@@ -20,10 +20,10 @@ from ditquant.block_errors import (
     sampled_tokens,
     stacked,
 )
-from ditquant.blocks import boundaries, walk_blocks, walk_linears
+from ditquant.evaluation.trajectories import measured_steps, read_setting
 from ditquant.metrics import decibels
-from ditquant.sampling import predict, sigma_schedule
-from ditquant.trajectories import measured_steps, read_setting
+from ditquant.network.blocks import boundaries, walk_blocks, walk_linears
+from ditquant.network.sampling import predict, sigma_schedule
 from support.models import build_mmdit
 
 STEPS = 6

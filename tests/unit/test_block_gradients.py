@@ -7,11 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from ditquant import block_gradients
 from ditquant.backend import mx, nn
-from ditquant.block_gradients import attention_multiple, cheap_gradients, gelu, padded_attention
-from ditquant.blocks import walk_blocks
-from ditquant.reconstruct import stream_errors, weights_restored
+from ditquant.network.blocks import walk_blocks
+from ditquant.weights import block_gradients
+from ditquant.weights.block_gradients import (
+    attention_multiple,
+    cheap_gradients,
+    gelu,
+    padded_attention,
+)
+from ditquant.weights.reconstruct import stream_errors, weights_restored
 from support.models import build_mmdit, parameters
 from support.problems import full_recipe, make_problem
 

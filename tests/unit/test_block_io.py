@@ -6,8 +6,8 @@ import pytest
 
 from ditquant.artifacts import load_tensors
 from ditquant.backend import mx
-from ditquant.block_io import cached_steps, positional_encodings, read_block
-from ditquant.blocks import call_block, set_modulation, walk_blocks
+from ditquant.network.blocks import call_block, set_modulation, walk_blocks
+from ditquant.weights.block_io import cached_steps, positional_encodings, read_block
 from support.block_data import TEXT_TOKENS, write_block_io
 from support.models import build_mmdit
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.activation_statistics import merge
 from ditquant.backend import mx, to_numpy
-from ditquant.channel_ranges import average_midrange, channel_ranges
 from ditquant.errors import UserError
-from ditquant.fake_quantization import fake_quantize, fake_quantize_dynamic
-from ditquant.grids import Grid, dequantize, fit_scales, pack, steps_of
-from ditquant.quant_config import parse_quant_config
-from ditquant.ranges import GRANULARITIES, ScaleOptions, single_tier
-from ditquant.rounding import nearest_codes
-from ditquant.sigma_lookup import numbers_at
+from ditquant.ranges.channel_ranges import average_midrange, channel_ranges
+from ditquant.ranges.quant_config import parse_quant_config
+from ditquant.ranges.sigma_lookup import numbers_at
+from ditquant.ranges.single_tier import GRANULARITIES, ScaleOptions, single_tier
+from ditquant.simulation.fake_quantization import fake_quantize, fake_quantize_dynamic
+from ditquant.statistics.input_statistics import merge
+from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
+from ditquant.weights.rounding import nearest_codes
 from support.activations import input_statistics, statistics
 
 CHANNELS, SIZE = 128, 32

@@ -9,20 +9,20 @@ from mlx.utils import tree_flatten
 
 from ditquant.artifacts import load_tensors, save_tensors, write_json
 from ditquant.backend import mx, nn
-from ditquant.block_files import read_packed
-from ditquant.blocks import all_linears
-from ditquant.checkpoint import (
+from ditquant.checkpoints.checkpoint import (
     FORMAT,
     checkpoint_tensors,
     load_quantized,
     quantization_config,
     stored_sizes,
 )
+from ditquant.checkpoints.quantized import PackedLinear
 from ditquant.errors import UserError
-from ditquant.grids import Grid, dequantize
 from ditquant.models.spec import read_spec
-from ditquant.other_linears import round_to_nearest
-from ditquant.quantized import PackedLinear
+from ditquant.network.blocks import all_linears
+from ditquant.weights.block_files import read_packed
+from ditquant.weights.grids import Grid, dequantize
+from ditquant.weights.other_linears import round_to_nearest
 from support.models import build_mmdit, parameters, write_folder
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.activation_configs import clip_configs, make_config, tier_configs
-from ditquant.activation_statistics import merge
 from ditquant.backend import mx, to_numpy
-from ditquant.blocks import all_linears, tapped
-from ditquant.clip_errors import (
+from ditquant.errors import UserError
+from ditquant.network.blocks import all_linears, tapped
+from ditquant.network.sampling import predict
+from ditquant.ranges.clip_errors import (
     SHARES,
     ClipErrors,
     added,
@@ -18,13 +18,13 @@ from ditquant.clip_errors import (
     load_clip_errors,
     save_clip_errors,
 )
-from ditquant.clip_search import measure_clip_errors
-from ditquant.errors import UserError
-from ditquant.fake_quantization import fake_quantize
-from ditquant.observe import measure_image
-from ditquant.quant_config import parse_quant_config
-from ditquant.sampling import predict
-from ditquant.sigma_lookup import numbers_at
+from ditquant.ranges.configs import clip_configs, make_config, tier_configs
+from ditquant.ranges.quant_config import parse_quant_config
+from ditquant.ranges.sigma_lookup import numbers_at
+from ditquant.simulation.clip_search import measure_clip_errors
+from ditquant.simulation.fake_quantization import fake_quantize
+from ditquant.statistics.input_statistics import merge
+from ditquant.statistics.observe import measure_image
 from support.block_data import random_trajectory
 from support.models import build_mmdit
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditquant import comparison
+from ditquant.evaluation import comparison
 
 
 def test_difference_is_amplified_and_does_not_wrap_around():

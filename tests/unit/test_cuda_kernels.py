@@ -11,16 +11,19 @@ from math import prod
 
 import pytest
 
-from ditquant import fake_quantization_cuda, measuring_cuda, rotation_cuda, unpacking_cuda
 from ditquant.backend import mx
-from ditquant.fake_quantization_cuda import (
+from ditquant.checkpoints import unpacking_cuda
+from ditquant.checkpoints.unpacking_cuda import unpack_parts
+from ditquant.simulation import fake_quantization_cuda
+from ditquant.simulation.fake_quantization_cuda import (
     quantize_entries,
     quantize_listed,
     quantize_tokens,
 )
-from ditquant.grids import Grid, Packed
-from ditquant.other_linears import round_to_nearest
-from ditquant.unpacking_cuda import unpack_parts
+from ditquant.statistics import measuring_cuda
+from ditquant.weights import rotation_cuda
+from ditquant.weights.grids import Grid, Packed
+from ditquant.weights.other_linears import round_to_nearest
 
 SHAPES = [(2, 1024, 1, 1536), (2, 154, 1, 6144), (2, 1, 1536), (3, 7, 1, 36), (1, 5)]
 

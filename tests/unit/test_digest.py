@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditquant import digest
+from ditquant.planning import digest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -36,7 +36,7 @@ def names(scripts: Path, name: str) -> set[str]:
 def test_a_module_counts_where_it_is_imported_and_nowhere_else(scripts):
     stages = ("generate_calibration.py", "encode_prompts.py", "list_calibration.py")
     before = {stage: digest_of(scripts, stage) for stage in stages}
-    append(scripts / "ditquant" / "sampling.py", "\nEXTRA = 1\n")
+    append(scripts / "ditquant" / "network" / "sampling.py", "\nEXTRA = 1\n")
     after = {stage: digest_of(scripts, stage) for stage in stages}
     assert after["generate_calibration.py"] != before["generate_calibration.py"]
     assert after["encode_prompts.py"] == before["encode_prompts.py"]
@@ -47,8 +47,8 @@ def test_indirect_and_relative_imports_are_followed(scripts):
     files = names(scripts, "generate_calibration.py")
     assert {
         "generate_calibration.py",
-        "ditquant/sampling.py",
-        "ditquant/blocks.py",  # through sampling
+        "ditquant/network/sampling.py",
+        "ditquant/network/blocks.py",  # through sampling
         "ditquant/backend/diffusionkit.py",  # through the backend's __init__
         "ditquant/models/load.py",
     } <= files
@@ -58,7 +58,7 @@ def test_indirect_and_relative_imports_are_followed(scripts):
 def test_comments_docstrings_and_messages_change_nothing(scripts):
     stage = "generate_calibration.py"
     before = digest_of(scripts, stage)
-    sampling = scripts / "ditquant" / "sampling.py"
+    sampling = scripts / "ditquant" / "network" / "sampling.py"
     text = sampling.read_text("utf-8").replace('"""Sigma schedule,', '"""The sigma schedule,')
     sampling.write_text("# a comment\n" + text, "utf-8")
     append(scripts / "ditquant" / "progress.py", "\nEXTRA = 1\n")
@@ -81,9 +81,9 @@ def test_a_module_that_is_left_out_counts_no_more_with_what_only_it_imports(scri
     unused = ("checkpoint", "packed_blocks", "simulate", "quant_config")
     before = {names: digest_without(names) for names in ((), unused)}
     # Simulation and its configuration import the one, packed layers the other.
-    for name in ("ranges.py", "quantized.py"):
+    for name in ("ranges/single_tier.py", "checkpoints/quantized.py"):
         append(scripts / "ditquant" / name, "\nEXTRA = 1\n")
         assert digest_without(()) != before[()]
         assert digest_without(unused) == before[unused]
-    append(scripts / "ditquant" / "sampling.py", "\nEXTRA = 1\n")
+    append(scripts / "ditquant" / "network" / "sampling.py", "\nEXTRA = 1\n")
     assert digest_without(unused) != before[unused]

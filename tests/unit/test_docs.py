@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ditquant.block_io import cached_steps
-from ditquant.evaluation import COLUMNS
+from ditquant.evaluation.table import COLUMNS
 from ditquant.models.load import mmdit_config
 from ditquant.models.spec import read_spec
-from ditquant.validation import check_schema
-from ditquant.variant_names import WEIGHT_KINDS
+from ditquant.planning.validation import check_schema
+from ditquant.planning.variant_names import WEIGHT_KINDS
+from ditquant.weights.block_io import cached_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditquant import evaluation
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
-from ditquant.charts import as_png, as_svg, figure, for_page, line_styles, log_axis
-from ditquant.evaluation_charts import CHARTS
-from ditquant.trajectories import Run
+from ditquant.evaluation import table as evaluation
+from ditquant.evaluation.trajectories import Run
+from ditquant.plots.charts import as_png, as_svg, figure, for_page, line_styles, log_axis
+from ditquant.plots.evaluation_charts import CHARTS
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,15 +15,15 @@ import assemble_weights
 import export_weights
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors
 from ditquant.backend import import_diffusionkit, mx
-from ditquant.blocks import all_linears, other_linears
-from ditquant.checkpoint import load_quantized
+from ditquant.checkpoints.checkpoint import load_quantized
+from ditquant.checkpoints.exports import EXPORTS, export_checkpoint
 from ditquant.errors import UserError
-from ditquant.exports import EXPORTS, export_checkpoint
-from ditquant.grids import Grid, dequantize
 from ditquant.models.load import load_mmdit, load_vae_decoder, load_vae_encoder, mmdit_config
 from ditquant.models.spec import read_spec
-from ditquant.other_linears import round_to_nearest
-from ditquant.sampling import predict
+from ditquant.network.blocks import all_linears, other_linears
+from ditquant.network.sampling import predict
+from ditquant.weights.grids import Grid, dequantize
+from ditquant.weights.other_linears import round_to_nearest
 from support.models import build_mmdit, parameters, write_folder
 from support.small_tables import VAE
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant import fake_quantization_cuda
 from ditquant.backend import backend_name, device_arrays, mx, to_numpy
-from ditquant.fake_quantization import PortableQuantizer, fake_quantize, quantizer_of
-from ditquant.fake_quantization_cuda import CudaQuantizer
-from ditquant.sigma_lookup import Numbers, side_by_side
+from ditquant.ranges.sigma_lookup import Numbers, side_by_side
+from ditquant.simulation import fake_quantization_cuda
+from ditquant.simulation.fake_quantization import PortableQuantizer, fake_quantize, quantizer_of
+from ditquant.simulation.fake_quantization_cuda import CudaQuantizer
 
 KINDS = [("static", None), ("step", 8), ("step", 16)]
 KINDS += [("dynamic-tensor", None), ("dynamic-tensor", 16)]

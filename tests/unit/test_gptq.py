@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant import gptq
 from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.gptq import corrected_weight, factorize, gptq_codes, layer_error, moment
-from ditquant.grids import Grid, Scales, dequantize, fit_scales, pack, steps_of, values_of
-from ditquant.rounding import nearest_codes
+from ditquant.weights import gptq
+from ditquant.weights.gptq import corrected_weight, factorize, gptq_codes, layer_error, moment
+from ditquant.weights.grids import Grid, Scales, dequantize, fit_scales, pack, steps_of, values_of
+from ditquant.weights.rounding import nearest_codes
 
 
 def weights(outputs=24, inputs=192, seed=0):

@@ -8,24 +8,19 @@ import itertools
 import numpy as np
 import pytest
 
-from ditquant.activation_statistics import save_statistics
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.fake_quantization import fake_quantize_dynamic
-from ditquant.intervals import GELU_LOW, largest_code, range_and_shift
-from ditquant.polynomials import evaluate, least_squares, upper_fit, variable_of
-from ditquant.quant_config import load_quant_config, parse_quant_config
-from ditquant.ranges import (
-    CONFIG_FORMAT,
-    GRANULARITIES,
-    ScaleOptions,
-    single_tier,
-)
-from ditquant.sampling import sigma_schedule
-from ditquant.segments import grouped, segment
-from ditquant.sigma_lookup import Numbers, numbers_at
-from ditquant.tiers import multi_tier
+from ditquant.network.sampling import sigma_schedule
+from ditquant.ranges.intervals import GELU_LOW, largest_code, range_and_shift
+from ditquant.ranges.polynomials import evaluate, least_squares, upper_fit, variable_of
+from ditquant.ranges.quant_config import load_quant_config, parse_quant_config
+from ditquant.ranges.segments import grouped, segment
+from ditquant.ranges.sigma_lookup import Numbers, numbers_at
+from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
+from ditquant.ranges.tiers import multi_tier
+from ditquant.simulation.fake_quantization import fake_quantize_dynamic
+from ditquant.statistics.input_statistics import save_statistics
 from support.activations import input_statistics, statistics
 
 STEPS = 10

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditquant.backend import mx
-from ditquant.blocks import all_linears
 from ditquant.errors import UserError
-from ditquant.grids import (
+from ditquant.models.load import load_mmdit
+from ditquant.models.spec import read_spec
+from ditquant.network.blocks import all_linears
+from ditquant.weights.grids import (
     Grid,
     Scales,
     dequantize,
@@ -23,9 +25,7 @@ from ditquant.grids import (
     unpack_codes,
     values_of,
 )
-from ditquant.models.load import load_mmdit
-from ditquant.models.spec import read_spec
-from ditquant.rounding import nearest_codes
+from ditquant.weights.rounding import nearest_codes
 
 BITS = (2, 3, 4, 6, 8)
 GROUPS = (32, 64, 128)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant import histogram
 from ditquant.backend import mx, to_numpy
-from ditquant.histogram import (
+from ditquant.statistics import histogram
+from ditquant.statistics.histogram import (
     NUM_BINS,
     bin_centers,
     bin_edges,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ditquant.charts import as_png, as_svg
-from ditquant.history_plots import draw_histories
+from ditquant.plots.charts import as_png, as_svg
+from ditquant.plots.history_plots import draw_histories
 
 
 def document(index: int, accepted: bool = True) -> dict:

@@ -16,9 +16,9 @@ import summarize_differences
 import summarize_evaluation
 from ditquant.artifacts import load_metadata, load_tensors, read_json
 from ditquant.backend import to_numpy
-from ditquant.evaluation import read_summary
-from ditquant.evaluation_charts import CHARTS
+from ditquant.evaluation.table import read_summary
 from ditquant.metrics import psnr, relative_error
+from ditquant.plots.evaluation_charts import CHARTS
 from support.models import write_conditioning, write_folder
 
 PROMPT = '  "ein\nStern" 星空 звезда ' + "x" * 2000

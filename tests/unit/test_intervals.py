@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx, to_numpy
-from ditquant.fake_quantization import fake_quantize, fake_quantize_dynamic
-from ditquant.intervals import (
+from ditquant.ranges.intervals import (
     GELU_LOW,
     SHIFTS,
     largest_code,
@@ -17,8 +16,9 @@ from ditquant.intervals import (
     range_and_shift,
     shift_errors,
 )
-from ditquant.ranges import ScaleOptions, single_tier
-from ditquant.tiers import multi_tier
+from ditquant.ranges.single_tier import ScaleOptions, single_tier
+from ditquant.ranges.tiers import multi_tier
+from ditquant.simulation.fake_quantization import fake_quantize, fake_quantize_dynamic
 from support.activations import input_statistics, statistics
 
 FIXED = [shift for shift in SHIFTS if shift != "error"]

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from ditquant import adaround
 from ditquant.backend import mx
-from ditquant.reconstruct import (
+from ditquant.weights import adaround
+from ditquant.weights.reconstruct import (
     block_error,
     block_problem,
     quantized_weights,
     weights_restored,
 )
-from ditquant.roundings import rtn_codes
+from ditquant.weights.roundings import rtn_codes
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS = 40

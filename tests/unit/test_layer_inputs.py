@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.blocks import call_block, set_modulation, shared_input, tapped
-from ditquant.layer_inputs import sampled_inputs, second_moments
+from ditquant.network.blocks import call_block, set_modulation, shared_input, tapped
+from ditquant.weights.layer_inputs import sampled_inputs, second_moments
 from support.problems import full_recipe, make_problem
 
 

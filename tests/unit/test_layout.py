@@ -11,7 +11,7 @@ import pytest
 
 from ditquant.backend import hub_files, import_diffusionkit, mx
 from ditquant.demo import network, shapes, vocabulary
-from ditquant.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
+from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
 
 KEY = "argmaxinc/mlx-stable-diffusion-3-medium"
 HUB = "argmaxinc/stable-diffusion"

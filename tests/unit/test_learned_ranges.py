@@ -10,26 +10,26 @@ import pytest
 import yaml
 from snakemake.utils import validate
 
-from ditquant import settings
-from ditquant.activation_configs import make_config, tier_configs
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, to_numpy
-from ditquant.blocks import all_linears, shared_input
 from ditquant.errors import UserError
-from ditquant.fake_quantization import fake_quantize
-from ditquant.intervals import largest_code
-from ditquant.learned_ranges import (
+from ditquant.network.blocks import all_linears, shared_input
+from ditquant.planning import settings
+from ditquant.ranges.configs import make_config, tier_configs
+from ditquant.ranges.intervals import largest_code
+from ditquant.ranges.learned_ranges import (
     learned_intervals,
     load_intervals,
     reader_of,
     scaled_to_rows,
 )
-from ditquant.lsq import ActivationQuantizer, quantize
-from ditquant.quant_config import parse_quant_config
-from ditquant.ranges import ScaleOptions, single_tier
-from ditquant.segments import grouped
-from ditquant.tiers import TIER_BITS, multi_tier
-from ditquant.velocity_errors import Sensitivity
+from ditquant.ranges.quant_config import parse_quant_config
+from ditquant.ranges.segments import grouped
+from ditquant.ranges.single_tier import ScaleOptions, single_tier
+from ditquant.ranges.tiers import TIER_BITS, multi_tier
+from ditquant.ranges.velocity_errors import Sensitivity
+from ditquant.simulation.fake_quantization import fake_quantize
+from ditquant.weights.lsq import ActivationQuantizer, quantize
 from support.activations import statistics
 from support.models import build_mmdit
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.lsq import ActivationQuantizer, dropped, quantize, range_quantizer
+from ditquant.weights.lsq import ActivationQuantizer, dropped, quantize, range_quantizer
 
 # The codes 0 .. 15 stand for -0.5 .. 1.0.
 QUANTIZER = ActivationQuantizer(mx.array(0.1), 5.0, 4)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant import measuring, measuring_cuda
 from ditquant.backend import backend_name, mx, to_numpy
-from ditquant.histogram import count_bins
-from ditquant.measuring import sum_of_squares
+from ditquant.statistics import measuring, measuring_cuda
+from ditquant.statistics.histogram import count_bins
+from ditquant.statistics.measuring import sum_of_squares
 
 WAYS = [
     measuring,

@@ -14,12 +14,12 @@ import pytest
 
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, nn, to_numpy
-from ditquant.fake_quantization import fake_quantize, fake_quantize_dynamic
-from ditquant.intervals import range_and_shift
-from ditquant.quant_config import load_quant_config
-from ditquant.ranges import CONFIG_FORMAT, ScaleOptions, single_tier
-from ditquant.sampling import sigma_schedule
-from ditquant.sigma_lookup import numbers_at
+from ditquant.network.sampling import sigma_schedule
+from ditquant.ranges.intervals import range_and_shift
+from ditquant.ranges.quant_config import load_quant_config
+from ditquant.ranges.sigma_lookup import numbers_at
+from ditquant.ranges.single_tier import CONFIG_FORMAT, ScaleOptions, single_tier
+from ditquant.simulation.fake_quantization import fake_quantize, fake_quantize_dynamic
 from support.activations import statistics
 
 CHANNELS, OUTLIERS, TIMES, DRIFT = 400, 8, 20.0, 10.0

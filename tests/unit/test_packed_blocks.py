@@ -7,17 +7,17 @@ import gc
 import pytest
 from mlx.utils import tree_flatten
 
-from ditquant import packed_blocks
 from ditquant.backend import backend_name, mx, nn
-from ditquant.blocks import ANY_TIMESTEP, all_linears, call_block, set_linear, walk_blocks
-from ditquant.grids import Grid
+from ditquant.checkpoints import packed_blocks
+from ditquant.checkpoints.packed_blocks import blocks_unpacked
+from ditquant.checkpoints.quantized import PackedLinear, unpack
+from ditquant.checkpoints.unpacking_cuda import can_unpack, unpack_parts
 from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.other_linears import round_to_nearest
-from ditquant.packed_blocks import blocks_unpacked
-from ditquant.quantized import PackedLinear, unpack
-from ditquant.sampling import modulate
-from ditquant.unpacking_cuda import can_unpack, unpack_parts
+from ditquant.network.blocks import ANY_TIMESTEP, all_linears, call_block, set_linear, walk_blocks
+from ditquant.network.sampling import modulate
+from ditquant.weights.grids import Grid
+from ditquant.weights.other_linears import round_to_nearest
 from support.models import write_folder
 
 # Of one block: two kinds, and a layer that is not quantized.

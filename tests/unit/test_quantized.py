@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from ditquant import quantized
 from ditquant.backend import backend_name, mx, nn, to_numpy
-from ditquant.grids import Grid, Packed, dequantize
-from ditquant.other_linears import round_to_nearest
-from ditquant.quantized import (
+from ditquant.checkpoints import quantized
+from ditquant.checkpoints.quantized import (
     KERNEL_ROWS,
     PackedLinear,
     dequantized_product,
     kernel_product,
     packed_product,
 )
+from ditquant.weights.grids import Grid, Packed, dequantize
+from ditquant.weights.other_linears import round_to_nearest
 from support.models import parameters
 
 INPUTS, OUTPUTS = 128, 48

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx, to_numpy
-from ditquant.fake_quantization import fake_quantize
-from ditquant.intervals import clip_limits, largest_code, range_and_shift
-from ditquant.ranges import single_tier
-from ditquant.tiers import multi_tier, tier_of
+from ditquant.ranges.intervals import clip_limits, largest_code, range_and_shift
+from ditquant.ranges.single_tier import single_tier
+from ditquant.ranges.tiers import multi_tier, tier_of
+from ditquant.simulation.fake_quantization import fake_quantize
 from support.activations import input_statistics, statistics
 
 

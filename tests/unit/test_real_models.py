@@ -11,11 +11,11 @@ import pytest
 
 from ditquant.artifacts import load_tensors, save_tensors
 from ditquant.backend import import_diffusionkit, mx
-from ditquant.blocks import all_linears, modulated_modules, walk_blocks, walk_linears
 from ditquant.errors import UserError
 from ditquant.models.load import load_mmdit, load_vae_decoder, load_vae_encoder, mmdit_config
 from ditquant.models.spec import PUBLISHED, read_spec
 from ditquant.models.text import encode_texts
+from ditquant.network.blocks import all_linears, modulated_modules, walk_blocks, walk_linears
 from support.models import (
     TEXT,
     build_mmdit,

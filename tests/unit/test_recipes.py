@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ditquant import roundings, settings
 from ditquant.backend import mx
-from ditquant.block_io import read_block
-from ditquant.grids import unpack_codes
-from ditquant.recipes import quantize_block, recipe_grid
-from ditquant.reconstruct import block_problem
-from ditquant.roundings import Proposal, rtn_codes
+from ditquant.planning import settings
+from ditquant.weights import roundings
+from ditquant.weights.block_io import read_block
+from ditquant.weights.grids import unpack_codes
+from ditquant.weights.recipes import quantize_block, recipe_grid
+from ditquant.weights.reconstruct import block_problem
+from ditquant.weights.roundings import Proposal, rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.block_io import read_block
-from ditquant.grids import Grid
-from ditquant.reconstruct import (
+from ditquant.weights.block_io import read_block
+from ditquant.weights.grids import Grid
+from ditquant.weights.reconstruct import (
     block_error,
     block_problem,
     quantized_weights,
@@ -16,7 +16,7 @@ from ditquant.reconstruct import (
     stream_errors,
     weights_restored,
 )
-from ditquant.roundings import rtn_codes
+from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit, parameters
 

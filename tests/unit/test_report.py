@@ -15,9 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from ditquant import report, report_data
 from ditquant.artifacts import write_json
-from ditquant.evaluation_charts import CHARTS
+from ditquant.plots.evaluation_charts import CHARTS
+from ditquant.report import page as report
+from ditquant.report import report_data
 from support.run_folder import EVALUATED, PROMPTS, SHOWN, write_run
 
 ROOT = Path(__file__).parents[2]

@@ -5,23 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant import settings
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import is_accelerated, mx, nn, to_numpy
-from ditquant.blocks import all_linears, shared_input, tapped
-from ditquant.checkpoint import FORMAT, checkpoint_tensors, load_quantized, quantization_config
+from ditquant.checkpoints.checkpoint import (
+    FORMAT,
+    checkpoint_tensors,
+    load_quantized,
+    quantization_config,
+)
+from ditquant.checkpoints.exports import export_checkpoint
+from ditquant.checkpoints.packed_blocks import blocks_unpacked
+from ditquant.checkpoints.quantized import PackedLinear
 from ditquant.errors import UserError
-from ditquant.exports import export_checkpoint
-from ditquant.fake_quantization import fake_quantize
-from ditquant.grids import Grid, dequantize
 from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.other_linears import round_to_nearest
-from ditquant.packed_blocks import blocks_unpacked
-from ditquant.quantized import PackedLinear
-from ditquant.recipes import quantize_block
-from ditquant.reconstruct import stream_errors, weights_restored
-from ditquant.rotation import (
+from ditquant.network.blocks import all_linears, shared_input, tapped
+from ditquant.network.sampling import predict
+from ditquant.planning import settings
+from ditquant.simulation.fake_quantization import fake_quantize
+from ditquant.weights.grids import Grid, dequantize
+from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.recipes import quantize_block
+from ditquant.weights.reconstruct import stream_errors, weights_restored
+from ditquant.weights.rotation import (
     InputRotation,
     RotatedLinear,
     mark_rotated,
@@ -30,7 +36,6 @@ from ditquant.rotation import (
     signs,
     unrotated,
 )
-from ditquant.sampling import predict
 from support.block_data import random_trajectory
 from support.models import build_mmdit, parameters, write_folder
 from support.problems import full_recipe, make_problem

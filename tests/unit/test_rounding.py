@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.grids import Scales, values_of
-from ditquant.rounding import (
+from ditquant.weights.grids import Scales, values_of
+from ditquant.weights.rounding import (
     bits_of,
     bounded,
     hard_codes,

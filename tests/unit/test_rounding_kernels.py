@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.grids import SCALE_DTYPE, Grid, fit_scales, steps_of
-from ditquant.rounding import bits_of, regularizer, soft_line
-from ditquant.rounding_kernels import (
+from ditquant.weights.grids import SCALE_DTYPE, Grid, fit_scales, steps_of
+from ditquant.weights.rounding import bits_of, regularizer, soft_line
+from ditquant.weights.rounding_kernels import (
     ADAM_DECAY,
     ADAM_EPSILON,
     adam_step,

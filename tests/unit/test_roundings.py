@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditquant import adaround
 from ditquant.backend import mx
-from ditquant.blocks import shared_input, walk_linears
-from ditquant.gptq import gptq_steps
-from ditquant.grids import steps_of, unpack_codes
-from ditquant.recipes import quantize_block, recipe_grid
-from ditquant.reconstruct import (
+from ditquant.network.blocks import shared_input, walk_linears
+from ditquant.weights import adaround
+from ditquant.weights.gptq import gptq_steps
+from ditquant.weights.grids import steps_of, unpack_codes
+from ditquant.weights.recipes import quantize_block, recipe_grid
+from ditquant.weights.reconstruct import (
     block_error,
     quantized_weights,
     stream_errors,
     weights_restored,
 )
-from ditquant.rounding import nearest_codes
-from ditquant.roundings import ROUNDINGS, Task, rtn_codes, step_weights
+from ditquant.weights.rounding import nearest_codes
+from ditquant.weights.roundings import ROUNDINGS, Task, rtn_codes, step_weights
 from support.problems import behind_noise, full_recipe, make_problem
 
 GROUP = full_recipe("rtn")

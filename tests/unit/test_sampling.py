@@ -7,10 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from ditquant import sampling
 from ditquant.backend import import_diffusionkit, mx
-from ditquant.blocks import ANY_TIMESTEP, modulated_modules
-from ditquant.sampling import initial_latents, modulate, predict, sample_euler, sigma_schedule
+from ditquant.network import sampling
+from ditquant.network.blocks import ANY_TIMESTEP, modulated_modules
+from ditquant.network.sampling import (
+    initial_latents,
+    modulate,
+    predict,
+    sample_euler,
+    sigma_schedule,
+)
 from support.models import build_mmdit, parameters
 
 STEPS = 5

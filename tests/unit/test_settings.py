@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snakemake.utils import validate
 
-from ditquant import settings, variant_names
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.errors import UserError
+from ditquant.planning import settings, variant_names
 
 ROOT = Path(__file__).parents[2]
 

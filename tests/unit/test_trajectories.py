@@ -9,12 +9,7 @@ import pytest
 
 from ditquant.artifacts import load_metadata
 from ditquant.backend import mx
-from ditquant.calibration import load_conditioning
-from ditquant.metrics import relative_error
-from ditquant.models.load import load_mmdit, load_vae_decoder
-from ditquant.models.spec import read_spec
-from ditquant.sampling import initial_latents, sample_euler, sigma_schedule
-from ditquant.trajectories import (
+from ditquant.evaluation.trajectories import (
     NOISE_OFFSET,
     count_parameters,
     load_run,
@@ -23,6 +18,11 @@ from ditquant.trajectories import (
     run_captions,
     save_run,
 )
+from ditquant.metrics import relative_error
+from ditquant.models.load import load_mmdit, load_vae_decoder
+from ditquant.models.spec import read_spec
+from ditquant.network.calibration import load_conditioning
+from ditquant.network.sampling import initial_latents, sample_euler, sigma_schedule
 from support.models import parameters, write_conditioning, write_folder
 
 STEPS = 6

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx, to_numpy
-from ditquant.grids import Grid, dequantize, pack, stored_affine, unpack_codes
-from ditquant.other_linears import round_to_nearest
-from ditquant.tuned_grids import stored_grid, tuned_grid, tuned_weight
+from ditquant.weights.grids import Grid, dequantize, pack, stored_affine, unpack_codes
+from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.tuned_grids import stored_grid, tuned_grid, tuned_weight
 
 
 def grid_of(bits: int = 4, kind: str = "group", seed: int = 0):

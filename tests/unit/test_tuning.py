@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditquant import tuning
 from ditquant.backend import mx, to_numpy
-from ditquant.blocks import all_linears
-from ditquant.calibration import Conditioning, Trajectory
-from ditquant.grids import Grid, dequantize
-from ditquant.learning_state import load_tuning
-from ditquant.other_linears import round_to_nearest
-from ditquant.sampling import velocity_at
-from ditquant.tuning import Options, Tuner, tune, tune_recipe
-from ditquant.velocity_rows import velocity_rows
+from ditquant.network.blocks import all_linears
+from ditquant.network.calibration import Conditioning, Trajectory
+from ditquant.network.sampling import velocity_at
+from ditquant.weights import tuning
+from ditquant.weights.grids import Grid, dequantize
+from ditquant.weights.learning_state import load_tuning
+from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.tuning import Options, Tuner, tune, tune_recipe
+from ditquant.weights.velocity_rows import velocity_rows
 from support.block_data import random_trajectory
 from support.models import build_mmdit
 from support.problems import full_recipe

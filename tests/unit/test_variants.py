@@ -7,16 +7,16 @@ import pytest
 
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import mx, to_numpy
-from ditquant.blocks import all_linears
-from ditquant.checkpoint import FORMAT, checkpoint_tensors, quantization_config
+from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors, quantization_config
 from ditquant.errors import UserError
-from ditquant.grids import Grid, dequantize, fit_scales, pack, steps_of
+from ditquant.evaluation.variants import NOISE_FLOOR, open_variant
 from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.ranges import CONFIG_FORMAT
-from ditquant.rounding import nearest_codes
-from ditquant.sampling import sigma_schedule, velocity_at
-from ditquant.variants import NOISE_FLOOR, open_variant
+from ditquant.network.blocks import all_linears
+from ditquant.network.sampling import sigma_schedule, velocity_at
+from ditquant.ranges.single_tier import CONFIG_FORMAT
+from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
+from ditquant.weights.rounding import nearest_codes
 from support.models import parameters, write_folder
 
 GRID = Grid("group", 4, 32)

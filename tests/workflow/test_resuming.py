@@ -131,7 +131,7 @@ def test_changed_code_redoes_its_stage_and_nothing_above(finished, tmp_path):
     copy = finished.copy(tmp_path / "copy")
     copy.root = root
     assert copy.plan() == {}, "another checkout of the same code must redo nothing"
-    change_code(root / "scripts" / "ditquant" / "reconstruct.py")
+    change_code(root / "scripts" / "ditquant" / "weights" / "reconstruct.py")
     plan = copy.plan()
     assert {"optimize_block", "assemble_weights", "render_report"} <= set(plan)
     above = {"encode_prompts", "generate_calibration", "cache_block_io", "collect_activations"}

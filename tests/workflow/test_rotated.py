@@ -9,7 +9,7 @@ import pytest
 
 from ditquant.artifacts import load_metadata, load_tensors, read_json
 from ditquant.backend import to_numpy
-from ditquant.rotation import signs
+from ditquant.weights.rotation import signs
 
 OWN = ("collect_balanced_activations", "merge_balanced_statistics", "analyze_balanced_activations")
 LEARNED = {

@@ -8,7 +8,7 @@ import pytest
 
 from ditquant.artifacts import load_tensors, read_json
 from ditquant.backend import mx
-from ditquant.tuning import FORMAT
+from ditquant.weights.tuning import FORMAT
 
 RECIPES = {
     "plain": {"rounding": "rtn", "group_size": 32},

@@ -2,6 +2,12 @@
 
 Every other module takes `mx` and `nn` from here, because what is done on import (a real BLAS
 before the first `import mlx`) only works when it happens first.
+
+blas            a real BLAS for the Linux CPU
+diffusionkit    DiffusionKit without what it does not need here
+device          what MLX computes on, and arrays for it
+vector          functions in a form that a CPU vectorises
+cuda            kernels of our own
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..artifacts import save_tensors, write_json, write_text
 from ..backend import mx
-from ..layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
+from ..models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
 from .network import Config
 from .vocabulary import write_vocabulary
 

@@ -1,0 +1,31 @@
+"""The model whose activations are measured: at full precision, or with a recipe's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..backend import nn
+from ..models.load import DTYPES, load_mmdit
+from ..models.spec import ModelSpec, read_spec
+from .checkpoint import load_quantized
+
+
+def load_measured(
+    model: Mapping[str, Any], checkpoint: str | Path | None = None
+) -> tuple[ModelSpec, nn.Module]:
+    """The model and what it is.
+
+    Args:
+        model: `name`, `checkpoint` and `dtype` of the configuration's model.
+        checkpoint: config.json of a recipe's own weights, which are dequantized; None: those of
+            `model`.
+
+    Raises:
+        UserError: see `read_spec`, `load_mmdit` and `load_quantized`.
+    """
+    spec, dtype = read_spec(model["name"], model["checkpoint"]), DTYPES[model["dtype"]]
+    if checkpoint is None:
+        return spec, load_mmdit(spec, dtype)
+    return spec, load_quantized(spec, Path(checkpoint).parent, dtype)

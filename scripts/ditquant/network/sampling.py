@@ -1,0 +1,183 @@
+"""Sigma schedule, classifier-free guidance and the Euler sampler, without offloading.
+
+Bit for bit DiffusionKit's `sample_euler` (Algorithm 2 of Karras et al. 2022, arXiv 2206.00364, on
+a rectified flow), but stateless: modulation is computed at each step from the weights, which stay
+where they are, and an observer sees every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backend import mx, nn
+from .blocks import ANY_TIMESTEP, modulated_modules, set_modulation
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an observer sees of one step.
+
+    Attributes:
+        index: 0-based.
+        sigma, timestep: scalars () of the schedule; timestep = 1000 sigma in the model's dtype.
+        latents: x before the step, (N, h, w, channels).
+        velocity: guided dx/dsigma, of the same shape.
+    """
+
+    index: int
+    sigma: mx.array
+    timestep: mx.array
+    latents: mx.array
+    velocity: mx.array
+
+
+Observer = Callable[[Step], None]
+
+
+def sigma_schedule(num_steps: int, shift: float) -> mx.array:
+    """(num_steps + 1,) float32 sigmas from 1 to 0, those of DiffusionKit's `get_sigmas`.
+
+    sigma(t) = shift t / (1 + (shift - 1) t) at num_steps evenly spaced t from 1 to sigma_min.
+    """
+
+    def sigma(timestep: mx.array) -> mx.array:
+        timestep = timestep / 1000.0
+        if shift == 1.0:
+            return timestep
+        return shift * timestep / (1 + (shift - 1) * timestep)
+
+    table = sigma(mx.arange(1, 1001, 1))
+    start, end = (table[-1] * 1000).item(), (table[0] * 1000).item()
+    timesteps = mx.linspace(start, end, num_steps)
+    return mx.array([sigma(timestep) for timestep in timesteps] + [0.0])
+
+
+def latent_shape(image_size: tuple[int, int], channels: int = 16) -> tuple[int, int, int, int]:
+    """(1, height / 8, width / 8, channels) for an image of (height, width) pixels."""
+    height, width = image_size
+    return (1, height // 8, width // 8, channels)
+
+
+def initial_noise(seed: int, shape: tuple[int, int, int, int]) -> mx.array:
+    """DiffusionKit's noise: numpy's legacy generator, drawn as (B, C, H, W); (B, H, W, C)."""
+    batch, height, width, channels = shape
+    noise = np.random.RandomState(seed).randn(batch, channels, height, width)
+    return mx.array(noise).transpose(0, 2, 3, 1)
+
+
+def initial_latents(seed: int, shape: tuple[int, int, int, int], sigma: mx.array) -> mx.array:
+    """x at the first sigma: noise over DiffusionKit's empty latent (all 0.0609)."""
+    empty = mx.ones(shape) * 0.0609
+    return sigma * initial_noise(seed, shape) + (1.0 - sigma) * empty
+
+
+def modulation_inputs(model: nn.Module, pooled: mx.array, timestep: mx.array) -> mx.array:
+    """(B, 1, 1, hidden): the vector that every adaLN reads, from pooled text and time step.
+
+    Args:
+        pooled: (B, channels).
+        timestep: in the activations' dtype; a scalar for all rows, or (B,).
+    """
+    timesteps = mx.broadcast_to(timestep, pooled.shape[:1])
+    return model.y_embedder(pooled)[:, None, None, :] + model.t_embedder(timesteps)
+
+
+def modulate(model: nn.Module, inputs: mx.array) -> None:
+    """Computes and sets the modulation of every block and of the final layer, in one evaluation."""
+    modules = modulated_modules(model)
+    parameters = [module.adaLN_modulation(inputs) for module in modules]
+    mx.eval(parameters)
+    for module, values in zip(modules, parameters, strict=True):
+        set_modulation(module, values)
+
+
+def predict(
+    model: nn.Module,
+    latents: mx.array,
+    sigma: mx.array,
+    timestep: mx.array,
+    conditioning: mx.array,
+    pooled: mx.array,
+    cfg_weight: float,
+) -> mx.array:
+    """The guided denoised latents at one step, DiffusionKit's `CFGDenoiser`.
+
+    Args:
+        latents: (N, h, w, channels).
+        conditioning: (2N, tokens, channels): the texts, then their negative texts; (N, ...) if
+            `cfg_weight` is not positive. Its dtype is the activations' dtype.
+        pooled: rows as in `conditioning`.
+    """
+    modulate(model, modulation_inputs(model, pooled, timestep))
+    guided = cfg_weight > 0
+    inputs = (mx.concatenate([latents] * 2, axis=0) if guided else latents).astype(
+        conditioning.dtype
+    )
+    output = model(inputs, mx.expand_dims(conditioning, 2), ANY_TIMESTEP)
+    denoised = inputs - output * sigma.reshape(sigma.shape[:1] + (1,) * (output.ndim - 1))
+    if not guided:
+        return denoised
+    text, negative = denoised.split(2)
+    return negative + cfg_weight * (text - negative)
+
+
+def velocity_at(
+    model: nn.Module,
+    latents: mx.array,
+    sigma: mx.array,
+    timestep: mx.array,
+    conditioning: mx.array,
+    pooled: mx.array,
+    cfg_weight: float,
+) -> mx.array:
+    """The guided velocity d = (x - denoised) / sigma that an Euler step follows; see `predict`."""
+    denoised = predict(model, latents, sigma, timestep, conditioning, pooled, cfg_weight)
+    return (latents - denoised) / sigma
+
+
+def sample_euler(
+    model: nn.Module,
+    latents: mx.array,
+    sigmas: mx.array,
+    conditioning: mx.array,
+    pooled: mx.array,
+    cfg_weight: float,
+    observer: Observer | None = None,
+    before_step: Callable[[int, float], None] | None = None,
+) -> mx.array:
+    """Integrates from sigmas[0] to sigmas[-1] and returns the final latents, in the model's format.
+
+    Args:
+        latents: (N, h, w, channels), see `initial_latents`.
+        sigmas: (steps + 1,), see `sigma_schedule`.
+        conditioning, pooled, cfg_weight: see `predict`.
+        observer: called after each step's velocity is known.
+        before_step: called with (index, sigma) before each forward pass; simulated activation
+            quantization looks its scales up by this sigma.
+    """
+    timesteps = (sigmas * 1000).astype(conditioning.dtype)
+    for index, value in enumerate(sigmas.tolist()[:-1]):
+        sigma, timestep = sigmas[index], timesteps[index]
+        if before_step is not None:
+            before_step(index, value)
+        velocity = velocity_at(model, latents, sigma, timestep, conditioning, pooled, cfg_weight)
+        if observer is not None:
+            observer(Step(index, sigma, timestep, latents, velocity))
+        latents = latents + velocity * (sigmas[index + 1] - sigma)
+        mx.eval(latents)
+    return latents
+
+
+def to_vae(latents: mx.array, scale: float, shift: float) -> mx.array:
+    """From the model's latent format to the VAE's: x / scale + shift."""
+    return latents / scale + shift
+
+
+def decode(decoder: nn.Module, latents: mx.array, scale: float, shift: float) -> np.ndarray:
+    """Final latents (N, h, w, c) -> uint8 images (N, 8h, 8w, 3), truncated as DiffusionKit does."""
+    images = decoder(to_vae(latents, scale, shift).astype(decoder.conv_in.weight.dtype))
+    images = mx.clip(images / 2 + 0.5, 0, 1).astype(mx.float32)
+    return np.array((images * 255).astype(mx.uint8))

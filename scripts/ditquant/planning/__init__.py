@@ -1,0 +1,8 @@
+"""What a configuration means: everything that the workflow asks while it plans, and nothing heavy.
+
+validation      what the schema says, in messages that name the key
+settings        prompts and their ids, recipes, counts, what excludes what
+variant_names   activation configurations, and the variants that can be drawn
+baselines       what each evaluated variant is compared with
+digest          which code a job's result depends on
+"""

@@ -1,0 +1,299 @@
+"""What follows from a configuration: prompts and their ids, recipes, counts.
+
+The workflow asks this room while it plans, so it imports nothing heavy. All checks that a schema
+cannot express are here, each with a message that names the key.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .variant_names import FULL, WEIGHT_KINDS, activation_configs, check_variant, evaluated_variants
+
+
+def read_prompts(path: str | Path, key: str) -> list[str]:
+    """The column `prompt` of a CSV file, in order.
+
+    Args:
+        path: UTF-8, header line with a column `prompt`; quoted fields may hold quotes and newlines.
+        key: configuration key, for the message.
+
+    Raises:
+        UserError: no such file or column, no prompts, or an empty prompt.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{key}: there is no file {path}.")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if "prompt" not in (reader.fieldnames or []):
+            raise UserError(f"{key}: {path} has no column `prompt` in its first line.")
+        prompts = [(row["prompt"] or "").strip() for row in reader]
+    if not prompts:
+        raise UserError(f"{key}: {path} holds no prompts below its first line.")
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            raise UserError(f"{key}: prompt {number} of {path} is empty.")
+    return prompts
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A list of prompts that is encoded in shards of fixed size.
+
+    Attributes:
+        name: "calibration", "evaluation", "inference" or "own".
+        prompts: in order; appending some changes no earlier shard but the last.
+        shard_size: prompts a shard.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    shard_size: int
+
+    def shard_of(self, index: int) -> str:
+        """Name of the shard that holds prompt `index`: "calibration-000"."""
+        return f"{self.name}-{index // self.shard_size:03d}"
+
+    def row_of(self, index: int) -> int:
+        """Row of prompt `index` inside its shard."""
+        return index % self.shard_size
+
+    def shard_prompts(self, shard: str) -> list[str]:
+        start = int(shard.rsplit("-", 1)[1]) * self.shard_size
+        return list(self.prompts[start : start + self.shard_size])
+
+
+def _prompts_of(config: Mapping[str, Any], name: str, root: Path) -> list[str]:
+    path = Path(config["prompts"][name])
+    return read_prompts(path if path.exists() else root / path, f"prompts.{name}")
+
+
+def recorded_prompt(path: str | Path) -> str | None:
+    """The prompt in the metadata of a safetensors file; None: no such file, or none recorded."""
+    try:
+        with Path(path).open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        prompt = header.get("__metadata__", {}).get("prompt")
+    except (OSError, ValueError, struct.error, AttributeError):
+        return None
+    return str(prompt) if prompt is not None else None
+
+
+def short_digest(*parts: Any) -> str:
+    """Eight hexadecimal digits that stand for anything JSON can hold."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]
+
+
+def own_prompt_id(prompt: str) -> str:
+    """A file name for a prompt of one's own: its first words and a hash of the whole."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+    digest = hashlib.sha256(prompt.encode("utf-8")).hexdigest()[:8]
+    return f"{words}-{digest}" if words else digest
+
+
+def prompt_sets(config: Mapping[str, Any], root: Path) -> dict[str, PromptSet]:
+    """All prompts of a validated configuration, by set.
+
+    Args:
+        root: folder of the Snakefile; a prompt file that is not found from where the user stands
+            is looked for there.
+
+    Raises:
+        UserError: an empty or missing file, an empty prompt, more images than prompts, or a caption
+            that both the calibration and the evaluation hold.
+    """
+    size = config["text"]["shard_size"]
+    sets = {
+        name: PromptSet(name, tuple(_prompts_of(config, name, root)), size)
+        for name in ("calibration", "evaluation")
+    }
+    wanted = {
+        "num_images": (config["num_images"], "calibration"),
+        "evaluation.captions": (config["evaluation"]["captions"], "evaluation"),
+    }
+    for key, (count, name) in wanted.items():
+        available = len(sets[name].prompts)
+        if count > available:
+            raise UserError(
+                f"{key} is {count}, but {config['prompts'][name]} holds only {available} prompts. "
+                f"Lower {key} or add prompts to the file."
+            )
+    shared = set(sets["calibration"].prompts) & set(sets["evaluation"].prompts)
+    if shared:
+        raise UserError(
+            f"prompts.calibration and prompts.evaluation share {len(shared)} captions, such as "
+            f"{min(shared)!r}: a caption may only stand in one of them."
+        )
+    sets["inference"] = PromptSet("inference", tuple(config["inference"]["prompts"]), size)
+    if config["prompt"] is not None:
+        sets["own"] = PromptSet("own", (config["prompt"],), size)
+    for name in ("inference", "own"):
+        if name in sets and not all(prompt.strip() for prompt in sets[name].prompts):
+            key = "prompt" if name == "own" else "inference.prompts"
+            raise UserError(f"{key}: a prompt is empty.")
+    return sets
+
+
+def inference_prompts(config: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Prompt id -> (set, index in the set): p00, p01, ... and the id of a prompt of one's own."""
+    ids = {
+        f"p{index:02d}": ("inference", index)
+        for index in range(len(config["inference"]["prompts"]))
+    }
+    if config["prompt"] is not None:
+        ids[own_prompt_id(config["prompt"])] = ("own", 0)
+    return ids
+
+
+def check_counts(config: Mapping[str, Any]) -> None:
+    """Relations between numbers that the schema cannot express.
+
+    Raises:
+        UserError: a track that wants more images than are calibrated, a stride beyond the steps, or
+            activation options that exclude each other.
+    """
+    for track in ("weights", "activations"):
+        wanted = config[track]["num_images"]
+        if wanted > config["num_images"]:
+            raise UserError(
+                f"{track}.num_images is {wanted}, but num_images is {config['num_images']}: "
+                "a track uses calibration images, so it cannot have more."
+            )
+        stride = config[track]["stride"]
+        if stride > config["num_steps"]:
+            raise UserError(
+                f"{track}.stride is {stride}, larger than num_steps = {config['num_steps']}."
+            )
+    tiers = {"activations.tiers": config["activations"]["tiers"]}
+    for name, own in config["activations"]["variants"].items():
+        if name in (*WEIGHT_KINDS, "a8", "multitier", "full"):
+            raise UserError(f"activations.variants.{name}: this name is taken; choose another.")
+        tiers |= {f"activations.variants.{name}.tiers": own["tiers"]} if "tiers" in own else {}
+    for key, limits in tiers.items():
+        for kind in ("linear", "post_gelu"):
+            low, high = limits.get(kind, (0.0, 1.0))
+            if low >= high:
+                raise UserError(f"{key}.{kind}: the A4 limit {low} must be below {high}.")
+    _check_learned_ranges(config)
+
+
+def _check_learned_ranges(config: Mapping[str, Any]) -> None:
+    """Learned ranges are intervals of whole tensors, of which listed scales are made."""
+    for name, asked in activation_configs(config).items():
+        if asked["range"] != "learned":
+            continue
+        is_variant = name in config["activations"]["variants"]
+        key = f"activations.variants.{name}" if is_variant else "activations"
+        options = asked["options"]
+        wrong = []
+        if asked["granularity"] not in ("static", "step", "group"):
+            wrong.append(f"granularity {asked['granularity']} (use static, step or group)")
+        if options["channel_group"] is not None:
+            wrong.append(f"channel_group {options['channel_group']} (use null)")
+        if options["channel_shift"]:
+            wrong.append("channel_shift true (use false)")
+        if wrong:
+            raise UserError(f"{key}: range learned does not go with {', '.join(wrong)}.")
+
+
+LEARNED = frozenset({"adaround", "taqdit"})
+# Option -> roundings that read it; the others are read by all.
+_READERS = {
+    **dict.fromkeys(
+        ("iterations", "batch_size", "rows_at_once", "learning_rate", "regularizer", "warmup",
+         "step_weights", "start"),
+        LEARNED,
+    ),
+    "clip": frozenset({"adaround"}),
+    "inputs": frozenset({"gptq", "awq"}) | LEARNED,
+    "activation_learning_rate": frozenset({"taqdit"}),
+    "drop": frozenset({"taqdit"}),
+}  # fmt: skip
+
+
+def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a recipe's rounding reads: a changed default redoes no other recipe."""
+    rounding = recipe["rounding"]
+    read = {key for key in recipe if rounding in _READERS.get(key, {rounding})}
+    if rounding != "gptq" and not ("start" in read and recipe["start"] == "gptq"):
+        read.discard("damping")
+    if rounding != "taqdit" and recipe["balance"] in ("none", "awq"):
+        read.discard("activation_bits")
+    if not recipe.get("rotation"):
+        read.discard("rotation")
+    if not is_tuned(recipe):
+        read -= {key for key in read if key.startswith("tune_")}
+    return {key: value for key, value in recipe.items() if key in read}
+
+
+def is_tuned(recipe: Mapping[str, Any]) -> bool:
+    """Whether the blocks of a recipe are tuned together at the end (`tuning`)."""
+    return bool(recipe.get("tune_iterations", 0) > 0)
+
+
+def balances_channels(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe's linears may read x / b; AWQ balances by definition (`recipes`)."""
+    return bool(recipe["balance"] != "none" or recipe["rounding"] == "awq")
+
+
+def learns_ranges(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe learns activation ranges together with its weights (`learned_ranges`)."""
+    return bool(recipe["rounding"] == "taqdit")
+
+
+def has_own_activations(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe's activations are measured on its own model, for scales of its own."""
+    return balances_channels(recipe) or learns_ranges(recipe) or bool(recipe.get("rotation"))
+
+
+# Read when all blocks are done, for tuning and assembly; the blocks do not depend on them.
+_ASSEMBLY_OPTIONS = ("quantize", "other_bits")
+
+
+def block_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a recipe that its blocks depend on."""
+    return {
+        key: value
+        for key, value in recipe.items()
+        if key not in _ASSEMBLY_OPTIONS and not key.startswith("tune_")
+    }
+
+
+def check_recipes(config: Mapping[str, Any]) -> None:
+    """Checks that every recipe that is named exists.
+
+    Raises:
+        UserError: unknown recipe or variant, or options that do not go together.
+    """
+    names = list(config["recipes"])
+    if config["recipe"] not in names:
+        raise UserError(
+            f"recipe: unknown recipe {config['recipe']!r}; the configuration has "
+            f"{', '.join(names)}."
+        )
+    if FULL in names:
+        raise UserError(f"recipes.{FULL}: this name stands for weights that are not quantized.")
+    for name, recipe in config["recipes"].items():
+        if recipe.get("rotation") and balances_channels(recipe):
+            what = (
+                "rounding: awq" if recipe["balance"] == "none" else f"balance: {recipe['balance']}"
+            )
+            raise UserError(
+                f"recipes.{name}: rotation does not go with {what}: balancing is folded into what "
+                "comes before a linear, which no longer reads that. Leave one of them out."
+            )
+    for kind in config["inference"]["variants"]:
+        check_variant(f"{config['recipe']}-{kind}", config, "inference.variants")
+    evaluated_variants(config)

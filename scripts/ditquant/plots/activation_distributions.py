@@ -1,0 +1,232 @@
+"""Distributions of the linears' inputs, and the ranges of a configuration drawn over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ..ranges.quant_config import QuantConfig, parse_quant_config
+from ..ranges.sigma_lookup import numbers_along
+from ..ranges.single_tier import DYNAMIC
+from ..statistics.histogram import NUM_BINS, bin_edges
+from ..statistics.input_statistics import Statistics
+from .activation_density import Codes, Distribution, codes_of, distribution, entropy, made_by
+from .activation_panels import (
+    BLUE,
+    PAGE_WIDTH,
+    VERMILION,
+    PlotOptions,
+    block_handles,
+    bottom_labels,
+    input_label,
+    new_figure,
+    panels,
+    panels_height,
+    shades,
+)
+from .activation_ranking import variable_of_both_kinds
+
+# Where a layer's range is smallest over the schedule, and where it is largest.
+_ENDS = (BLUE, VERMILION)
+_SMALLEST_SHARE = 1e-6
+_COLUMNS = 240
+
+
+def _share_axis(axes: Axes, smallest: float) -> None:
+    """A logarithmic vertical axis in percent, with plain labels every second power of ten."""
+    axes.set_yscale("log")
+    ticks = [tick for tick in (1e-6, 1e-4, 1e-2, 1.0) if tick >= smallest]
+    axes.set_yticks(ticks, [f"{100 * tick:.6g} %".replace("1e-04", "0.0001") for tick in ticks])
+    axes.minorticks_off()
+
+
+def _largest_values(config: QuantConfig, name: str, statistics: Statistics) -> np.ndarray:
+    """(S,) the largest |x| that a code stands for at each measured sigma."""
+    measured = statistics.inputs[name]
+    ends = [
+        codes_of(numbers, measured, step).interval[1]
+        for step, numbers in enumerate(numbers_along(config, config.layers[name], config.sigmas))
+    ]
+    return np.array(ends)
+
+
+def _ranges(config: QuantConfig) -> str:
+    return "the widest ranges of the calibration" if config.granularity in DYNAMIC else "ranges"
+
+
+def draw_distributions(
+    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
+) -> Figure:
+    """Histograms of |x| of all steps by stream and kind of layer, and the configured ranges."""
+    (document,) = documents
+    config = parse_quant_config(document, "quant_config")
+    figure = new_figure(
+        PAGE_WIDTH, panels_height(statistics),
+        f"Distribution of |x| of every layer's input, and its ranges ({made_by(document)})",
+    )  # fmt: skip
+    edges = bin_edges()
+    # Two bins together are smooth enough to read; bin 0, exact zeros, has no place on a log axis.
+    pairs = np.arange(1, NUM_BINS - 1, 2)
+    centers = np.sqrt(np.maximum(edges[pairs], edges[2]) * edges[pairs + 2])
+    octaves = np.log2(edges[pairs + 2] / np.maximum(edges[pairs], edges[2] * 2 ** (-1 / 16)))
+    made = panels(figure, statistics, sharey=True)
+    peak = 1.0
+    for panel, names in made:
+        for name, shade in zip(names, shades(len(names)), strict=True):
+            counts = statistics.inputs[name].histogram.sum(axis=0)
+            density = (counts[pairs] + counts[pairs + 1]) / counts.sum() / octaves
+            panel.plot(centers, np.where(density > 0, density, np.nan), color=shade, linewidth=1)
+            peak = max(peak, float(density.max()))
+        limits = np.concatenate([_largest_values(config, name, statistics) for name in names])
+        panel.axvspan(limits.min(), limits.max(), color=VERMILION, alpha=0.22, linewidth=0)
+        panel.axvline(float(np.median(limits)), color=VERMILION, linewidth=1.2, linestyle="--")
+        panel.set_xscale("log", base=2)
+        panel.set_xlim(2.0**-9, 2.0 ** np.ceil(np.log2(limits.max() * 1.2)))
+        panel.minorticks_off()
+        panel.xaxis.set_major_formatter(
+            lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
+        )
+    for panel, _ in made:
+        _share_axis(panel, _SMALLEST_SHARE)
+        panel.set_ylim(1e-7, 1.5 * peak)
+    bottom_labels(figure, "|x| of all images, tokens and steps")
+    figure.supylabel("share of values per octave (doubling of |x|)", fontsize=9)
+    handles = [
+        *block_handles(statistics),
+        Patch(color=VERMILION, alpha=0.22,
+              label=f"where {_ranges(config)} end, over blocks and σ (dashed: median)"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_shares(axes: Axes, shares: np.ndarray, edges: np.ndarray, colour: str) -> None:
+    lowest = _SMALLEST_SHARE / 10
+    axes.stairs(
+        np.maximum(shares, lowest), edges, baseline=lowest, fill=True,
+        facecolor=to_rgba(colour, 0.18), edgecolor=colour, linewidth=1.0,
+    )  # fmt: skip
+
+
+def _draw_density(
+    axes: Axes, values: Sequence[Distribution], codes: Sequence[Codes], around: Sequence[float]
+) -> None:
+    """Both ends' values less `around`, and below them the interval of codes and every level."""
+    ends = [
+        (c.interval[0] - z, c.interval[1] - z, v.points[0] - z, v.points[-1] - z)
+        for c, v, z in zip(codes, values, around, strict=True)
+    ]
+    low, high = min(map(min, ends)), max(map(max, ends))
+    edges = np.linspace(low, high, _COLUMNS + 1)
+    for which, (value, code, z, colour) in enumerate(
+        zip(values, codes, around, _ENDS, strict=True)
+    ):
+        _draw_shares(axes, value.between(edges + z), edges, colour)
+        # Under the zero of the axis: the interval as a bar, in it a tick a level.
+        bottom, top = -0.12 - 0.1 * which, -0.04 - 0.1 * which
+        across = axes.get_xaxis_transform()
+        axes.fill_between(
+            [code.interval[0] - z, code.interval[1] - z], bottom, top, color=colour, alpha=0.35,
+            linewidth=0, transform=across, clip_on=False,
+        )  # fmt: skip
+        # One line with gaps: hundreds of lines of their own would be a large file.
+        levels = np.repeat(code.levels() - z, 3)
+        axes.plot(
+            levels, np.tile([bottom, top, np.nan], len(levels) // 3), color=colour, linewidth=0.3,
+            transform=across, clip_on=False,
+        )  # fmt: skip
+    axes.set_xlim(low, high)
+    _share_axis(axes, _SMALLEST_SHARE)
+    axes.set_ylim(_SMALLEST_SHARE / 10, 2)
+    axes.tick_params(axis="x", pad=26)
+
+
+def _draw_levels(axes: Axes, values: Sequence[Distribution], codes: Sequence[Codes]) -> str:
+    """The share of values at each code; returns the entropy of both ends."""
+    carried = []
+    for value, code, colour in zip(values, codes, _ENDS, strict=True):
+        shares = code.shares(value)
+        edges = np.arange(code.low, code.high + 2) - 0.5
+        _draw_shares(axes, shares, edges, colour)
+        carried.append(f"{entropy(shares):.1f}")
+    axes.set_xlim(codes[-1].low - 0.5, codes[-1].high + 0.5)
+    axes.set_xticks([codes[-1].low, 0, codes[-1].high])
+    _share_axis(axes, _SMALLEST_SHARE)
+    axes.set_ylim(_SMALLEST_SHARE / 10, 2)
+    return " and ".join(carried)
+
+
+def _shift_label(numbers: Sequence[Any]) -> str:
+    if any(np.size(one.shift) > 1 for one in numbers):
+        low = min(float(np.min(one.shift)) for one in numbers)
+        high = max(float(np.max(one.shift)) for one in numbers)
+        span = f"{low:.2g} to {high:.2g}".replace("-", "−")
+        return f"each channel has a shift z of its own, {span} (not drawn)"
+    return "no shift"
+
+
+def _codes(config: QuantConfig) -> str:
+    if config.granularity in DYNAMIC:
+        return "codes at the calibration's extremes"
+    return "codes of the widest group" if config.channel_group else "codes"
+
+
+def draw_ranges(
+    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
+) -> Figure:
+    """The most variable inputs as they are, shifted, and as codes, where the range is extreme."""
+    (document,) = documents
+    config = parse_quant_config(document, "quant_config")
+    chosen = variable_of_both_kinds(statistics, options.layers)
+    figure = new_figure(
+        PAGE_WIDTH, 1.0 + 2.15 * len(chosen),
+        f"Ranges over the distributions of the most variable inputs ({made_by(document)})",
+    )  # fmt: skip
+    grid = figure.add_gridspec(len(chosen), 3)
+    for row, name in enumerate(chosen):
+        measured = statistics.inputs[name]
+        steps = [int(measured.absmax.argmin()), int(measured.absmax.argmax())]
+        sigmas = [config.sigmas[step] for step in steps]
+        numbers = numbers_along(config, config.layers[name], sigmas)
+        values = [distribution(measured, step) for step in steps]
+        codes = [codes_of(one, measured, step) for one, step in zip(numbers, steps, strict=True)]
+        shifts = [code.shift for code in codes]
+        is_shifted = any(shifts)
+        raw = figure.add_subplot(grid[row, 0] if is_shifted else grid[row, :2])
+        gelu = ", after GELU" if name in statistics.post_gelu else ""
+        at = " and ".join(f"{statistics.sigmas[step]:.2g}" for step in steps)
+        title = f"{input_label(name)}{gelu}: x at σ = {at}"
+        raw.set_title(
+            title if is_shifted else f"{title}; {_shift_label(numbers)}", fontsize=9, loc="left"
+        )
+        _draw_density(raw, values, codes, [0.0, 0.0])
+        shown = [raw]
+        if is_shifted:
+            shifted = figure.add_subplot(grid[row, 1])
+            z = " and ".join(f"{shift:.3g}" for shift in shifts).replace("-", "−")
+            shifted.set_title(f"x − z, z = {z}", fontsize=9, loc="left")
+            _draw_density(shifted, values, codes, shifts)
+            shown.append(shifted)
+        levels = figure.add_subplot(grid[row, 2])
+        carried = _draw_levels(levels, values, codes)
+        bits = " and ".join(dict.fromkeys(str(one.bits) for one in numbers))
+        levels.set_title(f"codes: {carried} of {bits} bits of entropy", fontsize=9, loc="left")
+        for axes in (*shown, levels):
+            axes.grid(True)
+            axes.tick_params(labelsize=8)
+    figure.supylabel("share of values (a 240th of the axis; a code)", fontsize=9)
+    blue, vermilion = _ENDS
+    handles = [
+        Patch(color=blue, alpha=0.5, label="σ of the smallest range"),
+        Patch(color=vermilion, alpha=0.5, label="σ of the largest range"),
+        Patch(color="#777777", alpha=0.5,
+              label=f"below an axis: the interval of {_codes(config)}, a tick a level"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure

@@ -1,0 +1,237 @@
+"""What the activation plots share: panels by stream and kind of layer, their axes and colours.
+
+Colours are those of Okabe and Ito, cividis and PuOr, which the colour-blind tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from ..statistics.input_statistics import Statistics
+from .charts import log_axis
+
+_KINDS = {
+    "attn.q_proj": "q, k, v",
+    "attn.o_proj": "o_proj",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+}
+_STREAMS = {"img": "image stream", "txt": "text stream", "uni": "unified blocks"}
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+GELU_BACKGROUND = "#FBF6EA"
+# There is no such layer: the last block of the text stream ends behind attention.
+ABSENT = "#E4E4E4"
+SIGMA = "noise level σ (no unit; 1 = pure noise, sampling runs left to right)"
+SHORT_SIGMA = "noise level σ (no unit)"
+PAGE_WIDTH = 13.0
+# A linear axis hides what is smaller than this part of its end.
+_LINEAR_SPREAD = 15.0
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """What a person may choose: keys below `activations.plots`.
+
+    Attributes:
+        snapshot_steps: steps that are drawn one by one; the nearest measured ones are taken.
+        layers: how many layers are drawn where only the most variable ones have room.
+    """
+
+    snapshot_steps: Sequence[int]
+    layers: int = 6
+
+
+def place(name: str) -> tuple[str, str, str]:
+    """("mm03", "img", "mlp.fc1") of an input's name; the stream of a unified block is "uni"."""
+    block, *rest = name.split(".")
+    stream = rest[0] if rest[0] in _STREAMS else "uni"
+    return block, stream, ".".join(rest[-2:])
+
+
+def input_label(name: str) -> str:
+    """What a plot calls an input: mm03.img q, k, v for "mm03.img.attn.q_proj"."""
+    block, stream, kind = place(name)
+    return f"{block if stream == 'uni' else f'{block}.{stream}'} {_KINDS[kind]}"
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of the given size in inches that draws without a screen."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    return figure
+
+
+def shades(count: int) -> np.ndarray:
+    """(count, 4) colours from dark to light, in the order of blocks or of the schedule."""
+    colours: np.ndarray = mpl.colormaps["cividis"](np.linspace(0.05, 0.92, count))
+    return colours
+
+
+def paint(panel: Axes, colour: str) -> None:
+    """A background that an SVG file keeps: of transparent figures the axes' own is left out."""
+    panel.add_patch(
+        Rectangle((0, 0), 1, 1, transform=panel.transAxes, color=colour, linewidth=0, zorder=-9)
+    )
+
+
+def _groups(statistics: Statistics) -> dict[tuple[str, str], list[str]]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in statistics.inputs:
+        _, stream, kind = place(name)
+        groups.setdefault((stream, kind), []).append(name)
+    return groups
+
+
+def streams_of(statistics: Statistics) -> dict[str, list[str]]:
+    """Stream -> its blocks; the rows of panels, from top to bottom."""
+    blocks: dict[str, dict[str, None]] = {}
+    for name in statistics.inputs:
+        block, stream, _ = place(name)
+        blocks.setdefault(stream, {})[block] = None
+    return {stream: list(blocks[stream]) for stream in _STREAMS if stream in blocks}
+
+
+def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Axes, list[str]]]:
+    """(axes, input names in order of blocks) for each stream (row) and kind of layer (column).
+
+    Args:
+        figure: a figure or a part of one.
+        options: of `Figure.subplots`.
+    """
+    groups, streams = _groups(statistics), list(streams_of(statistics))
+    grid = figure.subplots(len(streams), len(_KINDS), squeeze=False, **options)
+    made = []
+    for row, stream in enumerate(streams):
+        for column, kind in enumerate(_KINDS):
+            panel, names = grid[row, column], groups.get((stream, kind), [])
+            if not names:
+                panel.set_axis_off()
+                continue
+            after_gelu = names[0] in statistics.post_gelu
+            after = ", after GELU" if after_gelu else ""
+            panel.set_title(f"{_STREAMS[stream]}: {_KINDS[kind]}{after}", fontsize=9)
+            panel.tick_params(labelsize=8)
+            panel.grid(True)
+            if after_gelu:
+                paint(panel, GELU_BACKGROUND)
+            made.append((panel, names))
+    return made
+
+
+def bottom_labels(figure: Any, text: str) -> None:
+    """A label under every lowest panel: unlike `supxlabel` it leaves room for a legend."""
+    for axes in figure.axes:
+        place_of = axes.get_subplotspec()
+        below = [
+            other
+            for other in figure.axes
+            if other.axison
+            and other.get_subplotspec().colspan.start == place_of.colspan.start
+            and other.get_subplotspec().rowspan.start > place_of.rowspan.start
+        ]
+        if axes.axison and not below:
+            axes.set_xlabel(text, fontsize=8.5)
+
+
+def panels_height(statistics: Statistics) -> float:
+    """Inches for `panels` of curves, with a title and labels."""
+    return 1.1 + 2.5 * len(streams_of(statistics))
+
+
+def block_axis(panel: Axes, names: Sequence[str]) -> None:
+    """Blocks along the axis, every one of them named where there is room."""
+    every = 1 if len(names) <= 6 else -(-len(names) // 5)
+    panel.set_xticks(
+        range(0, len(names), every), [place(name)[0] for name in names[::every]], fontsize=8
+    )
+    panel.set_xlim(-0.5, len(names) - 0.5)
+
+
+def block_handles(statistics: Statistics) -> list[Patch]:
+    """What the two ends of `shades` stand for, where lines are blocks."""
+    blocks = [place(name)[0] for name in statistics.inputs]
+    dark, light = shades(2)
+    return [
+        Patch(color=dark, label=f"{blocks[0]}, the first block"),
+        Patch(color=light, label=f"{blocks[-1]}, the last block"),
+    ]
+
+
+def range_axis(panel: Axes, low: float, high: float) -> None:
+    """A vertical axis for ranges from `low` to `high`: from zero, or logarithmic if they differ."""
+    if low > 0 and high / low > _LINEAR_SPREAD:
+        panel.set_ylim(low / 1.15, high * 1.15)
+        log_axis(panel, "y")
+        panel.set_ylim(low / 1.15, high * 1.15)
+    else:
+        panel.set_ylim(0, 1.08 * max(high, 1e-12))
+
+
+def sigma_axis(axes: Axes, sigmas: np.ndarray) -> None:
+    """A linear axis of sigma, from the first measured step on the left to the last."""
+    margin = 0.02 * float(sigmas[0] - sigmas[-1]) or 0.02
+    axes.set_xlim(float(sigmas[0]) + margin, float(sigmas[-1]) - margin)
+
+
+def columns_axis(axes: Axes, sigmas: np.ndarray, ticks: int) -> None:
+    """Columns are measured steps; evenly spaced ticks, `ticks` at most, say which sigma each is."""
+    last = max(len(sigmas) - 1, 1)
+    closest = -(-last // (ticks - 1))
+    # A little wider apart, one of them may fall on the last column.
+    every = next((e for e in range(closest, closest + 3) if last % e == 0), closest)
+    shown = range(0, len(sigmas), every)
+    axes.set_xticks(shown, [f"{sigmas[index]:.2f}" for index in shown], fontsize=8)
+
+
+def matrix_panels_height(statistics: Statistics) -> float:
+    """Inches for `matrix_panels`: a row a block, of all streams below each other."""
+    blocks = sum(max(len(blocks), 5) for blocks in streams_of(statistics).values())
+    return 1.0 + 0.35 * len(streams_of(statistics)) + 0.148 * blocks
+
+
+def matrix_panels(
+    figure: Any, statistics: Statistics, values: Mapping[str, np.ndarray], **options: Any
+) -> tuple[Any, list[tuple[Axes, dict[str, int]]]]:
+    """Panels of one row a block and one column a measured step.
+
+    So laid out, the 48 text and image blocks of a large model have room for a name each.
+
+    Args:
+        values: input name -> (S,).
+        options: of `Axes.imshow`.
+
+    Returns:
+        An image to make a colour bar of, and (axes, input name -> row) of every panel.
+    """
+    blocks = streams_of(statistics)
+    heights = [max(len(names), 5) for names in blocks.values()]
+    made = []
+    image = None
+    seen: set[str] = set()
+    for panel, names in panels(figure, statistics, sharex=True, height_ratios=heights):
+        stream = place(names[0])[1]
+        rows = blocks[stream]
+        row_of = {name: rows.index(place(name)[0]) for name in names}
+        matrix = np.full((len(rows), len(statistics.sigmas)), np.nan)
+        for name, row in row_of.items():
+            matrix[row] = values[name]
+        panel.grid(False)
+        paint(panel, ABSENT)
+        image = panel.imshow(matrix, aspect="auto", interpolation="none", **options)
+        every = max(1, -(-len(rows) // 24))
+        labels = rows[::every] if stream not in seen else []
+        panel.set_yticks(range(0, len(rows), every) if labels else [], labels, fontsize=7)
+        seen.add(stream)
+        columns_axis(panel, statistics.sigmas, 6)
+        made.append((panel, row_of))
+    return image, made

@@ -1,0 +1,115 @@
+"""The weight track for the report: every block's error by recipe, and every layer's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..artifacts import read_json
+from ..planning.settings import is_tuned
+from ..plots.charts import (
+    as_svg,
+    figure,
+    for_page,
+    legend_below,
+    legend_height,
+    line_styles,
+    log_axis,
+    styled,
+)
+
+BLOCK_FORMAT = "ditquant.block_result"
+TUNING_FORMAT = "ditquant.tuning"
+
+Data = dict[str, Any]
+
+
+def _block(document: Mapping[str, Any]) -> Data:
+    """One block's held-out errors; `error` is that of the codes that were kept."""
+    learned = document["recipe"]["rounding"] != "rtn"
+    rtn, proposed = (document["hard_error"][key]["held_out"] for key in ("rtn", "result"))
+    error = document["kept_error"]["held_out"]
+    return {
+        "name": document["block"],
+        "rtn_error": rtn,
+        "learned_error": proposed if learned else None,
+        "error": error,
+        "ratio": error / rtn if rtn else None,
+        "binary_share": document["binary_share"],
+        "accepted": learned and document["accepted"],
+        "kept": document["kept"],
+    }
+
+
+def _grid(options: Mapping[str, Any]) -> str:
+    return "per channel" if options["grid"] == "channel" else f"groups of {options['group_size']}"
+
+
+def _tuning(file: Path) -> Data:
+    """Held-out velocity error before and after the tuning of a whole network."""
+    document = read_json(file, TUNING_FORMAT)
+    start, tuned = (document["error"][key] for key in ("start", "tuned"))
+    return {"start": start, "tuned": tuned, "ratio": tuned / start, "kept": document["kept"]}
+
+
+def recipe_results(weights: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Data]:
+    """One entry a recipe with its blocks in order.
+
+    Args:
+        weights: the folder `weights` of a run.
+        recipes: name -> options.
+    """
+    results = []
+    for name, options in recipes.items():
+        files = sorted((weights / name / "blocks").glob("*.json"))
+        blocks = [_block(read_json(file, BLOCK_FORMAT)) for file in files]
+        if not blocks:
+            continue
+        shares = [block["binary_share"] for block in blocks if block["binary_share"] is not None]
+        error, rtn = (fmean(block[key] for block in blocks) for key in ("error", "rtn_error"))
+        results.append(
+            {
+                "name": name,
+                "rounding": options["rounding"],
+                "bits": options["bits"],
+                "grid": _grid(options),
+                "mean_error": error,
+                "mean_ratio": error / rtn if rtn else None,
+                "smallest_binary_share": min(shares, default=None),
+                "learned": options["rounding"] != "rtn",
+                "accepted": sum(block["accepted"] for block in blocks),
+                "tuning": _tuning(weights / name / "tuned.json") if is_tuned(options) else None,
+                "blocks": blocks,
+            }
+        )
+    return results
+
+
+def weight_sqnr(blocks: Path) -> dict[str, float]:
+    """Linear name -> signal-to-quantization-noise ratio of its weights in dB, of one recipe."""
+    found: dict[str, float] = {}
+    for file in sorted(blocks.glob("*.json")):
+        for name, layer in read_json(file, BLOCK_FORMAT)["linears"].items():
+            found[name] = layer["weight_sqnr_db"]
+    return found
+
+
+@styled()
+def block_chart(recipes: Sequence[Mapping[str, Any]]) -> str:
+    """Every block's error by recipe, as SVG for a page; a logarithmic scale."""
+    names = [block["name"] for block in recipes[0]["blocks"]]
+    styles = line_styles([recipe["name"] for recipe in recipes])
+    width, columns = (4.9, 2) if len(names) <= 8 else (9.6, 4)
+    chart, axes = figure(width, 3.1 + legend_height(len(recipes), columns))
+    for recipe in recipes:
+        errors = [block["error"] for block in recipe["blocks"]]
+        name = recipe["name"]
+        axes.plot(range(len(errors)), errors, ms=5, lw=1.2, label=name, **styles[name])
+    log_axis(axes, "y")
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 16 else 0)
+    axes.set_ylabel("error / update energy")
+    axes.grid(axis="y")
+    legend_below(chart, axes, columns)
+    return for_page(as_svg(chart))

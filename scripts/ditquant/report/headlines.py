@@ -1,0 +1,87 @@
+"""What a report says first: the few numbers that answer how small, how close and at what price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..evaluation.table import error_ratio
+from ..planning.baselines import baseline_recipe
+from ..readable import fmt
+
+Data = dict[str, Any]
+
+
+def _card(label: str, value: str, detail: str) -> Data:
+    return {"label": label, "value": value, "detail": detail}
+
+
+def _between(low: float, high: float, how: str) -> str:
+    return f"95 % interval {fmt(low, how)} to {fmt(high, how)}"
+
+
+def headline_cards(
+    config: Mapping[str, Any], rows: Mapping[str, Data], documents: Mapping[str, Data]
+) -> list[Data]:
+    """The numbers that answer: how small, how close, what learning and activations change."""
+    recipe = config["recipe"]
+    weights, a8 = f"{recipe}-weights", f"{recipe}-a8"
+    cards = []
+    if weights in rows and "full" in rows:
+        small, large = rows[weights]["model_bytes"], rows["full"]["model_bytes"]
+        detail = f"{fmt(small, 'bytes')} instead of {fmt(large, 'bytes')} in float16"
+        cards.append(_card("Size of the MM-DiT", f"{large / small:.1f} × smaller", detail))
+    for name, label in ((weights, "Pictures, weights quantized"), (a8, "Pictures, W4A8 simulated")):
+        if name in rows:
+            row = rows[name]
+            detail = "median PSNR against full precision; " + _between(
+                row["psnr_median_low"], row["psnr_median_high"], "1"
+            )
+            cards.append(_card(label, fmt(row["psnr_median"], "db"), detail))
+    baseline = baseline_recipe(config["recipes"], recipe)
+    pairs = [
+        (weights, f"{baseline}-weights", f"Error against {baseline}"),
+        (a8, weights, "Error of A8 against weights alone"),
+    ]
+    for name, against, label in pairs:
+        if name in documents and against in documents:
+            ratio, low, high = error_ratio(documents[name], documents[against])
+            interval = _between(low, high, "2")
+            detail = f"median latent error of {name} divided by that of {against}; {interval}"
+            cards.append(_card(label, fmt(ratio, "times"), detail))
+    best = a8 if a8 in rows else weights
+    if best in rows and rows[best]["judge_accuracy"] is not None:
+        detail = f"of the pictures by {best} satisfy the judge; at full precision " + fmt(
+            rows["full"]["judge_accuracy"], "percent"
+        )
+        cards.append(
+            _card("Captions drawn right", fmt(rows[best]["judge_accuracy"], "percent"), detail)
+        )
+    return cards
+
+
+def lede(config: Mapping[str, Any], sizes: Sequence[Data]) -> str:
+    """One or two sentences on what was done to what."""
+    options = config["recipes"][config["recipe"]]
+    text = (
+        f"The linears of every transformer block hold {options['bits']}-bit weights "
+        f"({grid_text(options)}), chosen by {options['rounding']}"
+    )
+    if any(kind in ("a8", "multitier") for kind in config["inference"]["variants"]):
+        text += f", and their inputs are rounded to {config['activations']['bits']} bits"
+    others = options.get("quantize", "blocks")
+    if others != "blocks":
+        which = "adaLN" if others == "blocks+adaln" else "all other linears"
+        text += f"; {which} hold {options['other_bits']}-bit weights"
+    text += "; everything else is full precision."
+    own = [size for size in sizes if size["name"] == config["recipe"]]
+    if own and own[0]["rest"] > own[0]["quantized"]:
+        text += " Most of the bytes that are left are layers that it does not touch."
+    return text
+
+
+def grid_text(options: Mapping[str, Any]) -> str:
+    """How the weights share scales: "groups of 64" or "one scale for each output channel"."""
+    if options["grid"] == "channel":
+        return "one scale for each output channel"
+    return f"groups of {options['group_size']}"

@@ -1,0 +1,166 @@
+"""The residual streams between blocks: what a block gets, and what it should give back.
+
+One file an image. A row is one half of a guided pair (prompt, then negative prompt) at one cached
+step, step-major. Each boundary is stored once, because a block's output is the next block's input:
+"mm03.img" is the image stream that enters block mm03, "out.img" what leaves the last block. Where
+unified blocks follow multimodal ones, their single stream is the text stream and then the image
+stream; "uni00.uni" is stored, and the targets of the last multimodal block are split from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..artifacts import load_metadata, load_tensors
+from ..backend import mx, nn
+from ..network.blocks import boundaries
+from ..network.calibration import Trajectory
+from ..network.sampling import modulation_inputs, predict
+
+
+@dataclass(frozen=True)
+class BlockData:
+    """What the optimisation of one block reads: rows of all images, in image order.
+
+    Attributes:
+        inputs: one (rows, tokens, 1, hidden) array a stream, in the block's own order.
+        targets: the full-precision outputs, for the streams that the block does not drop.
+        modulation: (rows, 1, 1, hidden), what every adaLN reads.
+        rows_per_image: how many rows come from each image.
+        latent_size: (height, width) of the latents, for rotary positions.
+        text_tokens: length of the text stream, for rotary positions and for splitting.
+        sigmas: (rows,) float32, the noise level of each row.
+        prefix: like `inputs`, but computed by the quantized blocks before this one; None: the
+            block is quantized on full-precision inputs.
+    """
+
+    inputs: tuple[mx.array, ...]
+    targets: tuple[mx.array, ...]
+    modulation: mx.array
+    rows_per_image: tuple[int, ...]
+    latent_size: tuple[int, int]
+    text_tokens: int
+    sigmas: mx.array
+    prefix: tuple[mx.array, ...] | None = None
+
+    @property
+    def entering(self) -> tuple[mx.array, ...]:
+        """What the block will read once the blocks before it are quantized, as far as known."""
+        return self.inputs if self.prefix is None else self.prefix
+
+
+def stream_names(block: str) -> tuple[str, ...]:
+    """The streams that enter a block, in the order in which it takes them."""
+    return ("uni",) if block.startswith("uni") else ("img", "txt")
+
+
+def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dict[str, mx.array]:
+    """The streams at every block boundary in one full-precision forward pass, and `modulation`.
+
+    Args:
+        step: 0-based; its stored latents go in, so that no step depends on another.
+
+    Returns:
+        "mm00.img", "mm00.txt", ..., "out.img" -> (rows, tokens, 1, hidden), evaluated; see the
+        module's docstring.
+    """
+    streams: dict[str, mx.array] = {}
+
+    def note(name: str, arrays: tuple[mx.array, ...]) -> None:
+        block, _, is_output = name.partition(".")
+        # A block's output is stored as the next block's input; only the last output stays "out".
+        prefix = "out" if is_output else block
+        for stream in ("out.img", "out.txt", "out.uni"):
+            streams.pop(stream, None)
+        streams.update(
+            {f"{prefix}.{s}": a for s, a in zip(stream_names(block), arrays, strict=False)}
+        )
+
+    with boundaries(model, note):
+        output = predict(model, *trajectory.at(step))
+    streams["modulation"] = modulation_inputs(
+        model, trajectory.conditioning.pooled, trajectory.timesteps[step]
+    )
+    mx.eval(output, streams)
+    return streams
+
+
+def cached_steps(num_steps: int, stride: int) -> list[int]:
+    """Every `stride`-th step, the first among them."""
+    return list(range(0, num_steps, stride))
+
+
+def join_steps(steps: Iterator[dict[str, mx.array]]) -> dict[str, mx.array]:
+    """Rows of several steps under each other."""
+    rows = list(steps)
+    return {name: mx.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _next_boundary(block: str, block_names: Sequence[str]) -> str:
+    following = block_names.index(block) + 1
+    return block_names[following] if following < len(block_names) else "out"
+
+
+def read_block(
+    files: Sequence[str | Path],
+    block_names: Sequence[str],
+    block: str,
+    prefix: tuple[mx.array, ...] | None = None,
+) -> BlockData:
+    """Inputs and full-precision outputs of one block; only that block's tensors are read.
+
+    Args:
+        files: block_io files, one an image.
+        block_names: all blocks of the model, in order of computation.
+        block: "mm03" or "uni07".
+        prefix: the streams that the quantized blocks before it give (`prefix.prefix_streams`), rows
+            as in `files`.
+    """
+    images = [load_tensors(file) for file in files]
+    metadata = load_metadata(files[0])
+    text_tokens = int(metadata["text_tokens"])
+
+    def rows(name: str) -> mx.array:
+        return mx.concatenate([image[name] for image in images])
+
+    after = _next_boundary(block, block_names)
+    if not block.startswith("uni") and f"{after}.uni" in images[0]:
+        joined = rows(f"{after}.uni")
+        targets: tuple[mx.array, ...] = (joined[:, text_tokens:], joined[:, :text_tokens])
+    else:
+        present = [f"{after}.{s}" for s in stream_names(block) if f"{after}.{s}" in images[0]]
+        targets = tuple(rows(name) for name in present)
+    height, width = json.loads(metadata["latent_size"])
+    data = BlockData(
+        inputs=tuple(rows(f"{block}.{stream}") for stream in stream_names(block)),
+        targets=targets,
+        modulation=rows("modulation"),
+        rows_per_image=tuple(image["modulation"].shape[0] for image in images),
+        latent_size=(height, width),
+        text_tokens=text_tokens,
+        # A row is one half of a guided pair, or a whole step of an unguided model.
+        sigmas=mx.concatenate([_row_sigmas(image) for image in images]),
+        prefix=prefix,
+    )
+    mx.eval(data.inputs, data.targets, data.modulation, data.sigmas)
+    return data
+
+
+def _row_sigmas(image: Mapping[str, mx.array]) -> mx.array:
+    sigmas = image["sigmas"].astype(mx.float32)
+    return mx.repeat(sigmas, image["modulation"].shape[0] // sigmas.size)
+
+
+def positional_encodings(model: nn.Module, data: BlockData) -> mx.array | None:
+    """The rotary tables that the model gives its blocks, or None where positions are learned."""
+    if hasattr(model, "x_pos_embedder"):
+        return None
+    patch = model.config.patch_size
+    height, width = data.latent_size
+    return model.pre_sdpa_rope(
+        text_sequence_length=data.text_tokens,
+        latent_image_resolution=(height // patch, width // patch),
+    )

@@ -1,0 +1,225 @@
+"""GPTQ: codes that make up for each other, one input column after the other.
+
+GPTQ (Frantar et al. 2022, arXiv 2210.17323) minimises the error of what a linear layer computes,
+
+    tr((W - Q) H (W - Q)^T),    H = sum over the layer's inputs x of x x^T,
+
+by rounding the columns in turn, and after each changing those not rounded yet so that they cancel
+as much as they can of the error made. Published, with U the upper Cholesky factor of H^-1:
+
+    q_k = round(w_k)     e = (w_k - q_k) / U_kk     W[:, k+1:] -= e U[k, k+1:]
+
+Written this way H has to be inverted. The same codes come from H = R R^T with R upper triangular
+(R = U^-1), which is Babai's nearest-plane algorithm (Chen et al. 2025, arXiv 2507.18553): with
+D = W - Q for the columns rounded so far,
+
+    q_k = round(w_k + sum_{j<k} D[:, j] R_jk / R_kk)
+
+since e = D R. That is one Cholesky factorisation, no inverse, and W itself never changes. Sums over
+finished columns are one matrix product for each block of columns.
+
+Scales and zero points are given (`grids.Scales`) and stay, so the codes pack exactly and columns
+may be taken in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backend import mx, to_numpy
+from ..errors import UserError
+from .grids import Scales
+from .rounding import nearest_codes
+
+# Columns rounded between two matrix products.
+_BLOCK = 128
+# A damping above this would make the layer's inputs all but uncorrelated.
+_LARGEST_DAMPING = 1.0
+# Rows of one float32 product of `moment`.
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factorised second-moment matrix; layers that read the same input share it.
+
+    Attributes:
+        upper: R (inputs, inputs) float64, upper triangular, in the order below: R R^T is the damped
+            H[order][:, order].
+        order: (inputs,) the columns in the order in which they are rounded.
+        damping: what was added to the diagonal, in units of its mean; larger than asked for if the
+            matrix was singular with less.
+    """
+
+    upper: np.ndarray
+    order: np.ndarray
+    damping: float
+
+
+def moment(x: mx.array, y: mx.array | None = None) -> np.ndarray:
+    """sum over rows of x^T y, (channels of x, channels of y) float64; of x^T x without y.
+
+    Args:
+        x, y: (rows, channels) of any float dtype; what a layer reads, one row a token.
+    """
+    x = x.reshape(-1, x.shape[-1])
+    y = x if y is None else y.reshape(-1, y.shape[-1])
+    total = np.zeros((x.shape[-1], y.shape[-1]))
+    for start in range(0, len(x), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        # Products in float32 where MLX computes; only their sum needs more.
+        total += to_numpy(x[rows].astype(mx.float32).T @ y[rows].astype(mx.float32))
+    return total
+
+
+def damped(second_moment: np.ndarray, damping: float) -> np.ndarray:
+    """H + damping mean(diag H) I, float64; channels that were always 0 get the mean itself."""
+    matrix = np.array(second_moment, dtype=np.float64)
+    diagonal = matrix.diagonal().copy()
+    mean = diagonal.mean() or 1.0
+    np.fill_diagonal(matrix, np.where(diagonal > 0, diagonal + damping * mean, mean))
+    return matrix
+
+
+def factorize(
+    second_moment: np.ndarray,
+    damping: float = 0.01,
+    act_order: bool = False,
+    name: str = "The layer",
+) -> Factor:
+    """Factorises H for `gptq_codes`, damped tenfold until it is positive definite.
+
+    Args:
+        second_moment: H (inputs, inputs), symmetric.
+        damping: share of mean(diag H) added to the diagonal.
+        act_order: round the columns with the largest diagonal first, while most columns are left
+            to make up for their errors.
+        name: of the layer, for the message.
+
+    Raises:
+        UserError: H is not finite, or cannot be factorised with any damping up to 1.
+    """
+    if not np.isfinite(second_moment).all():
+        raise UserError(
+            f"{name}: its calibration inputs are not finite, so GPTQ has nothing to go by. The "
+            "model overflows in this dtype: set model.dtype to bfloat16 or float32."
+        )
+    inputs = len(second_moment)
+    diagonal = np.asarray(second_moment).diagonal()
+    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(inputs)
+    while True:
+        matrix = damped(second_moment, damping)
+        try:
+            # The lower factor of the reversed matrix, reversed, is the upper one.
+            reverse = order[::-1]
+            lower = np.linalg.cholesky(matrix[np.ix_(reverse, reverse)])
+        except np.linalg.LinAlgError:
+            if damping >= _LARGEST_DAMPING:
+                raise UserError(
+                    f"{name}: the second moments of its inputs are not positive definite even with "
+                    f"a damping of {damping:g}. Use more calibration images (weights.num_images) "
+                    "or another rounding for this recipe."
+                ) from None
+            damping = min(max(10 * damping, 1e-4), _LARGEST_DAMPING)
+            continue
+        return Factor(np.ascontiguousarray(lower[::-1, ::-1]), order, damping)
+
+
+def gptq_steps(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
+    """W / scale + zero, each column after it took over the errors of those rounded before it.
+
+    Rounded to nearest they are GPTQ's codes; a learned rounding can start from them.
+
+    Args:
+        weight: (outputs, inputs), any float dtype.
+        scales: the grid over it.
+        factor: of the layer's inputs.
+
+    Returns:
+        (outputs, inputs) float32.
+    """
+    upper, order = factor.upper, factor.order
+    # One row an input column: a column of W is contiguous, and so is every product below.
+    target = to_numpy(weight.astype(mx.float32)).T[order].astype(np.float64)
+    step = to_numpy(scales.scales).T.astype(np.float64)
+    zero = to_numpy(scales.zeros).T.astype(np.float64)
+    difference = np.empty_like(target)
+    steps = np.empty_like(target)
+    for start in range(0, len(order), _BLOCK):
+        stop = min(start + _BLOCK, len(order))
+        carried = upper[:start, start:stop].T @ difference[:start]
+        local = np.ascontiguousarray(upper[start:stop, start:stop].T)
+        for k in range(start, stop):
+            row = k - start
+            carry = carried[row] + local[row, :row] @ difference[start:k]
+            group = order[k] // scales.group_size
+            one = (target[k] + carry / local[row, row]) / step[group] + zero[group]
+            code = np.clip(np.rint(one), 0, 2**scales.bits - 1)
+            difference[k] = target[k] - step[group] * (code - zero[group])
+            steps[order[k]] = one
+    return mx.array(np.ascontiguousarray(steps.T).astype(np.float32))
+
+
+def gptq_codes(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
+    """Integer codes by GPTQ on a given grid; see the module's docstring.
+
+    A channel that was always 0 in calibration does not matter to the error and is rounded to
+    nearest. At 8 bits the last half step of the storage's own rounding is not seen (`grids`).
+
+    Args:
+        weight, scales, factor: see `gptq_steps`.
+
+    Returns:
+        (outputs, inputs) float32 integers in 0 .. 2^bits - 1, like `rounding.nearest_codes`.
+    """
+    return nearest_codes(gptq_steps(weight, scales, factor), 2**scales.bits)
+
+
+def layer_error(weight: mx.array, values: mx.array, second_moment: np.ndarray) -> float:
+    """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the layer's relative squared output error.
+
+    Args:
+        weight, values: W and Q, (outputs, inputs).
+        second_moment: H (inputs, inputs).
+    """
+    exact = to_numpy(weight.astype(mx.float32)).astype(np.float64)
+    difference = exact - to_numpy(values.astype(mx.float32))
+    power = float(np.sum((exact @ second_moment) * exact))
+    return float(np.sum((difference @ second_moment) * difference)) / max(power, 1e-300)
+
+
+def corrected_weight(
+    weight: mx.array, cross_moment: np.ndarray, second_moment: np.ndarray, damping: float = 0.01
+) -> mx.array:
+    """The weight that does for a quantized prefix's inputs what W does for full-precision ones.
+
+    A layer behind quantized layers reads X' where it used to read X (one column a token). It should
+    still give W X, so W' minimises
+
+        |W X - W' X'|^2 + lambda |W' - W|^2,     lambda = damping mean(diag X' X'^T).
+
+    Setting the derivative -2 (W X - W' X') X'^T + 2 lambda (W' - W) to zero gives
+
+        W' (X' X'^T + lambda I) = W (X X'^T + lambda I)
+        W' = W + W (X X'^T - X' X'^T) (X' X'^T + lambda I)^-1.
+
+    Damping pulls towards W, not towards 0: with X' = X nothing changes, and directions that
+    calibration never saw keep their weights. For lambda = 0 the remainder W X - W' X' is orthogonal
+    to X', so |W X - Q X'|^2 = |W X - W' X'|^2 + |(W' - Q) X'|^2: GPTQ on W' with H = X' X'^T
+    minimises the whole error (asymmetric calibration, GPTAQ, arXiv 2504.02692).
+
+    Args:
+        weight: W (outputs, inputs).
+        cross_moment: X X'^T (inputs, inputs): `moment(x, x_prime)`.
+        second_moment: X' X'^T.
+
+    Returns:
+        W' (outputs, inputs) float32.
+    """
+    exact = to_numpy(weight.astype(mx.float32)).astype(np.float64)
+    matrix = damped(second_moment, damping)
+    right = exact @ (np.asarray(cross_moment, dtype=np.float64) - second_moment)
+    change = np.linalg.solve(matrix, right.T).T
+    return mx.array((exact + change).astype(np.float32))

@@ -1,0 +1,90 @@
+"""The streams that enter a block when the blocks before it are quantized already.
+
+Learning on them lets a block make up for errors of those before it (asymmetric reconstruction);
+the price is that blocks are quantized one after the other. Each block's job runs all blocks before
+it on the cached rows: a forward pass, little beside the learning, and nothing to store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..backend import mx, nn
+from ..network.blocks import call_block, set_modulation, walk_blocks, walk_linears
+from .block_files import read_packed, read_parameters
+from .block_io import BlockData, positional_encodings, read_block, stream_names
+from .grids import Packed, dequantize
+
+_ROWS_AT_ONCE = 16
+
+
+def streams_after(
+    model: nn.Module,
+    block: str,
+    following: str,
+    data: BlockData,
+    packed: Mapping[str, Packed],
+    parameters: Mapping[str, mx.array],
+) -> tuple[mx.array, ...]:
+    """Streams that enter block `following`, behind a quantized `block`.
+
+    Args:
+        model: the full-precision MMDiT; the block's weights in it are replaced.
+        data: of `block`; what enters it is `data.entering`.
+        packed: linear's name -> quantized weight, for the block's linears.
+        parameters: module path -> parameter that balancing changed.
+
+    Returns:
+        (rows, tokens, 1, hidden) each in the model's dtype, in the order in which `following`
+        takes them.
+    """
+    own = next(one for one in walk_blocks(model) if one.name == block)
+    dtype = data.inputs[0].dtype
+    model.load_weights(list(parameters.items()), strict=False)
+    for linear in walk_linears(own):
+        if linear.name in packed:
+            linear.module.weight = dequantize(packed[linear.name], dtype)
+    modulation = [stream.adaLN_modulation(data.modulation) for stream in own.streams.values()]
+    positions = positional_encodings(model, data)
+    parts: list[tuple[mx.array, ...]] = []
+    for start in range(0, len(data.modulation), _ROWS_AT_ONCE):
+        rows = mx.array(np.arange(start, min(start + _ROWS_AT_ONCE, len(data.modulation))))
+        for stream, values in zip(own.streams.values(), modulation, strict=True):
+            set_modulation(stream, values[rows])
+        outputs = call_block(own, [stream[rows] for stream in data.entering], positions)
+        mx.eval(outputs)
+        parts.append(outputs)
+    streams = [mx.concatenate(column) for column in zip(*parts, strict=True)]
+    if stream_names(following) == ("uni",) and len(streams) > 1:
+        image, text = streams
+        streams = [mx.concatenate([text, image], axis=1)]
+    return tuple(streams)
+
+
+def prefix_streams(
+    model: nn.Module,
+    block_names: Sequence[str],
+    files: Sequence[str | Path],
+    weights: Sequence[str | Path],
+) -> tuple[mx.array, ...]:
+    """Streams that enter a block behind all blocks before it, quantized.
+
+    Args:
+        model: the full-precision MMDiT; the weights of the blocks before are replaced in it.
+        block_names: all blocks of the model, in order of computation.
+        files: block_io files, one an image.
+        weights: files of `optimize_block`, of the blocks before in their order; at least one.
+    """
+    data = read_block(files, block_names, block_names[0])
+    for index, file in enumerate(weights):
+        block, following = block_names[index : index + 2]
+        streams = streams_after(
+            model, block, following, data, read_packed([file]), read_parameters([file])
+        )
+        mx.eval(streams)
+        data = replace(data, inputs=streams, targets=())
+    return data.inputs

@@ -1,0 +1,59 @@
+"""The library is a house: every folder is a floor, and an import only goes down or stays."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).parents[2] / "scripts" / "ditquant"
+# The lowest first; what several floors use lies in the library's own folder, below them all.
+FLOORS = [
+    "", "planning", "backend", "models", "network", "statistics", "ranges", "weights",
+    "checkpoints", "simulation", "evaluation", "plots", "report",
+]  # fmt: skip
+# Stands beside the others.
+DEMO = {"", "backend", "models", "network", "demo"}
+MODULES = sorted(LIBRARY.rglob("*.py"))
+
+
+def folder_of(path: Path) -> str:
+    return "/".join(path.relative_to(LIBRARY).parts[:-1])
+
+
+def imported_folders(path: Path) -> set[str]:
+    """Folders whose modules a module imports from."""
+    own = path.relative_to(LIBRARY).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        parts = [*own[: len(own) - node.level + 1], *(node.module or "").split(".")]
+        named = LIBRARY.joinpath(*filter(None, parts))
+        found.add(folder_of(named / "x") if named.is_dir() else folder_of(named))
+    return found
+
+
+def test_every_folder_is_a_floor():
+    assert {folder_of(path) for path in MODULES} == {*FLOORS, "demo"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_an_import_never_goes_up(path):
+    folder = folder_of(path)
+    # Reading and writing files takes MLX's arrays, from the backend.
+    allowed = DEMO if folder == "demo" else {*FLOORS[: FLOORS.index(folder) + 1]}
+    if folder == "":
+        allowed |= {"backend"}
+    assert imported_folders(path) <= allowed
+
+
+@pytest.mark.parametrize("floor", FLOORS[1:])
+def test_a_floor_lists_its_rooms(floor):
+    listed = ast.get_docstring(ast.parse((LIBRARY / floor / "__init__.py").read_text("utf-8")))
+    rooms = {path.stem for path in (LIBRARY / floor).glob("*.py")} - {"__init__"}
+    by_pattern = {room for room in rooms for word in listed.split() if
+                  word.strip(",").endswith("*") and room.startswith(word.strip(",*"))}  # fmt: skip
+    missing = {room for room in rooms - by_pattern if room not in listed}
+    assert not missing
