@@ -13,6 +13,7 @@ calibration at every second of 50 steps. Of each granularity:
     first_picture       mean over the 28 steps of a process's first picture, with the seconds of
                         making numbers, which a process does once: for all sigmas, at each sigma
                         group, at each measured sigma or, for polynomials, at every step
+    numbers_seconds     of making all numbers of a first picture, by itself
     ratio               of the medians over later steps, where numbers are those of the first
                         picture
     ratio_of_fastest    what is left where a host is sometimes slow
@@ -126,11 +127,18 @@ def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> 
     # What is compiled on first use is not counted.
     pairs(Simulation(config), WARM_UP)
     simulation = Simulation(config)
+    start = time.perf_counter()
+    for index, sigma in enumerate(SIGMAS):
+        simulation(index, sigma)
+    mx.synchronize()
+    numbers = time.perf_counter() - start
+    simulation = Simulation(config)
     first = [statistics.mean(times) for times in pairs(simulation, STEPS)]
     later = pairs(simulation, repeat)
     plain, quantized = map(statistics.median, later)
     fastest = [min(times) for times in later]
     return {
+        "numbers_seconds": numbers,
         "first_picture_plain_seconds": first[0],
         "first_picture_simulated_seconds": first[1],
         "plain_seconds": plain,
@@ -191,6 +199,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             f"{name:28} {plain * 1e3:8.2f} ms without {quantized * 1e3:8.2f} ms with "
             f"{rows[name]['ratio']:6.3f} x (fastest {rows[name]['ratio_of_fastest']:6.3f}, "
             f"first picture {rows[name]['first_picture']:6.3f}), "
+            f"{rows[name]['numbers_seconds'] * 1e3:.1f} ms for its numbers, "
             f"{rows[name]['differing']} values differ",
             flush=True,
         )

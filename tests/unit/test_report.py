@@ -153,7 +153,7 @@ def test_recipes_with_activations_of_their_own_are_named(tmp_path, results, conf
     data = report.collect(run, everything, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
     text = " ".join(report.render(data).split())
     assert (
-        "<b>adaround</b> (channels balanced): 6 bits; one scale for each layer, range by mse."
+        "<b>adaround</b> (channels balanced): 6 bits; one scale for each layer, range by predicted error."
         in text
     )
     assert "With tiers 7.25 bits on average." in text

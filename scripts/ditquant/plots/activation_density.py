@@ -26,6 +26,8 @@ _GRANULARITIES = {
     "dynamic-tensor": "made at run time for each layer",
     "dynamic-token": "made at run time for each token",
 }
+# Rules whose name alone says too little.
+_RULES = {"measured": "measured error", "mse": "predicted error"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def made_by(document: Mapping[str, Any]) -> str:
     group = made.get("channel_group")
     of_groups = f" and group of {group} channels" if group else ""
     words = f"{_GRANULARITIES[made.get('granularity', 'step')]}{of_groups}"
-    return words if made.get("granularity") in DYNAMIC else f"{words}, range by {made['range']}"
+    if made.get("granularity") in DYNAMIC:
+        return words
+    return f"{words}, range by {_RULES.get(made['range'], made['range'])}"
 
 
 def entropy(shares: np.ndarray) -> float:
