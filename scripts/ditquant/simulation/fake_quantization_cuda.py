@@ -17,142 +17,12 @@ from typing import Any
 import numpy as np
 
 from ..backend import compiled, cuda_kernel, device_arrays, mx
-from ..ranges.intervals import SMALLEST_RANGE
 from ..ranges.sigma_lookup import InputNumbers, code_range
+from .fake_quantization_sources import ENTRIES, EXTREMES, HEADER, LISTED, TOKENS
 
 _THREADS = 256
 # Of an entry of the batch, each with a maximum of its own.
 _PARTS = 64
-
-_HEADER = f"""
-// A layer's numbers: its extreme codes, its shift, and the scales of its groups of channels.
-struct Layer {{
-    float low, high, shift;
-    const float* scales;
-    int groups;
-}};
-
-__device__ Layer layer_at(const float* numbers, const int* place) {{
-    const float* own = numbers + place[0];
-    return {{own[0], own[1], own[2], own + 3, place[1]}};
-}}
-
-// One shift for all channels (SHIFTS 1), or one for each.
-template <int SHIFTS>
-__device__ float shift_of(const Layer& layer, const float* shifts, int channel) {{
-    return SHIFTS > 1 ? shifts[channel] : layer.shift;
-}}
-
-// The largest value that any of WIDTH neighbouring threads has; a power of 2, at most 32.
-template <int WIDTH>
-__device__ float largest_of(float value) {{
-    for (int distance = WIDTH / 2; distance > 0; distance /= 2)
-        value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance, WIDTH));
-    return value;
-}}
-
-__device__ float scale_of(float largest, const Layer& layer) {{
-    return fmaxf(largest, {SMALLEST_RANGE!r}f) / layer.high;
-}}
-
-template <int SHIFTS, typename T, int N>
-__device__ float largest_in(
-    const Values<T, N>& x, const Layer& layer, const float* shifts, int first
-) {{
-    float largest = 0.0f;
-    #pragma unroll
-    for (int j = 0; j < N; j++)
-        largest = fmaxf(
-            largest, fabsf(float(x.value[j]) - shift_of<SHIFTS>(layer, shifts, first + j)));
-    return largest;
-}}
-
-template <int SHIFTS, typename T, int N>
-__device__ Values<T, N> quantized(
-    Values<T, N> x, float s, const Layer& layer, const float* shifts, int first
-) {{
-    #pragma unroll
-    for (int j = 0; j < N; j++) {{
-        const float z = shift_of<SHIFTS>(layer, shifts, first + j);
-        const float code = fminf(fmaxf(rintf((float(x.value[j]) - z) / s), layer.low), layer.high);
-        x.value[j] = T(code * s + z);
-    }}
-    return x;
-}}
-"""
-
-# COUNT times N values. A thread's values are in one group of channels.
-_LISTED = """
-    using Vector = Values<T, N>;
-    const unsigned int i = blockIdx.x * blockDim.x + threadIdx.x;
-    const Layer layer = layer_at(numbers, place);
-    if (i < COUNT) {
-        const int channel = (i % (CHANNELS / N)) * N;
-        const float s = layer.scales[channel / (CHANNELS / layer.groups)];
-        reinterpret_cast<Vector*>(out)[i] = quantized<SHIFTS>(
-            reinterpret_cast<const Vector*>(x)[i], s, layer, shifts, channel);
-    }
-"""
-
-# LANES threads for each LENGTH adjacent channels of a token, which share a scale; a thread reads N
-# values at once.
-_TOKENS = """
-    using Vector = Values<T, N>;
-    const unsigned int thread = blockIdx.x * blockDim.x + threadIdx.x;
-    const unsigned int part = thread / LANES;
-    const Layer layer = layer_at(numbers, place);
-    // Every thread of a warp takes part in finding the largest value.
-    const int count = part < PARTS ? LENGTH / N : 0;
-    const int channel = (part % (CHANNELS / LENGTH)) * LENGTH;
-    const size_t at = size_t(part) * (LENGTH / N);
-    const auto* from = reinterpret_cast<const Vector*>(x) + at;
-    auto* to = reinterpret_cast<Vector*>(out) + at;
-    float largest = 0.0f;
-    #pragma unroll 4
-    for (int i = thread % LANES; i < count; i += LANES)
-        largest = fmaxf(largest, largest_in<SHIFTS>(from[i], layer, shifts, channel + i * N));
-    const float s = scale_of(largest_of<LANES>(largest), layer);
-    #pragma unroll 4
-    for (int i = thread % LANES; i < count; i += LANES)
-        to[i] = quantized<SHIFTS>(from[i], s, layer, shifts, channel + i * N);
-"""
-
-# The largest |x - z| of each of PARTS parts of an entry of the batch, by a block of threads each.
-# An entry has COUNT times N values.
-_EXTREMES = """
-    using Vector = Values<T, N>;
-    __shared__ float of_warps[THREADS / 32];
-    const unsigned int entry = blockIdx.x / PARTS, part = blockIdx.x % PARTS;
-    const Layer layer = layer_at(numbers, place);
-    const auto* from = reinterpret_cast<const Vector*>(x) + size_t(entry) * COUNT;
-    float largest = 0.0f;
-    for (unsigned int i = part * THREADS + threadIdx.x; i < COUNT; i += PARTS * THREADS)
-        largest = fmaxf(
-            largest, largest_in<SHIFTS>(from[i], layer, shifts, (i % (CHANNELS / N)) * N));
-    largest = largest_of<32>(largest);
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = largest;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        largest = largest_of<32>(threadIdx.x < THREADS / 32 ? of_warps[threadIdx.x] : 0.0f);
-        if (threadIdx.x == 0) out[blockIdx.x] = largest;
-    }
-"""
-
-_ENTRIES = """
-    using Vector = Values<T, N>;
-    const unsigned int i = blockIdx.x * blockDim.x + threadIdx.x, entry = blockIdx.y;
-    const Layer layer = layer_at(numbers, place);
-    float largest = 0.0f;
-    for (int part = threadIdx.x % 32; part < PARTS; part += 32)
-        largest = fmaxf(largest, extremes[entry * PARTS + part]);
-    const float s = scale_of(largest_of<32>(largest), layer);
-    if (i < COUNT) {
-        const size_t at = size_t(entry) * COUNT + i;
-        const int channel = (i % (CHANNELS / N)) * N;
-        reinterpret_cast<Vector*>(out)[at] = quantized<SHIFTS>(
-            reinterpret_cast<const Vector*>(x)[at], s, layer, shifts, channel);
-    }
-"""
 
 
 def _together(dtype: mx.Dtype, length: int) -> int:
@@ -204,7 +74,7 @@ def quantize_listed(
     channels = x.shape[-1]
     together = _together(x.dtype, length or channels)
     count = x.size // together
-    kernel = cuda_kernel("listed", _LISTED, ("x", *_NUMBERS), _HEADER)
+    kernel = cuda_kernel("listed", LISTED, ("x", *_NUMBERS), HEADER)
     sizes = {"N": together, "COUNT": count, "CHANNELS": channels}
     grid = (_whole_blocks(count), 1)
     return _launch(kernel, [x, numbers, place, shifts], sizes, grid, x.shape, x.dtype)
@@ -228,7 +98,7 @@ def quantize_tokens(
     sizes = {
         "N": together, "LANES": lanes, "PARTS": parts, "CHANNELS": channels, "LENGTH": length,
     }  # fmt: skip
-    kernel = cuda_kernel("tokens", _TOKENS, ("x", *_NUMBERS), _HEADER)
+    kernel = cuda_kernel("tokens", TOKENS, ("x", *_NUMBERS), HEADER)
     grid = (_whole_blocks(parts * lanes), 1)
     return _launch(kernel, [x, numbers, place, shifts], sizes, grid, x.shape, x.dtype)
 
@@ -247,10 +117,10 @@ def quantize_entries(x: mx.array, numbers: mx.array, place: mx.array, shifts: mx
         "N": together, "COUNT": count, "PARTS": _PARTS, "THREADS": _THREADS, "CHANNELS": channels,
     }  # fmt: skip
     own = [numbers, place, shifts]
-    finding = cuda_kernel("extremes", _EXTREMES, ("x", *_NUMBERS), _HEADER)
+    finding = cuda_kernel("extremes", EXTREMES, ("x", *_NUMBERS), HEADER)
     grid = (entries * _PARTS * _THREADS, 1)
     extremes = _launch(finding, [x, *own], sizes, grid, (entries, _PARTS), mx.float32)
-    rounding = cuda_kernel("entries", _ENTRIES, ("x", "extremes", *_NUMBERS), _HEADER)
+    rounding = cuda_kernel("entries", ENTRIES, ("x", "extremes", *_NUMBERS), HEADER)
     grid = (_whole_blocks(count), entries)
     return _launch(rounding, [x, extremes, *own], sizes, grid, x.shape, x.dtype)
 
