@@ -14,9 +14,9 @@ from ditquant.ranges.clip_errors import (
     ClipErrors,
     added,
     errors_of_rows,
-    least_shares,
     load_clip_errors,
     save_clip_errors,
+    shares_of_inputs,
 )
 from ditquant.ranges.configs import clip_configs, make_config, tier_configs
 from ditquant.ranges.quant_config import parse_quant_config
@@ -130,7 +130,9 @@ def test_ranges_are_shares_of_the_largest_value(statistics):
     [("static", {}), ("step", {"channel_group": 16}), ("group", {"channel_shift": True}),
      ("polynomial", {"degree": 1, "variable": "sigma"})],
 )  # fmt: skip
-def test_the_share_with_the_least_error_is_taken(model, held_out, statistics, granularity, options):
+def test_the_longest_range_with_about_the_least_error_is_taken(
+    model, held_out, statistics, granularity, options
+):
     wanted = asked(granularity, **options)
     found = measure(model, held_out, statistics, wanted)
     document = make_config(statistics, wanted, nothing, nothing, None, found)
@@ -142,7 +144,12 @@ def test_the_share_with_the_least_error_is_taken(model, held_out, statistics, gr
         shares, errors = np.array(entry["clip_shares"]), np.array(entry["clip_errors"])
         assert errors.shape == (len(shares), len(SHARES))
         assert (errors[:, 0] == 1).all()
-        np.testing.assert_allclose(shares, np.array(SHARES)[errors.argmin(axis=1)])
+        taken = errors[np.arange(len(shares)), [SHARES.index(share) for share in shares]]
+        # The numbers in the file have six digits.
+        assert (taken <= 1.1 * errors.min(axis=1) * (1 + 1e-5)).all()
+        for row, share in enumerate(shares):
+            longer = np.array(SHARES) > share
+            assert (errors[row, longer] > 1.1 * errors[row].min() * (1 - 1e-5)).all()
         shorter += (shares < 1).sum()
         if granularity == "polynomial":
             continue
@@ -162,7 +169,7 @@ def test_tiers_take_what_is_best_at_their_bits(model, held_out, statistics):
     found = measure(model, held_out, statistics, wanted)
     assert found.bits == (4, 6, 8)
     document = make_config(statistics, wanted, nothing, nothing, None, found)
-    shares = least_shares(errors_of_rows(statistics, document["groups"], found))
+    shares = shares_of_inputs(errors_of_rows(statistics, document["groups"], found))
     for name, entry in document["layers"].items():
         source = statistics.input_of[name]
         expected = [shares[b][source][row] for row, b in enumerate(entry["bits"])]

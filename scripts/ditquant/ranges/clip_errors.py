@@ -5,7 +5,9 @@ finely. `clip_search` measures for each input i, step t and number of bits b wha
 
     e[i, t, b, r] = sum_W sum_x |W (x_q - x)|^2.
 
-A row of a configuration takes the r with the least sum over its steps. (`range: mse` predicts the
+A row of a configuration takes the largest r whose sum over the row's steps is at most a tenth above
+the least: values far out are rare, a few images hardly show them, and a range that is a little too
+long costs less than they do (benchmarks/results/activations.md). (`range: mse` predicts the
 error instead, from one histogram of an input, which knows neither the weights behind it nor which
 group of channels a value is in.)
 """
@@ -28,6 +30,8 @@ from .segments import summed_by_row
 KIND = "ditquant.clip_errors"
 # Of the largest value.
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
+# How far above the least an error may be.
+TOLERANCE = 0.1
 # Bits -> input name -> (rows,) the share that each row takes.
 Shares = Mapping[int, Mapping[str, np.ndarray]]
 
@@ -112,10 +116,20 @@ def errors_of_rows(
     }
 
 
-def least_shares(errors: Mapping[int, Mapping[str, np.ndarray]]) -> Shares:
-    """The shares with the least errors, see `errors_of_rows`."""
-    shares = np.array(SHARES)
+def best_shares(errors: np.ndarray) -> np.ndarray:
+    """(rows,) the largest of SHARES whose error is within TOLERANCE of the least.
+
+    Args:
+        errors: (rows, len(SHARES)).
+    """
+    within = errors <= (1 + TOLERANCE) * errors.min(axis=1, keepdims=True)
+    # SHARES descend.
+    return np.array(SHARES)[within.argmax(axis=1)]
+
+
+def shares_of_inputs(errors: Mapping[int, Mapping[str, np.ndarray]]) -> Shares:
+    """`best_shares` of each input at each number of bits, see `errors_of_rows`."""
     return {
-        bits: {name: shares[one.argmin(axis=1)] for name, one in of_inputs.items()}
+        bits: {name: best_shares(one) for name, one in of_inputs.items()}
         for bits, of_inputs in errors.items()
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..statistics.input_statistics import Statistics
-from .clip_errors import SHARES, ClipErrors, errors_of_rows, least_shares
+from .clip_errors import SHARES, ClipErrors, best_shares, errors_of_rows, shares_of_inputs
 from .intervals import LEARNED, MEASURED
 from .learned_ranges import Intervals
 from .quant_config import QuantConfig, parse_quant_config
@@ -38,7 +38,7 @@ def _scale_options(
         options = replace(options, learned=learned)
     if clips is not None and "clips" in asked:
         errors = _row_errors(statistics, asked, options, clips)
-        options = replace(options, shares=least_shares(errors))
+        options = replace(options, shares=shares_of_inputs(errors))
     return options
 
 
@@ -75,7 +75,7 @@ def _with_clips(
         count = len(next(iter(of_input.values())))
         bits = np.broadcast_to(entry["bits"], count)
         rows = np.array([of_input[int(b)][row] for row, b in enumerate(bits)])
-        entry["clip_shares"] = rounded(np.array(SHARES)[rows.argmin(axis=1)])
+        entry["clip_shares"] = rounded(best_shares(rows))
         relative = rows / np.maximum(rows[:, :1], TINY)
         entry["clip_errors"] = [rounded(row) for row in relative]
     return document
