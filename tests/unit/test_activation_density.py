@@ -107,6 +107,25 @@ def test_configurations_of_every_granularity_are_drawn(made, plot, granularity):
     assert len(figure.axes) >= 4
 
 
+def document_of_long_words(made):
+    with_channels = document(made, "group", channel_group=16, channel_shift=True)
+    with_channels["configuration"]["range"] = "measured"
+    return with_channels
+
+
+@pytest.mark.parametrize("plot", ["distributions", "ranges", "scales", "coverage"])
+def test_a_long_title_stays_within_the_figure(made, plot):
+    figure = draw(plot, made, [document_of_long_words(made)], OPTIONS)
+    figure.draw_without_rendering()
+    title = figure._suptitle.get_window_extent()
+    assert "range by measured error" in figure._suptitle.get_text().replace("\n", " ")
+    assert figure.bbox.x0 <= title.x0
+    assert title.x1 <= figure.bbox.x1
+    # Nothing is drawn over it.
+    tops = [axes.get_tightbbox().y1 for axes in figure.axes if axes.get_visible()]
+    assert max(tops) <= title.y0
+
+
 @pytest.mark.parametrize("granularity", ["group", "polynomial", "dynamic-tensor"])
 def test_groups_and_shifts_of_channels_are_drawn(made, granularity):
     with_channels = document(made, granularity, channel_group=16, channel_shift=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -33,6 +34,8 @@ ABSENT = "#E4E4E4"
 SIGMA = "noise level σ (no unit; 1 = pure noise, sampling runs left to right)"
 SHORT_SIGMA = "noise level σ (no unit)"
 PAGE_WIDTH = 13.0
+# What a letter of a title takes, on average.
+_TITLE_INCHES = 0.105
 # A linear axis hides what is smaller than this part of its end.
 _LINEAR_SPREAD = 15.0
 
@@ -64,10 +67,13 @@ def input_label(name: str) -> str:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of the given size in inches that draws without a screen."""
+    """An empty figure of the given size in inches that draws without a screen.
+
+    A title that is too long for one line takes several.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    figure.suptitle(fill(title, int(width / _TITLE_INCHES)), fontsize=12, fontweight="bold")
     return figure
 
 
