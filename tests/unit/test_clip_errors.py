@@ -138,7 +138,11 @@ def test_the_longest_range_with_about_the_least_error_is_taken(
     document = make_config(statistics, wanted, nothing, nothing, None, found)
     config = parse_quant_config(document, "here")
     tried = clip_configs(statistics, wanted)[4]
-    assert document["clips"] == {"images": ["0002"], "shares": list(SHARES)}
+    assert document["clips"] == {
+        "images": ["0002"],
+        "sigmas": pytest.approx(found.sigmas.tolist()),
+        "shares": list(SHARES),
+    }
     shorter = 0
     for name, entry in document["layers"].items():
         shares, errors = np.array(entry["clip_shares"]), np.array(entry["clip_errors"])

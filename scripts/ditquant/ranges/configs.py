@@ -69,7 +69,11 @@ def _with_clips(
 ) -> dict[str, Any]:
     """The document with what its ranges were chosen by, see `quant_config`."""
     errors = _row_errors(statistics, asked, options, clips)
-    document["clips"] = {"images": list(clips.images), "shares": list(SHARES)}
+    document["clips"] = {
+        "images": list(clips.images),
+        "sigmas": [float(f"{sigma:.9g}") for sigma in clips.sigmas],
+        "shares": list(SHARES),
+    }
     for name, entry in document["layers"].items():
         of_input = {bits: one[statistics.input_of[name]] for bits, one in errors.items()}
         count = len(next(iter(of_input.values())))

@@ -28,7 +28,7 @@ The file (format `ditquant.quant_config`, version 1) holds
                                       which each row's range ends
                     clip_errors       likewise: for each row the measured error with each share of
                                       `clips.shares`, over that of the whole range
-    clips                             likewise: the held-out images, and the shares that were tried
+    clips                             likewise: on which images and sigmas which shares were tried
 
 A row is a measured sigma; with `group` a group; with `static` there is one. Files say what they are
 in numbers of the sigma, never of the step: inference may use any number of steps or another shift.
