@@ -9,8 +9,8 @@ import pytest
 import generate_image
 from ditquant.artifacts import load_metadata, read_json
 
-OWN = ("collect_balanced_activations", "merge_balanced_statistics", "analyze_balanced_activations",
-       "analyze_balanced_activations_multitier")  # fmt: skip
+OWN = ("collect_own_activations", "merge_own_statistics", "analyze_own_activations",
+       "analyze_own_activations_multitier")  # fmt: skip
 SHARED = ("collect_activations", "merge_statistics", "analyze_activations",
           "analyze_activations_multitier")  # fmt: skip
 RECIPES = {
@@ -102,7 +102,7 @@ def test_variants_are_drawn_by_the_configurations_of_their_recipe(balanced):
     # What is behind the picture: the configuration, its statistics, the checkpoint.
     before, picture = drawn.read_bytes(), "results/tiny/images/awq-a8/p00.png"
     balanced.config["activations"]["bits"] = 4
-    assert balanced.plan(picture) == {"analyze_balanced_activations": 1, "generate_image": 1}
+    assert balanced.plan(picture) == {"analyze_own_activations": 1, "generate_image": 1}
     balanced.snakemake(picture)
     assert drawn.read_bytes() != before
     balanced.config["recipes"] = {**RECIPES, "awq": {"rounding": "awq", "bits": 3}}

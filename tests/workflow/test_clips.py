@@ -42,7 +42,7 @@ def test_held_out_images_are_measured_where_ranges_are(clipped):
 
 def test_measured_ranges_are_drawn_with(clipped):
     plan = clipped.plan("evaluate")
-    assert plan["measure_clips"] == plan["measure_balanced_clips"] == 1
+    assert plan["measure_clips"] == plan["measure_own_clips"] == 1
     clipped.snakemake("evaluate")
     assert clipped.plan("evaluate") == {}
     for folder in (clipped.results, clipped.results / "weights" / "turned"):

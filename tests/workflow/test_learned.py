@@ -11,9 +11,9 @@ import pytest
 
 from ditquant.artifacts import load_metadata, read_json
 
-OWN = ("collect_balanced_activations", "merge_balanced_statistics",
-       "analyze_balanced_activations", "analyze_balanced_activations_multitier",
-       "analyze_balanced_activations_variant")  # fmt: skip
+OWN = ("collect_own_activations", "merge_own_statistics",
+       "analyze_own_activations", "analyze_own_activations_multitier",
+       "analyze_own_activations_variant")  # fmt: skip
 SHARED = ("collect_activations", "merge_statistics", "analyze_activations",
           "analyze_activations_multitier", "analyze_activations_variant")  # fmt: skip
 TAQDIT = {
@@ -93,7 +93,7 @@ def test_variants_are_quantized_by_what_was_learned(learned):
         "tiers": TIERS, "range": "learned", "granularity": "step",
     }  # fmt: skip
     learned.config["evaluation"]["variants"].append("taqdit-tiers")
-    assert learned.plan("evaluate")["measure_balanced_sensitivity"] == 1
+    assert learned.plan("evaluate")["measure_own_sensitivity"] == 1
     learned.snakemake("evaluate")
     assert learned.plan("evaluate") == {}
 

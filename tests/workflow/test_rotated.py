@@ -11,7 +11,7 @@ from ditquant.artifacts import load_metadata, load_tensors, read_json
 from ditquant.backend import to_numpy
 from ditquant.weights.rotation import signs
 
-OWN = ("collect_balanced_activations", "merge_balanced_statistics", "analyze_balanced_activations")
+OWN = ("collect_own_activations", "merge_own_statistics", "analyze_own_activations")
 LEARNED = {
     "rounding": "adaround", "rotation": 16, "start": "gptq", "clip": True, "inputs": "quantized",
     "iterations": 30, "batch_size": 4, "tune_iterations": 4, "tune_batch_size": 2,
