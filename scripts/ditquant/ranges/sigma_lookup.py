@@ -155,11 +155,9 @@ def numbers_along(
     found = []
     for sigma in sigmas:
         one = lookup.at(sigma)
-        scale: float | np.ndarray | None = one.scales if layer.multipliers else None
-        if len(one.scales) == 1 and not layer.multipliers:
-            scale = float(one.scales[0])
-        elif not len(one.scales):
-            scale = None
+        scale: float | np.ndarray | None = None
+        if len(one.scales):
+            scale = one.scales if layer.multipliers else float(one.scales[0])
         found.append(Numbers(one.bits[0], scale, one.shifts[0], layer.unsigned))
     return found
 
