@@ -2,135 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
 from support.models import write_folder
+from support.workspace import (
+    ROOT,
+    TINY,
+    Workspace,
+    is_timed,
+    local_configuration,
+    signal_group,
+    wait_for,
+)
 
-ROOT = Path(__file__).parents[2]
-
-TINY = {
-    "run": "tiny",
-    "num_images": 3,
-    "num_steps": 6,
-    "weights": {"num_images": 2, "stride": 2},
-    "activations": {"num_images": 2, "stride": 2, "plots": {"snapshot_steps": [0, 4]}},
-    "calibration": {"cfg_weight": 2.0},
-    "recipes": {"adaround": {"rounding": "adaround", "iterations": 20, "batch_size": 4}},
-    "inference": {"prompts": ["a small red star", 'a "blue" ring'], "num_steps": 3},
-    "evaluation": {
-        "captions": 2,
-        "batch_size": 2,
-        "variants": ["rtn-weights", "adaround-weights", "adaround-a8", "adaround-multitier"],
-    },
-}
-
-
-def _fresh_signals() -> None:
-    """A shell may start tests in the background with Ctrl-C ignored; the child must hear it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@dataclass
-class Workspace:
-    """A folder in which Snakemake works, with a copy of the workflow or with the repository's own.
-
-    Attributes:
-        folder: the working directory; results go below it.
-        config: what is laid over config/config.yaml.
-        root: folder of the Snakefile.
-    """
-
-    folder: Path
-    config: dict
-    root: Path = ROOT
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results" / self.config["run"]
-
-    def command(self, *arguments: str) -> list[str]:
-        """Two model jobs at a time, of one thread each: faster on a CPU, with the same results."""
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config))
-        return [
-            sys.executable, "-m", "snakemake", "--cores", "2",
-            "--snakefile", str(self.root / "Snakefile"),
-            "--workflow-profile", str(self.root / "profiles" / "default"),
-            "--resources", "gpu=2", "--configfile", str(self.folder / "config.yaml"),
-            "--directory", str(self.folder), *arguments,
-        ]  # fmt: skip
-
-    def snakemake(self, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, preexec_fn=_fresh_signals
-        )
-        if ok:
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-        return done
-
-    def error(self, *arguments: str) -> str:
-        """What a run that must fail prints."""
-        done = self.snakemake(*arguments, ok=False)
-        assert done.returncode != 0, "the run was expected to fail"
-        return done.stdout + done.stderr
-
-    def plan(self, *arguments: str) -> Counter[str]:
-        """Rule -> number of jobs that a dry run announces."""
-        done = self.snakemake(*arguments, "--dry-run", "--quiet", "host")
-        table = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
-        return Counter({rule: int(count) for rule, count in table if rule != "total"})
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A run in a process group of its own, as a terminal would start it."""
-        return subprocess.Popen(
-            self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True, preexec_fn=_fresh_signals,
-        )  # fmt: skip
-
-    def copy(self, folder: Path) -> Workspace:
-        """The same state, in another folder; times of files are kept."""
-        shutil.copytree(self.folder, folder, copy_function=shutil.copy2)
-        return Workspace(folder, yaml.safe_load(yaml.safe_dump(self.config)), self.root)
-
-    def digests(self) -> dict[str, str]:
-        """Digest of every file that does not hold times or messages."""
-        return {
-            str(path.relative_to(self.results)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(self.results.rglob("*"))
-            if path.is_file() and not is_timed(path.relative_to(self.results))
-        }
-
-
-def is_timed(path: Path) -> bool:
-    """True for what may differ between two runs: logs, and everything that reports seconds."""
-    timed = ("summary.csv", "index.html")
-    return path.parts[0] in ("logs", "benchmarks") or path.name in timed or "timing" in path.name
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Waits until `condition()` holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-def signal_group(process: subprocess.Popen[str], number: int) -> None:
-    """What a terminal's Ctrl-C does: the signal reaches Snakemake and its jobs."""
-    os.killpg(process.pid, number)
+__all__ = ["ROOT", "TINY", "Workspace", "is_timed", "signal_group", "wait_for"]
 
 
 @pytest.fixture(scope="session")
@@ -140,15 +28,8 @@ def model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def configuration(model_folder, tmp_path_factory) -> dict:
-    """The tiny run; its calibration prompts fill a part of one shard."""
-    prompts = tmp_path_factory.mktemp("prompts") / "calibration.csv"
-    colors = ("red", "green", "blue", "white", "black", "yellow")
-    prompts.write_text("prompt\n" + "".join(f"a {color} square\n" for color in colors))
-    return {
-        **TINY,
-        "model": {"name": "local", "checkpoint": str(model_folder)},
-        "prompts": {"calibration": str(prompts)},
-    }
+    """The tiny run."""
+    return local_configuration(tmp_path_factory.mktemp("prompts"), model_folder)
 
 
 @pytest.fixture
