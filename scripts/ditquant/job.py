@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import job_times
 from .errors import UserError
 
 LOG = logging.getLogger("ditquant")
@@ -41,12 +42,16 @@ def job(snakemake: Any) -> Iterator[None]:
     LOG.propagate = False
     for handler in handlers:
         LOG.addHandler(handler)
-    started = time.monotonic()
+    start, began = job_times.process_age(), time.monotonic()
+    # A job that computes nothing with MLX has not imported it.
+    backend = sys.modules.get("ditquant.backend")
     try:
-        if "ditquant.backend" in sys.modules:
-            LOG.info("%s", sys.modules["ditquant.backend"].describe_device())
+        if backend is not None:
+            LOG.info("%s", backend.describe_device())
         yield
-        LOG.info("%s done in %.1f s", snakemake.rule, time.monotonic() - started)
+        parts = job_times.split(start, start + time.monotonic() - began)
+        peak = None if backend is None else backend.highest_memory_bytes()
+        LOG.info("%s done in %s", snakemake.rule, job_times.describe(parts, peak))
     except UserError as error:
         LOG.error("Error in %s: %s", snakemake.rule, error)
         sys.exit(1)

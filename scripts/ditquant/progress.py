@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from .job_times import note_pieces
+
 Item = TypeVar("Item")
 
 _LOG = logging.getLogger("ditquant")
@@ -32,24 +34,28 @@ def ticking(label: str, total: int, done: int = 0) -> Iterator[Callable[[], None
     Args:
         done: pieces that an earlier, interrupted run finished.
     """
-    started = last = time.monotonic()
+    started = last = previous = time.monotonic()
     first = done
+    pieces: list[float] = []
 
     with tqdm(
         total=total, initial=done, desc=label, disable=not sys.stderr.isatty(), leave=False
     ) as bar:
 
         def tick() -> None:
-            nonlocal done, last
+            nonlocal done, last, previous
             done += 1
             bar.update()
             now = time.monotonic()
+            pieces.append(now - previous)
+            previous = now
             if now - last >= _SECONDS_BETWEEN_LINES and done < total:
                 last = now
                 left = (now - started) / (done - first) * (total - done)
                 _LOG.info("%s: %d of %d, %s left", label, done, total, _clock(left))
 
         yield tick
+    note_pieces(pieces)
     _LOG.info("%s: %d of %d in %s", label, done, total, _clock(time.monotonic() - started))
 
 

@@ -12,6 +12,9 @@ import numpy as np
 
 from .blas import BLAS
 
+# The highest peak before a reset.
+_highest = 0
+
 
 def is_accelerated() -> bool:
     """True on Metal or CUDA; False where MLX computes on the CPU."""
@@ -48,7 +51,14 @@ def peak_memory_bytes() -> int:
 
 
 def reset_peak_memory() -> None:
+    global _highest
+    _highest = highest_memory_bytes()
     mx.reset_peak_memory()
+
+
+def highest_memory_bytes() -> int:
+    """Peak bytes that MLX's allocator held since the process began, whatever was reset."""
+    return max(_highest, peak_memory_bytes())
 
 
 def to_numpy(array: mx.array) -> np.ndarray:

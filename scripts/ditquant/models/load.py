@@ -18,6 +18,7 @@ from typing import Any
 from ..artifacts import check_safetensors
 from ..backend import hub_files, import_diffusionkit, mx, nn
 from ..errors import UserError
+from ..job_times import loading
 from .spec import ModelSpec, TextEncoder
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -133,29 +134,44 @@ def _hub_message(spec: ModelSpec, error: OSError) -> str:
     return f"Files of {spec.repository} could not be loaded: {error}"
 
 
-def load_mmdit(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
-    """DiffusionKit's MMDiT with its weights in `dtype`; lazy, nothing is evaluated yet."""
+@loading()
+def load_mmdit(spec: ModelSpec, dtype: mx.Dtype, whole: bool = True) -> nn.Module:
+    """DiffusionKit's MMDiT with its weights in `dtype`.
+
+    Args:
+        whole: read all weights now, for a job that runs the network; else each when it is used.
+    """
     with _loaders(spec, dtype) as model_io:
-        return model_io.load_mmdit(
+        model = model_io.load_mmdit(
             key=spec.repository,
             float16=dtype != mx.float32,
             model_key=spec.repository,
             low_memory_mode=False,
         )
+    if whole:
+        mx.eval(model.parameters())
+    return model
 
 
+@loading()
 def load_vae_decoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
     """DiffusionKit's VAEDecoder: latents (B, h, w, 16) -> images (B, 8h, 8w, 3) in [-1, 1]."""
     with _loaders(spec, dtype) as model_io:
-        return model_io.load_vae_decoder(key=spec.repository, float16=dtype != mx.float32)
+        decoder = model_io.load_vae_decoder(key=spec.repository, float16=dtype != mx.float32)
+    mx.eval(decoder.parameters())
+    return decoder
 
 
+@loading()
 def load_vae_encoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
     """DiffusionKit's VAEEncoder: images (B, H, W, 3) in [-1, 1] -> mean, log-variance."""
     with _loaders(spec, dtype) as model_io:
-        return model_io.load_vae_encoder(key=spec.repository, float16=dtype != mx.float32)
+        encoder = model_io.load_vae_encoder(key=spec.repository, float16=dtype != mx.float32)
+    mx.eval(encoder.parameters())
+    return encoder
 
 
+@loading()
 def load_text_encoder(
     spec: ModelSpec, encoder: TextEncoder, dtype: mx.Dtype
 ) -> tuple[nn.Module, Any]:
@@ -170,10 +186,12 @@ def load_text_encoder(
             merges_key=f"{encoder.tokenizer}_merges",
             pad_with_eos=encoder.pad_with_eos,
         )
+    mx.eval(model.parameters())
     tokenizer.max_length = model.max_length
     return model, tokenizer
 
 
+@loading()
 def load_t5(spec: ModelSpec, dtype: mx.Dtype) -> tuple[nn.Module, Any]:
     """T5-XXL's encoder and tokenizer (19 GB in float32: optional, see `text.t5`)."""
     kit = import_diffusionkit()
@@ -182,4 +200,5 @@ def load_t5(spec: ModelSpec, dtype: mx.Dtype) -> tuple[nn.Module, Any]:
             spec.text_repository, float16=dtype != mx.float32, low_memory_mode=True
         )
         tokenizer = model_io.load_t5_tokenizer(kit.T5_MAX_LENGTH[spec.repository])
+    mx.eval(encoder.parameters())
     return encoder, tokenizer
