@@ -151,10 +151,9 @@ def block_parts(problem: BlockProblem, size: dict[str, int], repeat: int) -> Ite
     dtype = problem.data.inputs[0].dtype
     rows = mx.array(problem.train[:8])
     weights = [weight.astype(dtype) for weight in problem.weights]
-    scale = adaround.loss_scale(problem, 8)
 
     def error(weights: list[mx.array]) -> mx.array:
-        return scale * sum(stream_errors(problem, weights, rows))
+        return sum(stream_errors(problem, weights, rows))
 
     backward = mx.value_and_grad(error)
     with weights_restored(problem):
@@ -285,7 +284,7 @@ def comparison(problem: BlockProblem, rtn_error: float, iterations: int) -> Iter
     uncounted = min(2, iterations - 1)
 
     def learned() -> Row:
-        codes, _ = adaround.learn(problem, starts(problem), options, rtn_error, SEED)
+        codes = adaround.learn(problem, starts(problem), options, rtn_error, SEED).codes
         return {**errors_of(problem, codes), "iterations": iterations}
 
     with weights_restored(problem):

@@ -21,6 +21,7 @@ from ditquant.backend import mx, to_numpy  # noqa: E402
 from ditquant.network.blocks import call_block, set_modulation  # noqa: E402
 from ditquant.weights import adaround  # noqa: E402
 from ditquant.weights.grids import Scales, steps_of  # noqa: E402
+from ditquant.weights.loss_scale import start_scale  # noqa: E402
 from ditquant.weights.reconstruct import BlockProblem  # noqa: E402
 from ditquant.weights.rounding import GAMMA, ZETA, hard_codes, start_alpha  # noqa: E402
 from ditquant.weights.rounding_kernels import ADAM_DECAY, ADAM_EPSILON  # noqa: E402
@@ -92,7 +93,10 @@ class PlainLoop:
 
     @property
     def _loss_scale(self) -> float:
-        return adaround.loss_scale(self.problem, 1)
+        problem = self.problem
+        if problem.data.inputs[0].dtype != mx.float16:
+            return 1.0
+        return start_scale(max(target[0].size for target in problem.data.targets))
 
     def iterate(self, iteration: int) -> float:
         """One iteration over a batch; returns its loss."""

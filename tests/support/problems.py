@@ -37,20 +37,27 @@ def full_recipe(rounding: str, **options: Any) -> dict[str, Any]:
     return settings.block_options(settings.recipe_options({**whole, "rounding": rounding}))
 
 
-def write_images(folder: Path, model: nn.Module, images: int = 5) -> list[Path]:
+def write_images(
+    folder: Path, model: nn.Module, images: int = 5, dtype: mx.Dtype = mx.float32
+) -> list[Path]:
     """Block inputs and outputs of some random trajectories, 8 rows each."""
     return [
-        write_block_io(folder / f"{image}.safetensors", model, seed=image)
+        write_block_io(folder / f"{image}.safetensors", model, seed=image, dtype=dtype)
         for image in range(images)
     ]
 
 
 def make_problem(
-    folder: Path, recipe: dict[str, Any], block: str = "mm00", **model: Any
+    folder: Path,
+    recipe: dict[str, Any],
+    block: str = "mm00",
+    dtype: mx.Dtype = mx.float32,
+    **model: Any,
 ) -> BlockProblem:
     """A block of a random MMDiT of two blocks; the last of 5 images is held out."""
     network = build_mmdit(seed=4, **model)
-    data = read_block(write_images(folder, network), BLOCKS, block)
+    network.set_dtype(dtype)
+    data = read_block(write_images(folder, network, dtype=dtype), BLOCKS, block)
     rotate(network, recipe.get("rotation"))
     return block_problem(network, block, data, recipe_grid(recipe), holdout=0.2)
 

@@ -10,9 +10,10 @@ import pytest
 from ditquant.backend import mx
 from ditquant.network.blocks import shared_input
 from ditquant.weights import adaround
-from ditquant.weights.adaround import Joint, Learner, Options, annealed_beta, batch_rows
+from ditquant.weights.adaround import Learner, Options, annealed_beta, batch_rows
 from ditquant.weights.block_io import read_block
 from ditquant.weights.grids import Grid, steps_of
+from ditquant.weights.joint_steps import Joint
 from ditquant.weights.learning_state import load_state
 from ditquant.weights.lsq import range_quantizer
 from ditquant.weights.reconstruct import (
@@ -68,8 +69,17 @@ def same(left, right):
     return all(mx.array_equal(a, b).item() for a, b in zip(left, right, strict=True))
 
 
+def assert_equal(one, other):
+    """Two learnings ended with the same bits."""
+    assert same(one.codes, other.codes)
+    assert same(one.state.arrays(), other.state.arrays())
+    assert one.state.history == other.state.history
+    assert one.loss_scale == other.loss_scale
+
+
 def test_learned_rounding_beats_nearest_on_unseen_rows(problem, rtn):
-    codes, state = learn(problem, OPTIONS, rtn[0], seed=1)
+    learned = learn(problem, OPTIONS, rtn[0], seed=1)
+    codes, state = learned.codes, learned.state
     assert errors(problem, codes, problem.held_out) < 0.9 * rtn[1]
     assert errors(problem, codes, problem.train) < 0.7 * rtn[0]
     last = state.history[-1]
@@ -84,7 +94,7 @@ def test_channel_grid_learns_too(tmp_path):
     channel = make_problem(tmp_path, Grid("channel", 4))
     nearest = rtn_codes(channel)
     start = errors(channel, nearest, channel.train)
-    codes, _ = learn(channel, OPTIONS, start, seed=1)
+    codes = learn(channel, OPTIONS, start, seed=1).codes
     unseen = errors(channel, nearest, channel.held_out)
     assert errors(channel, codes, channel.held_out) < 0.9 * unseen
 
@@ -93,9 +103,9 @@ def test_float16_gradients_do_not_vanish(tmp_path):
     half = make_problem(tmp_path, Grid("group", 4, 32), mx.float16)
     nearest = rtn_codes(half)
     start = errors(half, nearest, half.train)
-    codes, state = learn(half, OPTIONS, start, seed=1)
-    assert all(alpha.dtype == mx.float32 for alpha in state.alphas)
-    assert errors(half, codes, half.train) < 0.7 * start
+    learned = learn(half, OPTIONS, start, seed=1)
+    assert all(value.dtype == mx.float32 for value in learned.state.values)
+    assert errors(half, learned.codes, half.train) < 0.7 * start
 
 
 class Stop(Exception):
@@ -128,7 +138,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
     problem, rtn, tmp_path, monkeypatch, options, joint
 ):
     more = {"joint": joint_of(problem)} if joint else {}
-    straight, whole = learn(problem, options, rtn[0], seed=7, **more)
+    straight = learn(problem, options, rtn[0], seed=7, **more)
     resume = tmp_path / ".mm00.resume.safetensors"
     with monkeypatch.context() as patched:
         stop_after(patched, 27)
@@ -137,20 +147,16 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
     kept = load_state(resume, "k")
     assert kept is not None
     assert 0 < kept.iteration <= 27
-    codes, state = learn(problem, options, rtn[0], seed=7, resume=resume, key="k", **more)
-    assert same(codes, straight)
-    assert same(state.alphas, whole.alphas)
-    assert len(state.steps) == (8 if joint else 0)
-    assert same(state.steps, whole.steps)
-    assert state.history == whole.history
+    again = learn(problem, options, rtn[0], seed=7, resume=resume, key="k", **more)
+    assert len(again.steps) == (8 if joint else 0)
+    assert_equal(again, straight)
 
 
 def test_a_stale_or_broken_state_is_ignored(problem, rtn, tmp_path):
     resume = tmp_path / ".mm00.resume.safetensors"
     learn(problem, SHORT, rtn[0], seed=8, resume=resume, key="other settings")
-    straight, _ = learn(problem, SHORT, rtn[0], seed=7)
-    codes, _ = learn(problem, SHORT, rtn[0], seed=7, resume=resume, key="k")
-    assert same(codes, straight)
+    straight = learn(problem, SHORT, rtn[0], seed=7)
+    assert_equal(learn(problem, SHORT, rtn[0], seed=7, resume=resume, key="k"), straight)
     resume.write_bytes(resume.read_bytes()[:1000])
     assert load_state(resume, "k") is None
 
@@ -206,8 +212,9 @@ def test_parts_of_a_batch_add_up_to_its_gradient(problem, rows_at_once):
 
 
 def test_parts_of_a_batch_lead_to_the_same_codes(problem, rtn):
-    whole, state = learn(problem, SHORT, rtn[0], seed=5)
-    parts, other = learn(problem, replace(SHORT, rows_at_once=2), rtn[0], seed=5)
+    one = learn(problem, SHORT, rtn[0], seed=5)
+    other = learn(problem, replace(SHORT, rows_at_once=2), rtn[0], seed=5)
+    whole, parts = one.codes, other.codes
     moved = sum(
         mx.sum(one != near).item() for one, near in zip(whole, rtn_codes(problem), strict=True)
     )
@@ -218,5 +225,5 @@ def test_parts_of_a_batch_lead_to_the_same_codes(problem, rtn):
     assert errors(problem, parts, problem.train) == pytest.approx(
         errors(problem, whole, problem.train), rel=0.01
     )
-    pairs = zip(state.history, other.history, strict=True)
+    pairs = zip(one.state.history, other.state.history, strict=True)
     assert all(one["error"] == pytest.approx(part["error"], rel=0.01) for one, part in pairs)

@@ -81,7 +81,8 @@ def test_the_plain_loop_chooses_the_same_codes(iteration_time):
         for iteration in range(ITERATIONS):
             loop.iterate(iteration)
     plain = loop.codes()
-    ours, _ = adaround.learn(problem, plain_adaround.starts(problem), options, rtn, seed=1)
+    starts = plain_adaround.starts(problem)
+    ours = adaround.learn(problem, starts, options, rtn, seed=1).codes
     count = sum(code.size for code in ours)
     differing = sum(mx.sum(one != other).item() for one, other in zip(ours, plain, strict=True))
     moved = sum(

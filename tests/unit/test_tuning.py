@@ -13,7 +13,7 @@ from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import velocity_at
 from ditquant.weights import tuning
 from ditquant.weights.grids import Grid, dequantize
-from ditquant.weights.learning_state import load_tuning
+from ditquant.weights.learning_state import load_state
 from ditquant.weights.other_linears import round_to_nearest
 from ditquant.weights.tuning import Options, Tuner, tune, tune_recipe
 from ditquant.weights.velocity_rows import velocity_rows
@@ -100,14 +100,14 @@ def test_the_gradient_of_the_velocity_error(which):
     state = tuner.start()
     part = np.array([0, 3, 4])
     with tuner.tuned_blocks():
-        how = (*tuning.enter(model, rows, part), mx.array(part))
-        error, slopes = tuner.slopes(state.offsets, *how)
+        how = (state.scaling, *tuning.enter(model, rows, part), mx.array(part))
+        error, slopes = tuner.slopes(state.values, *how)
         assert error.item() > 0
         linear = 2 * 5 + which
         direction = mx.sign(slopes[linear])
         ends = []
         for sign in (1, -1):
-            moved = list(state.offsets)
+            moved = list(state.values)
             moved[linear] = moved[linear] + sign * 0.02 * direction
             ends.append(tuner.slopes(moved, *how)[0].item())
     measured = (ends[0] - ends[1]) / 0.04
@@ -184,7 +184,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(straight, tmp_path, m
         patched.setattr(Tuner, "iterate", stopping)
         with pytest.raises(Stop):
             tuned(resume=resume, key="k")
-    kept = load_tuning(resume, "k")
+    kept = load_state(resume, "k")
     assert kept is not None
     assert 0 < kept.iteration <= 13
     _, result = tuned(resume=resume, key="k")
@@ -195,11 +195,11 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(straight, tmp_path, m
 def test_a_state_of_another_job_is_ignored(straight, tmp_path):
     resume = tmp_path / ".tuned.resume.safetensors"
     tuned(Options(4, 4, 0.5), resume=resume, key="other")
-    assert load_tuning(resume, "k") is None
+    assert load_state(resume, "k") is None
     _, result = tuned(resume=resume, key="k")
     assert same(result.packed, straight[1].packed)
     resume.write_bytes(resume.read_bytes()[:500])
-    assert load_tuning(resume, "k") is None
+    assert load_state(resume, "k") is None
 
 
 def test_linears_that_are_left_alone_stay(straight):

@@ -2,13 +2,13 @@
 
 grids, rounding, rounding_kernels
                             codes and their values; the soft rounding of AdaRound
-gptq, awq, adaround, lsq, roundings, other_linears
+gptq, awq, adaround, lsq, joint_steps, roundings, other_linears
                             how codes are chosen
 balance, balance_factors, balance_search, block_balance, rotation, rotation_cuda
                             what is done to channels before
 block_io, prefix, block_files, layer_inputs
                             what a block's job reads and writes
-reconstruct, block_gradients, learning_state, recipes
+reconstruct, block_gradients, loss_scale, learning_state, recipes
                             learning on a block, by a recipe
 velocity_rows, tuned_grids, tuning
                             scales and biases of all blocks, together

@@ -11,58 +11,43 @@ AdaRound's h(alpha) and annealed beta (arXiv 2004.10568, eq. 21-25) on BRECQ's b
 * Adam moves alpha by the learning rate at most, so an iteration count of hundreds needs a rate of
   0.02 to 0.05, not 0.001.
 
-With `Joint` the steps of simulated activation quantizers are learned together with the rounding
-(TaQ-DiT, arXiv 2411.14172; `lsq`).
+With a `Joint` the steps of simulated activation quantizers are learned together with the rounding
+(TaQ-DiT, arXiv 2411.14172; `joint_steps`).
 
-State is float32 whatever the model's dtype. The gradient is taken by automatic differentiation
-down to the weights (`block_gradients`), and from there to alpha by the closed forms in `rounding`.
-What an iteration does to each weight is compiled (`rounding_kernels`); the block's own passes stay
-uncompiled, because compiling them as one graph takes minutes on CUDA. The host runs one backward
-pass ahead of the device, since what it has ordered occupies memory, and reads nothing back but for
-the history.
+State is float32 whatever the model's dtype; float16's gradients are scaled (`loss_scale`). They are
+taken by automatic differentiation down to the weights (`block_gradients`), and from there to alpha
+by the closed forms in `rounding`. What an iteration does to each weight is compiled
+(`rounding_kernels`); the block's own passes stay uncompiled, because compiling them as one graph
+takes minutes on CUDA. The host runs one backward pass ahead of the device, since what it has
+ordered occupies memory, and reads nothing back but for the history.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..backend import device_arrays, mx
-from ..network.blocks import Linear
 from ..progress import ticking
 from .block_gradients import cheap_gradients
+from .joint_steps import Joint, moved_steps, quantizing
 from .learning_state import State, load_state, new_state, save_state
-from .lsq import ActivationQuantizer, dropped, quantize
+from .loss_scale import LossScale
+from .lsq import dropped
 from .reconstruct import BlockProblem, dealt_rows, stream_errors, weights_restored
 from .rounding import bits_of, hard_codes, is_binary, start_alpha
-from .rounding_kernels import ADAM_DECAY, adam_step, advance, softening, stored_line
+from .rounding_kernels import advance, advance_where, softening, stored_line
 
 _BETA_START, _BETA_END = 20, 2
 _HISTORY_POINTS = 50
 _SAVES = 20
-
-
-@dataclass(frozen=True)
-class Joint:
-    """Joint learning of activation quantizers.
-
-    Attributes:
-        quantizers: `blocks.shared_input` of a linear -> its quantizer at the start.
-        input_of: linear's name -> key in `quantizers`.
-        learning_rate: of Adam on the steps, with a cosine to 0.
-        drop: share of elements left unquantized in each iteration (QDrop).
-    """
-
-    quantizers: dict[str, ActivationQuantizer]
-    input_of: dict[str, str]
-    learning_rate: float
-    drop: float
 
 
 @dataclass(frozen=True)
@@ -88,6 +73,23 @@ class Options:
     warmup: float
     rows_at_once: int | None = None
     input_mix: float = 0.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a learning found.
+
+    Attributes:
+        codes: hard codes of each linear, (outputs, inputs) float32 integers.
+        steps: of the activation quantizers; none without `Joint`.
+        state: the final one.
+        loss_scale: `LossScale.finished`.
+    """
+
+    codes: list[mx.array]
+    steps: list[mx.array]
+    state: State
+    loss_scale: dict[str, float] | None
 
 
 def batch_rows(problem: BlockProblem, size: int, seed: int, iteration: int) -> np.ndarray:
@@ -127,23 +129,30 @@ class Learner:
         self._soften = softening(dtype)
         batch = min(options.batch_size, len(problem.train))
         self._at_once = min(options.rows_at_once or batch, batch)
-        self._loss_scale = loss_scale(problem, self._at_once)
+        outputs = max(target[0].size for target in problem.data.targets) * self._at_once
+        self.loss_scale = LossScale(dtype, outputs, options.iterations)
         self._slopes = mx.value_and_grad(self._scaled_error, argnums=(0, 1))
         self._ordered: mx.array | None = None
 
     def start(self) -> State:
+        """Its values are the alphas of the linears, and then the steps of the quantizers."""
         alphas = [start_alpha(steps) for steps in self._starts]
         steps = [one.step for one in self._joint.quantizers.values()] if self._joint else []
-        return new_state(alphas, steps)
+        return new_state([*alphas, *steps], self.loss_scale.start())
 
     def _scaled_error(
-        self, weights: list[mx.array], steps: list[mx.array], rows: mx.array, key: mx.array
+        self,
+        weights: list[mx.array],
+        steps: list[mx.array],
+        scaling: mx.array,
+        rows: mx.array,
+        key: mx.array,
     ) -> mx.array:
-        see = self._quantizing(steps, key) if self._joint else None
+        see = quantizing(self._joint, steps, key) if self._joint else None
         weighting = None if self._row_weights is None else self._row_weights[rows]
         inputs = self._entering(rows, key)
         errors = stream_errors(self._problem, weights, rows, inputs, weighting, see)
-        return self._loss_scale * sum(errors) / len(errors)
+        return self.loss_scale.scaled(sum(errors) / len(errors), scaling)
 
     def _entering(self, rows: mx.array, key: mx.array) -> list[mx.array]:
         data, share = self._problem.data, self._options.input_mix
@@ -156,32 +165,17 @@ class Learner:
             for own, stream, one in zip(data.inputs, streams, keys, strict=True)
         ]
 
-    def _quantizing(
-        self, steps: list[mx.array], key: mx.array
-    ) -> Callable[[Linear, mx.array], mx.array]:
-        joint = self._joint
-        assert joint is not None
-        places = {name: index for index, name in enumerate(joint.quantizers)}
-        keys = mx.random.split(mx.random.split(key)[1], len(places))
-
-        def see(linear: Linear, x: mx.array) -> mx.array:
-            name = joint.input_of[linear.name]
-            index = places[name]
-            rounded = quantize(x, joint.quantizers[name], steps[index])
-            return dropped(x, rounded, joint.drop, keys[index])
-
-        return see
-
     def _batch_slopes(
         self, weights: list[mx.array], state: State, rows: np.ndarray
     ) -> tuple[mx.array, list[mx.array], list[mx.array]]:
-        """Sums over the parts of a batch: error, slopes of the weights, slopes of the steps."""
+        """Sums over the parts of a batch, scaled: error, slopes of the weights, of the steps."""
+        quantizer_steps = state.values[len(weights) :]
         key = mx.random.key((self._seed << 24) + state.iteration)
         total: tuple[mx.array, list[mx.array], list[mx.array]] | None = None
         for start in range(0, len(rows) - self._at_once + 1, self._at_once):
             part = mx.array(rows[start : start + self._at_once])
             error, (slopes, steps) = self._slopes(
-                weights, state.steps, part, mx.random.split(key, start + 2)[-1]
+                weights, quantizer_steps, state.scaling, part, mx.random.split(key, start + 2)[-1]
             )
             if total is None:
                 total = error, slopes, steps
@@ -213,64 +207,50 @@ class Learner:
         warmup = options.warmup * options.iterations
         progress = (state.iteration - warmup) / (options.iterations - warmup)
         rows = batch_rows(self._problem, options.batch_size, self._seed, state.iteration)
+        alphas = len(self._rise)
         weights = [
-            self._soften(*three) for three in zip(state.alphas, self._low, self._rise, strict=True)
+            self._soften(*three)
+            for three in zip(state.values[:alphas], self._low, self._rise, strict=True)
         ]
         error, slopes, step_slopes = self._batch_slopes(weights, state, rows)
         parts = len(rows) // self._at_once
-        done = state.iteration + 1
-        rate, scale, penalty, *more = device_arrays(
+        state.scaling, step = self.loss_scale.judge(
+            state.scaling, error, [*slopes, *step_slopes], parts
+        )
+        rate, penalty, *bits = device_arrays(
             [
                 options.learning_rate,
-                1 / (self._loss_scale * parts),
                 self._penalty if progress >= 0 else 0.0,
-                *(1 / (1 - keep**done) for keep in ADAM_DECAY),
                 *bits_of(annealed_beta(max(progress, 0.0)) - 1),
             ]
         )
-        corrections, bits = more[:2], more[2:]
-        updated = [
-            advance(*one, (slope, rise, scale, penalty, bits), (rate, *corrections))
-            for *one, slope, rise in zip(
-                state.alphas, state.means, state.squares, slopes, self._rise, strict=True
-            )
-        ]
-        state.alphas, state.means, state.squares = map(list, zip(*updated, strict=True))
-        self._move_steps(state, step_slopes, scale, corrections)
-        state.iteration = done
-        self._order((error, state.arrays()), state.alphas[-1])
-        if done % max(1, options.iterations // _HISTORY_POINTS) == 0 or done == options.iterations:
-            binary = [mx.sum(is_binary(alpha)) for alpha in state.alphas]
-            mx.eval(binary)
-            point = {"iteration": done, "error": error.item() / (self._loss_scale * parts)}
-            share = sum(count.item() for count in binary) / self._count
-            state.history.append({**point, "binary_share": share})
-
-    def _move_steps(
-        self, state: State, slopes: list[mx.array], scale: mx.array, corrections: list[mx.array]
-    ) -> None:
-        if self._joint is None:
-            return
-        turn = math.pi * state.iteration / self._options.iterations
-        rate = mx.array(self._joint.learning_rate * (1 + math.cos(turn)) / 2)
+        before = list(zip(state.values, state.means, state.squares, strict=True))
+        move = advance if step.is_taken is None else partial(advance_where, step.is_taken)
         moved = [
-            adam_step(step, mean, square, slope * scale, rate, *corrections)
-            for step, mean, square, slope in zip(
-                state.steps, state.step_means, state.step_squares, slopes, strict=True
-            )
+            move(*one, (slope, rise, step.unscale, penalty, bits), (rate, *step.corrections))
+            for one, slope, rise in zip(before[:alphas], slopes, self._rise, strict=True)
         ]
-        state.steps, state.step_means, state.step_squares = map(list, zip(*moved, strict=True))
-        # A step of zero would divide by zero; a range has never to shrink that far.
-        smallest = [0.01 * one.step for one in self._joint.quantizers.values()]
-        state.steps = [mx.maximum(*pair) for pair in zip(state.steps, smallest, strict=True)]
+        if self._joint is not None:
+            turn = math.pi * state.iteration / options.iterations
+            own_rate = mx.array(self._joint.learning_rate * (1 + math.cos(turn)) / 2)
+            moved += moved_steps(self._joint, before[alphas:], step_slopes, own_rate, step)
+        state.values, state.means, state.squares = map(list, zip(*moved, strict=True))
+        state.iteration += 1
+        self._order((error, state.arrays()), state.values[alphas - 1])
+        self._note(state, parts)
 
-
-def loss_scale(problem: BlockProblem, rows: int) -> float:
-    """What keeps float16 gradients of a mean over a million outputs from underflowing."""
-    if problem.data.inputs[0].dtype != mx.float16:
-        return 1.0
-    elements = max(target[0].size for target in problem.data.targets) * rows
-    return 2.0 ** math.floor(math.log2(elements))
+    def _note(self, state: State, parts: int) -> None:
+        """Adds to the history now and then."""
+        total, done = self._options.iterations, state.iteration
+        if done % max(1, total // _HISTORY_POINTS) and done != total:
+            return
+        binary = [mx.sum(is_binary(alpha)) for alpha in state.values[: len(self._rise)]]
+        mx.eval(binary)
+        scaling = self.loss_scale.read(state.scaling)
+        if scaling.taken:
+            share = sum(count.item() for count in binary) / self._count
+            point = {"iteration": done, "error": scaling.error / parts, "binary_share": share}
+            state.history.append(point | self.loss_scale.noted(scaling, done))
 
 
 def learn(
@@ -283,7 +263,7 @@ def learn(
     joint: Joint | None = None,
     resume: Path | None = None,
     key: str = "",
-) -> tuple[list[mx.array], State]:
+) -> Learned:
     """Learns the rounding of a block's weights.
 
     Args:
@@ -296,8 +276,8 @@ def learn(
         resume: where to keep the state now and then; a run that finds it there under the same
             `key` goes on from it and ends with the same bits as one that was never interrupted.
 
-    Returns:
-        Hard codes of each linear, (outputs, inputs) float32 integers, and the final state.
+    Raises:
+        Diverged: it cannot go on; see `LossScale`.
     """
     learner = Learner(problem, starts, options, rtn_error, seed, row_weights, joint)
     state = (load_state(resume, key) if resume else None) or learner.start()
@@ -312,9 +292,11 @@ def learn(
             if resume and state.iteration % max(1, total // _SAVES) == 0:
                 save_state(resume, state, key)
             tick()
+    loss_scale = learner.loss_scale.finished(state.scaling)
+    alphas, steps = state.values[: len(starts)], state.values[len(starts) :]
     codes = [
-        hard_codes(steps, alpha, 2**scales.bits)
-        for steps, alpha, scales in zip(starts, state.alphas, problem.scales, strict=True)
+        hard_codes(start, alpha, 2**scales.bits)
+        for start, alpha, scales in zip(starts, alphas, problem.scales, strict=True)
     ]
     mx.eval(codes)
-    return codes, state
+    return Learned(codes, steps, state, loss_scale)

@@ -180,6 +180,7 @@ def quantize_block(
                 "binary_share": last.proposal.binary_share,
                 "balance": balancing,
                 "linears": _linear_rows(judged, kept.proposal),
+                "loss_scale": last.proposal.loss_scale,
                 "history": list(last.proposal.history),
             },
         )

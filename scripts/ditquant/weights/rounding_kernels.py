@@ -149,6 +149,22 @@ def advance(
     return adam_step(alpha, mean, square, alpha_slope(alpha, *slopes), *rates)
 
 
+@_together
+def advance_where(
+    is_taken: mx.array,
+    alpha: mx.array,
+    mean: mx.array,
+    square: mx.array,
+    slopes: Sequence[mx.array],
+    rates: Sequence[mx.array],
+) -> tuple[mx.array, mx.array, mx.array]:
+    """`advance` where `is_taken`, a scalar, is not 0; else what there was."""
+    before = (alpha, mean, square)
+    after = advance(*before, slopes, rates)
+    one, two, three = (mx.where(is_taken > 0, *pair) for pair in zip(after, before, strict=True))
+    return one, two, three
+
+
 def stored_line(steps: mx.array, scales: Scales) -> tuple[mx.array, mx.array]:
     """`soft_line`, on an accelerator in 16 bits, which hold it exactly for up to 6 (`grids`)."""
     low, rise = soft_line(steps, scales)

@@ -20,6 +20,7 @@ from . import adaround
 from .awq import clipped_scales
 from .gptq import Factor, factorize, gptq_steps
 from .grids import Scales, steps_of
+from .joint_steps import Joint
 from .layer_inputs import sampled_inputs, second_moments
 from .lsq import ActivationQuantizer, range_quantizer
 from .reconstruct import BlockProblem
@@ -39,6 +40,7 @@ class Proposal:
         binary_share: share of the rounding variables that ended at 0 or 1; None if it has none.
         history: of the learning.
         activations: learned activation quantizers by `blocks.shared_input`.
+        loss_scale: of the learning, if it was in float16 (`loss_scale.LossScale.finished`).
     """
 
     codes: list[mx.array]
@@ -46,6 +48,7 @@ class Proposal:
     binary_share: float | None = None
     history: tuple[dict[str, float], ...] = ()
     activations: Mapping[str, ActivationQuantizer] | None = None
+    loss_scale: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def step_weights(kind: str, sigmas: mx.array) -> mx.array | None:
     return mx.array((weights / weights.mean()).astype(np.float32))
 
 
-def _learn(task: Task, joint: adaround.Joint | None = None) -> Proposal:
+def _learn(task: Task, joint: Joint | None = None) -> Proposal:
     recipe, problem = task.recipe, task.problem
     options = adaround.Options(
         iterations=recipe["iterations"],
@@ -175,7 +178,7 @@ def _learn(task: Task, joint: adaround.Joint | None = None) -> Proposal:
         rows_at_once=recipe["rows_at_once"],
         input_mix=0.5 if recipe["inputs"] == "mixed" else 0.0,
     )
-    codes, state = adaround.learn(
+    learned = adaround.learn(
         problem,
         _starts(task),
         options,
@@ -186,14 +189,21 @@ def _learn(task: Task, joint: adaround.Joint | None = None) -> Proposal:
         resume=task.resume,
         key=task.key,
     )
-    learned = None
+    activations = None
     if joint is not None:
-        learned = {
+        activations = {
             name: replace(quantizer, step=step)
-            for (name, quantizer), step in zip(joint.quantizers.items(), state.steps, strict=True)
+            for (name, quantizer), step in zip(joint.quantizers.items(), learned.steps, strict=True)
         }
-    share = state.history[-1]["binary_share"]
-    return Proposal(codes, problem.scales, share, tuple(state.history), learned)
+    history = tuple(learned.state.history)
+    return Proposal(
+        learned.codes,
+        problem.scales,
+        history[-1]["binary_share"],
+        history,
+        activations,
+        learned.loss_scale,
+    )
 
 
 def _adaround(task: Task) -> Proposal:
@@ -211,7 +221,7 @@ def _taqdit(task: Task) -> Proposal:
         )
         for name in dict.fromkeys(input_of.values())
     }
-    joint = adaround.Joint(quantizers, input_of, recipe["activation_learning_rate"], recipe["drop"])
+    joint = Joint(quantizers, input_of, recipe["activation_learning_rate"], recipe["drop"])
     return _learn(task, joint)
 
 

@@ -41,10 +41,11 @@ from ..network.calibration import Trajectory
 from ..progress import ticking
 from .block_gradients import cheap_gradients
 from .grids import Packed, dequantize
-from .learning_state import TuningState, load_tuning, new_tuning, save_tuning
+from .learning_state import State, load_state, new_state, save_state
+from .loss_scale import LossScale, where_taken
 from .other_linears import quantize_other_linears
 from .reconstruct import dealt_rows, split_rows
-from .rounding_kernels import ADAM_DECAY, adam_step
+from .rounding_kernels import adam_step
 from .tuned_grids import TunedGrid, stored_grid, tuned_grid, tuned_weight
 from .velocity_rows import VelocityRows, enter, guided, velocity_rows
 
@@ -150,29 +151,37 @@ class Tuner:
         self.train, self.held_out = split_rows(rows.rows_per_image, holdout)
         self._batch = min(options.batch_size, len(self.train))
         self._at_once = min(options.rows_at_once or self._batch, self._batch)
-        self._scale = _loss_scale(rows, self._at_once)
+        outputs = rows.targets[0].size * self._at_once
+        self.loss_scale = LossScale(rows.tokens.dtype, outputs, options.iterations)
         # Of the scaled mean error over some rows, with respect to the offsets.
         self.slopes = mx.value_and_grad(self._scaled_error)
 
-    def start(self) -> TuningState:
+    def start(self) -> State:
+        """Its values are the offsets of scale and of value, linear by linear."""
         shapes = [grid.shape for grids in self.grids.values() for grid in grids]
-        return new_tuning([mx.zeros(shape) for shape in shapes for _ in range(2)])
+        offsets = [mx.zeros(shape) for shape in shapes for _ in range(2)]
+        return new_state(offsets, self.loss_scale.start())
 
     def tuned_blocks(self) -> AbstractContextManager[None]:
         """Within the context the network computes with the offsets."""
         return blocks_replaced(self._model, lambda block: self._blocks[block.name])
 
     def _scaled_error(
-        self, offsets: list[mx.array], latents: mx.array, tokens: mx.array, index: mx.array
+        self,
+        offsets: list[mx.array],
+        scaling: mx.array,
+        latents: mx.array,
+        tokens: mx.array,
+        index: mx.array,
     ) -> mx.array:
         """Mean error over some rows, times the loss scale; modulation has been set."""
         left = iter(offsets)
         for name, block in self._blocks.items():
             block.offsets = [next(left) for _ in range(2 * len(self.grids[name]))]
         output = self._model(latents, tokens, ANY_TIMESTEP)
-        return self._scale * mx.mean(row_errors(self._rows, output, index))
+        return self.loss_scale.scaled(mx.mean(row_errors(self._rows, output, index)), scaling)
 
-    def iterate(self, state: TuningState) -> None:
+    def iterate(self, state: State) -> None:
         """One step: advances `state`."""
         options = self._options
         index = dealt_rows(self.train, self._batch, [self._seed], state.iteration)
@@ -181,42 +190,44 @@ class Tuner:
         error = mx.array(0.0)
         with self.tuned_blocks():
             for part in np.split(index[: parts * self._at_once], parts):
-                latents, tokens = enter(self._model, self._rows, part)
-                own, rising = self.slopes(state.offsets, latents, tokens, mx.array(part))
+                how = (*enter(self._model, self._rows, part), mx.array(part))
+                own, rising = self.slopes(state.values, state.scaling, *how)
                 error = error + own
                 slopes = [a + b for a, b in zip(slopes, rising, strict=True)] if slopes else rising
                 mx.eval(error, slopes)
-        done = state.iteration + 1
+        slopes = [slope / parts for slope in slopes]
+        taken = self.loss_scale.read(state.scaling).taken
+        state.scaling, step = self.loss_scale.judge(state.scaling, error / parts, slopes)
         turn = math.pi * state.iteration / options.iterations
-        rate = options.learning_rate * (1 + math.cos(turn)) / 2
-        keep_mean, keep_square = (1 / (1 - keep**done) for keep in ADAM_DECAY)
-        rates = [mx.array(number, dtype=mx.float32) for number in (rate, keep_mean, keep_square)]
+        rate = mx.array(options.learning_rate * (1 + math.cos(turn)) / 2)
+        before = zip(state.values, state.means, state.squares, strict=True)
         moved = [
-            adam_step(offset, mean, square, slope / (self._scale * parts), *rates)
-            for offset, mean, square, slope in zip(
-                state.offsets, state.means, state.squares, slopes, strict=True
-            )
+            where_taken(step, adam_step(*one, slope * step.unscale, rate, *step.corrections), one)
+            for one, slope in zip(before, slopes, strict=True)
         ]
-        state.offsets, state.means, state.squares = map(list, zip(*moved, strict=True))
-        state.iteration = done
+        state.values, state.means, state.squares = map(list, zip(*moved, strict=True))
+        state.iteration += 1
         mx.eval(state.arrays())
-        self._note(state, error / (self._scale * parts))
+        scaling = self.loss_scale.read(state.scaling)
+        if scaling.taken > taken:
+            state.pending += [scaling.error]
+        self._note(state)
 
-    def _note(self, state: TuningState, error: mx.array) -> None:
+    def _note(self, state: State) -> None:
         """Adds to the history now and then: the batches' mean error since, and the held-out one."""
         total, done = self._options.iterations, state.iteration
-        state.pending += [error.item()]
         judged = done % max(1, total // _JUDGED_POINTS) == 0 or done == total
-        if judged or done % max(1, total // _HISTORY_POINTS) == 0:
+        if state.pending and (judged or done % max(1, total // _HISTORY_POINTS) == 0):
             point = {"iteration": done, "error": sum(state.pending) / len(state.pending)}
+            point |= self.loss_scale.noted(self.loss_scale.read(state.scaling), done)
             if judged:
                 point["held_out"] = self.judged(self.stored(state))
             state.history.append(point)
             state.pending = []
 
-    def stored(self, state: TuningState) -> dict[str, Packed]:
+    def stored(self, state: State) -> dict[str, Packed]:
         """Linear's name -> its weight on the tuned grid, as it is stored."""
-        left = iter(state.offsets)
+        left = iter(state.values)
         return {
             grid.linear.name: stored_grid(grid, next(left), next(left))
             for grids in self.grids.values()
@@ -241,13 +252,6 @@ def row_errors(rows: VelocityRows, output: mx.array, index: mx.array) -> mx.arra
     """(n,) float32: |v_q - v|^2 / |v|^2 of each of some rows, given the network's output there."""
     difference = guided(rows, output) - rows.targets[index]
     return mx.mean(difference * difference, axis=(1, 2, 3)) / rows.energies[index]
-
-
-def _loss_scale(rows: VelocityRows, at_once: int) -> float:
-    """What keeps float16 gradients of a mean over many outputs from underflowing."""
-    if rows.tokens.dtype != mx.float16:
-        return 1.0
-    return 2.0 ** math.floor(math.log2(rows.targets[0].size * at_once))
 
 
 def tune(
@@ -278,14 +282,15 @@ def tune(
         for block in walk_blocks(model):
             cheap.enter_context(cheap_gradients(block))
         tuner = Tuner(model, packed, kind, rows, options, seed, holdout)
-        state = (load_tuning(resume, key) if resume else None) or tuner.start()
+        state = (load_state(resume, key) if resume else None) or tuner.start()
         total = options.iterations
         with ticking("tuning of the whole network", total, state.iteration) as tick:
             while state.iteration < total:
                 tuner.iterate(state)
                 if resume and state.iteration % max(1, total // _SAVES) == 0:
-                    save_tuning(resume, state, key)
+                    save_state(resume, state, key)
                 tick()
+        loss_scale = tuner.loss_scale.finished(state.scaling)
         start_error = tuner.judged(packed)
         tuned = tuner.stored(state)
         error = state.history[-1]["held_out"]
@@ -296,19 +301,20 @@ def tune(
         "error": {"start": start_error, "tuned": error},
         "kept": "tuned" if is_better else "start",
         "offsets": _offset_sizes(state),
+        "loss_scale": loss_scale,
         "history": state.history,
     }
     return Tuned({**packed, **tuned} if is_better else dict(packed), document)
 
 
-def _offset_sizes(state: TuningState) -> dict[str, float]:
+def _offset_sizes(state: State) -> dict[str, float]:
     """Root mean squares over all groups: of a scale's change, relative, and of a value's shift."""
 
     def size(arrays: Sequence[mx.array]) -> float:
         total = sum(mx.sum(array**2).item() for array in arrays)
         return math.sqrt(total / sum(array.size for array in arrays))
 
-    return {"scale": size(state.offsets[::2]), "shift": size(state.offsets[1::2])}
+    return {"scale": size(state.values[::2]), "shift": size(state.values[1::2])}
 
 
 def tuning_options(recipe: Mapping[str, Any]) -> Options:
