@@ -4,10 +4,17 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from ditquant.planning import settings, variant_names
+from ditquant.planning import fitting, settings, variant_names
 from ditquant.planning.digest import code_digest
 from ditquant.errors import UserError
-from ditquant.models.spec import checkpoint_identity, read_spec, text_identity
+from ditquant.models.files import check_local_files
+from ditquant.models.spec import (
+    check_t5,
+    checkpoint_identity,
+    drawn_size,
+    read_spec,
+    text_identity,
+)
 from ditquant.planning.validation import check_schema
 
 ROOT = Path(workflow.basedir)
@@ -19,6 +26,9 @@ try:
     settings.check_counts(config)
     settings.check_recipes(config)
     SPEC = read_spec(config["model"]["name"], config["model"]["checkpoint"])
+    check_local_files(SPEC)
+    IMAGE_SIZE = drawn_size(SPEC, config["calibration"]["image_size"])
+    check_t5(SPEC, config["text"]["t5"])
     PROMPTS = settings.prompt_sets(config, ROOT)
     INFERENCE_PROMPTS = settings.inference_prompts(config)
 except UserError as error:
@@ -28,6 +38,7 @@ IDENTITY = checkpoint_identity(SPEC)
 RESULTS = f"results/{config['run']}"
 IMAGES = [f"{index:04d}" for index in range(config["num_images"])]
 BLOCKS = SPEC.block_names
+LINEARS = SPEC.shape.block_linears()
 RECIPES = list(config["recipes"])
 
 # Cores a model job: all of them where one runs at a time (the default profile's gpu=1). On a CPU more
@@ -71,4 +82,4 @@ def model_params():
 
 def image_size():
     """Height and width in pixels."""
-    return config["calibration"]["image_size"] or list(SPEC.image_size)
+    return IMAGE_SIZE

@@ -33,7 +33,7 @@ def main(
         tuned: scales and biases of the blocks' linears, if the recipe is tuned.
     """
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]], whole=False)
+    network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[])
     rotate(network, recipe.get("rotation"))
     network.load_weights(list(read_parameters(blocks).items()), strict=False)
     others = quantize_other_linears(

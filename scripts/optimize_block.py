@@ -38,7 +38,7 @@ def main(
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]], whole=False)
+    network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[block])
     rotate(network, recipe.get("rotation"))
     prefix = prefix_streams(network, spec.block_names, block_io, before) if before else None
     data = read_block(block_io, spec.block_names, block, prefix)

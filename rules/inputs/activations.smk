@@ -71,8 +71,21 @@ def clipped_config(wildcards):
     return ACTIVATION_CONFIGS[wildcards.scales]
 
 
+def check_channels(name):
+    """Ends the plan where a configuration's groups of channels do not fill what linears read."""
+    section = "activations"
+    if name in config["activations"]["variants"]:
+        section = f"activations.variants.{name}"
+    size = ACTIVATION_CONFIGS[name]["options"]["channel_group"]
+    try:
+        fitting.check_channel_group(section, size, LINEARS, SPEC.name)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def config_inputs(wildcards):
     """What a configuration is made by, beside the statistics."""
+    check_channels(config_name(wildcards))
     inputs = shared_clips(wildcards)
     if is_measured(config_name(wildcards)):
         inputs["sensitivity"] = sensitivity_files(wildcards, f"{RESULTS}/activations")
@@ -98,6 +111,7 @@ def learned_bits(wildcards):
 
 def own_config_inputs(wildcards):
     """What a configuration of a recipe's own is made by, beside the statistics."""
+    check_channels(config_name(wildcards))
     by = weighting(config_name(wildcards))
     inputs = learned_blocks(wildcards) | own_clips(wildcards)
     if is_measured(config_name(wildcards)):

@@ -1,12 +1,24 @@
 """Images, options and names of the weight track."""
 
+from functools import cache
+
 WEIGHT_IMAGES = IMAGES[: config["weights"]["num_images"]]
+
+
+@cache
+def fitting_recipe(name):
+    """A recipe, once it is known to fit the model; those that nothing is made of need not."""
+    recipe = config["recipes"][known("recipe", name, RECIPES)]
+    try:
+        fitting.check_recipe(f"recipes.{name}", recipe, LINEARS, SPEC.name)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    return recipe
 
 
 def recipe_params(wildcards):
     """One recipe's options: changing another recipe redoes nothing of this one."""
-    name = known("recipe", wildcards.recipe, RECIPES)
-    return settings.recipe_options(config["recipes"][name])
+    return settings.recipe_options(fitting_recipe(wildcards.recipe))
 
 
 def block_name(wildcards):

@@ -108,6 +108,16 @@ def write_folder(folder: Path, seed: int = 0, name: str = "tiny", **mmdit: Any) 
     return folder
 
 
+def snapshot_of(hub: Path, repository: str) -> Path:
+    """The folder of a repository's files in a hand-made cache of the Hugging Face hub."""
+    folder = hub / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True, exist_ok=True)
+    return snapshot
+
+
 def write_sd3(folder: Path, hub: Path, seed: int = 0) -> Path:
     """`sd3_medium.safetensors` in the original layout, and a hand-made offline hub cache.
 
@@ -118,10 +128,7 @@ def write_sd3(folder: Path, hub: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "sd3_medium.safetensors"
     _single_file(checkpoint, build_small_sd3(seed), seed)
-    repository = hub / f"models--{TEXT.replace('/', '--')}"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot = snapshot_of(hub, TEXT)
     vocabulary = write_vocabulary(snapshot / "tokenizer_l", words())
     write_vocabulary(snapshot / "tokenizer_g", words())
     _text_encoder(snapshot, "clip_l", 32, seed + 2, vocabulary)

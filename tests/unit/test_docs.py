@@ -354,7 +354,7 @@ def test_sizes_in_the_arithmetic_are_the_models():
     run = yaml.safe_load((ROOT / "config" / "sd3-medium.yaml").read_text("utf-8"))
     height, width = run["calibration"]["image_size"]
     image_tokens = (height // 8 // config.patch_size) * (width // 8 // config.patch_size)
-    depth, steps = spec.depth_multimodal, run["num_steps"]
+    depth, steps = spec.shape.depth_multimodal, run["num_steps"]
     cached = len(cached_steps(steps, run["weights"]["stride"]))
     expressions = {what: code(products)[0] for what, _, products, _ in README_TABLES["What"]}
     assert expressions["`block_io/`"] == (

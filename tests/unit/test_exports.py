@@ -230,7 +230,8 @@ def test_inputs_that_groups_of_64_do_not_divide_name_the_way_out(tmp_path):
 
 
 def test_unified_blocks_have_no_place(spec, checkpoints):
-    unified = dataclasses.replace(spec, depth_unified=1)
+    shape = dataclasses.replace(spec.shape, depth_unified=1)
+    unified = dataclasses.replace(spec, shape=shape)
     for name in EXPORTS:
         with pytest.raises(UserError, match="unified blocks"):
             export_checkpoint(unified, checkpoints["blocks"].parent, name)

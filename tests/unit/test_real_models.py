@@ -132,7 +132,7 @@ def test_unified_blocks_and_qk_norm_are_walked():
 def test_published_depths_are_diffusionkits():
     for spec in PUBLISHED.values():
         config = mmdit_config(spec)
-        assert (spec.depth_multimodal, spec.depth_unified) == (
+        assert (spec.shape.depth_multimodal, spec.shape.depth_unified) == (
             config.depth_multimodal,
             config.depth_unified,
         )

@@ -21,6 +21,7 @@ import mlx.nn as nn  # noqa: E402
 
 from .cuda import cuda_kernel  # noqa: E402
 from .device import (  # noqa: E402
+    are_finite,
     backend_name,
     compiled,
     describe_device,
@@ -31,11 +32,12 @@ from .device import (  # noqa: E402
     reset_peak_memory,
     to_numpy,
 )
-from .diffusionkit import hub_files, import_diffusionkit  # noqa: E402
+from .diffusionkit import hub_files, import_diffusionkit, with_names  # noqa: E402
 from .vector import normal_cdf, normal_density, polynomial  # noqa: E402
 
 __all__ = [
     "BLAS",
+    "are_finite",
     "backend_name",
     "compiled",
     "cuda_kernel",
@@ -53,4 +55,5 @@ __all__ = [
     "polynomial",
     "reset_peak_memory",
     "to_numpy",
+    "with_names",
 ]

@@ -87,3 +87,34 @@ def device_arrays(
         view if part.ndim == 1 else view.reshape(part.shape)
         for part, view in zip(parts, views[:-1], strict=True)
     ]
+
+
+# Of a floating type: integers of its width, signed and not, and the bits of its infinity.
+_BITS = {
+    mx.float16: (np.int16, np.uint16, 0x7C00),
+    mx.bfloat16: (np.int16, np.uint16, 0x7F80),
+    mx.float32: (np.int32, np.uint32, 0x7F800000),
+}
+
+
+def _is_finite(array: mx.array) -> bool:
+    """By the bits: NaN and the infinities are the largest integers of either sign.
+
+    MLX's `isfinite` takes 20 times as long on a CPU.
+    """
+    if array.dtype not in _BITS or array.size == 0:
+        return True
+    signed, unsigned, infinity = _BITS[array.dtype]
+    bits = np.array(array.view(mx.uint32 if array.dtype == mx.float32 else mx.uint16), copy=False)
+    negative = infinity + 2 ** (8 * bits.itemsize - 1)
+    return bool(bits.view(signed).max() < infinity and bits.view(unsigned).max() < negative)
+
+
+def are_finite(arrays: Sequence[mx.array]) -> list[bool]:
+    """Evaluates arrays, and says of each whether it holds neither NaN nor infinity."""
+    mx.eval(arrays)
+    if not is_accelerated():
+        return [_is_finite(array) for array in arrays]
+    flags = [mx.all(mx.isfinite(array)) for array in arrays]
+    mx.eval(flags)
+    return [bool(flag.item()) for flag in flags]

@@ -1,8 +1,9 @@
 """Imports DiffusionKit 0.5.2 without what it does not need, and hands its loaders local files.
 
 `import diffusionkit.mlx` pulls argmaxtools, and with it torch, coremltools and wandb (1.2 GB,
-8.5 s), for a logger, two mixin classes and a unit conversion; and `transformers` (2 s) for names
-that only the text encoders use. Stand-ins for those few names are all it needs.
+8.5 s), for a logger, two mixin classes and a unit conversion; and `transformers` (2 s) for T5's
+configuration and tokenizer, which `models.t5` reads without it. Stand-ins for those few names are
+all it needs.
 """
 
 from __future__ import annotations
@@ -14,25 +15,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-
-class _LazyName:
-    """A name of `transformers` that is imported when one of its attributes is first used."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(getattr(importlib.import_module("transformers"), self._name), attribute)
-
-
-class _LazyTransformers(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _LazyName(name)
+import mlx.core as mx
 
 
 def _stand_ins() -> dict[str, ModuleType]:
@@ -45,12 +31,32 @@ def _stand_ins() -> dict[str, ModuleType]:
     test_utils.InferenceContextSpec = type("InferenceContextSpec", (), {})  # type: ignore[attr-defined]
     kit_utils = ModuleType("diffusionkit.utils")
     kit_utils.bytes2gigabytes = lambda size: size / 1024**3  # type: ignore[attr-defined]
+    transformers = ModuleType("transformers")
+    transformers.T5Config = transformers.AutoTokenizer = None  # type: ignore[attr-defined]
     return {
         "argmaxtools": argmaxtools,
         "argmaxtools.utils": utils,
         "argmaxtools.test_utils": test_utils,
         "diffusionkit.utils": kit_utils,
+        "transformers": transformers,
     }
+
+
+def with_names(module: ModuleType, **names: Any) -> SimpleNamespace:
+    """A module's names, some of them replaced."""
+    return SimpleNamespace(**{**vars(module), **names})
+
+
+def _leave_memory_limits(t5: ModuleType) -> None:
+    """Keeps T5's encoder from setting Metal's memory limit to the machine's memory in each call.
+
+    Elsewhere there is no such number (`KeyError: 'memory_size'`), and there it would undo a limit
+    that a user has set.
+    """
+    metal = SimpleNamespace(
+        set_memory_limit=lambda limit: None, device_info=lambda: {"memory_size": 0}
+    )
+    t5.mx = with_names(mx, metal=metal)  # type: ignore[attr-defined]
 
 
 @cache
@@ -62,14 +68,16 @@ def import_diffusionkit() -> ModuleType:
     """
     if importlib.util.find_spec("diffusionkit") is None:
         raise ImportError("DiffusionKit is missing: pip install --no-deps diffusionkit==0.5.2")
+    before = sys.modules.get("transformers")
     sys.modules.update(_stand_ins())
-    loaded = sys.modules.get("transformers")
-    sys.modules["transformers"] = loaded or _LazyTransformers("transformers")
     try:
-        return importlib.import_module("diffusionkit.mlx")
+        kit = importlib.import_module("diffusionkit.mlx")
     finally:
-        if loaded is None:
-            del sys.modules["transformers"]
+        del sys.modules["transformers"]
+        if before is not None:
+            sys.modules["transformers"] = before
+    _leave_memory_limits(importlib.import_module("diffusionkit.mlx.t5"))
+    return kit
 
 
 @contextmanager

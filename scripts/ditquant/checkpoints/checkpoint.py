@@ -27,7 +27,7 @@ from ..artifacts import load_tensors, read_json
 from ..backend import import_diffusionkit, mx, nn
 from ..errors import UserError
 from ..job_times import loading
-from ..models.load import mmdit_config
+from ..models.load import mmdit_config, reason
 from ..models.spec import ModelSpec
 from ..network.blocks import Linear, all_linears, other_linears, rotation_of
 from ..weights.block_files import packed_of
@@ -162,9 +162,8 @@ def load_quantized(
         parameters = _parameters(model, tensors, config["quantization"], dtype, packed)
         model.load_weights(parameters)
     except (KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{Path(folder) / MODEL_FILE} does not fit {spec.name}: {reason}. Make it again."
+            f"{Path(folder) / MODEL_FILE} does not fit {spec.name}: {reason(error)}. Make it again."
         ) from error
     mx.eval(model.parameters())
     return model

@@ -186,7 +186,7 @@ def export_checkpoint(spec: ModelSpec, folder: str | Path, name: str) -> Export:
     Raises:
         UserError: a model or a recipe that the layout has no place for, or no checkpoint.
     """
-    if spec.depth_unified:
+    if spec.shape.depth_unified:
         raise UserError(
             f"{spec.name} has unified blocks, for which the single-file layout of Stable Diffusion "
             "3 has no names: load the native checkpoint instead."

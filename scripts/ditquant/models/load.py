@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..artifacts import check_safetensors
-from ..backend import hub_files, import_diffusionkit, mx, nn
+from mlx.utils import tree_flatten
+
+from ..backend import hub_files, import_diffusionkit, mx, nn, with_names
 from ..errors import UserError
 from ..job_times import loading
+from . import t5
+from .files import check_clip
+from .hub import hub_message
+from .layout import MMDIT_PREFIX, VAE_PREFIX
+from .shapes import block_path
 from .spec import ModelSpec, TextEncoder
+from .weights import Reader
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -52,122 +60,163 @@ def mmdit_config(spec: ModelSpec) -> Any:
     return config.MMDiTConfig(**arguments, dtype=dtype, float16_dtype=dtype, low_memory_mode=False)
 
 
-def _resolver(spec: ModelSpec) -> Callable[[str, str], str | None]:
-    """Answers file requests from disk where the specification has the file there."""
+def reason(error: Exception) -> str:
+    """What a loader complains of, in one line; MLX names the tensors on lines of their own."""
+    first, *names = str(error).splitlines() or [type(error).__name__]
+    if isinstance(error, KeyError):
+        return f"it lacks {first}"
+    if len(names) > 5:
+        names = [*names[:5], f"and {len(names) - 5} more"]
+    return " ".join([first.strip(), *(name.strip() for name in names)]).rstrip(".")
 
-    def resolve(repository: str, file: str) -> str | None:
-        if repository == spec.text_repository:
-            return str(spec.folder / file) if spec.folder else None
-        if spec.checkpoint is None:
-            return None
-        # The loaders always fetch the hub's config.json and never read it.
-        return str(spec.checkpoint)
 
-    return resolve
+class _Files:
+    """Answers a loader's requests: from disk where the specification has the file, else the hub.
+
+    Attributes:
+        last: what was asked for last, for messages.
+    """
+
+    def __init__(self, spec: ModelSpec, download: Callable[[str, str], str]):
+        self._spec, self._download = spec, download
+        self.last = str(spec.checkpoint or spec.repository)
+
+    def __call__(self, repository: str, file: str) -> str:
+        """Path of a file.
+
+        Raises:
+            UserError: it could not be downloaded.
+        """
+        spec = self._spec
+        path: Path | None = None
+        if repository == spec.repository:
+            # The loaders always fetch the hub's config.json and never read it.
+            path = spec.checkpoint
+        elif repository == spec.text_repository and spec.folder is not None:
+            path = spec.folder / file
+        if path is None:
+            try:
+                path = Path(self._download(repository, file))
+            except Exception as error:
+                raise UserError(hub_message(error, file, repository)) from error
+        if repository != spec.repository or file != "config.json":
+            self.last = str(path)
+        return str(path)
+
+
+def _complete(kind: type[nn.Module]) -> type[nn.Module]:
+    """A text encoder that wants every parameter, in its shape; DiffusionKit's takes what it gets.
+
+    What a file lacks would keep its random start.
+    """
+
+    class Complete(kind):
+        def update(self, parameters: Any, strict: bool = True) -> nn.Module:
+            if not strict:  # `load_weights` has checked them
+                return super().update(parameters, strict=False)
+            return self.load_weights(tree_flatten(parameters))
+
+    return Complete
 
 
 @contextmanager
-def _loaders(spec: ModelSpec, dtype: mx.Dtype, checkpoint: bool = True) -> Iterator[ModuleType]:
-    """DiffusionKit's `model_io` with the specification entered in its tables.
+def _loaders(
+    spec: ModelSpec, dtype: mx.Dtype, prefix: str = ""
+) -> Iterator[tuple[ModuleType, Reader]]:
+    """DiffusionKit's `model_io` with the specification entered in its tables, and what it reads by.
 
     Args:
-        checkpoint: the single-file checkpoint is needed; text encoders have files of their own.
+        prefix: of the names of the tensors that are loaded.
 
     Raises:
-        UserError: a file that is missing, gated, truncated or of another model.
+        UserError: a file that is missing, gated, damaged or of another model.
     """
     import_diffusionkit()
     kit_config = importlib.import_module("diffusionkit.mlx.config")
-    names: dict[str, Any] = {"_FLOAT16": dtype if dtype != mx.float32 else mx.float16}
+    model_io = importlib.import_module("diffusionkit.mlx.model_io")
+    files, reader = _Files(spec, model_io.hf_hub_download), Reader(prefix, dtype)
+    names: dict[str, Any] = {
+        "_FLOAT16": dtype if dtype != mx.float32 else mx.float16,
+        "mx": with_names(mx, load=reader.load),
+        "CLIPTextModel": _complete(model_io.CLIPTextModel),
+        "SD3T5Encoder": _complete(model_io.SD3T5Encoder),
+        "T5Config": t5.config_class(files),
+    }
     # The loaders build the VAE from these classes' defaults, whatever the model.
     if spec.vae_decoder:
         names["VAEDecoderConfig"] = lambda: kit_config.VAEDecoderConfig(**spec.vae_decoder)
     if spec.vae_encoder:
         names["VAEEncoderConfig"] = lambda: kit_config.VAEEncoderConfig(**spec.vae_encoder)
-    if checkpoint and spec.checkpoint is not None:
-        check_safetensors(spec.checkpoint)
-    key = spec.repository
-    where = spec.checkpoint or f"{key} on the Hugging Face hub"
-    with hub_files(_resolver(spec), **names) as model_io:
-        files = {key: f"{spec.name}.safetensors", "vae": f"{spec.name}.safetensors"}
-        text_files = model_io._MODELS[model_io._DEFAULT_MODEL]
-        prefix = {
-            "vae_encoder": "first_stage_model.encoder.",
-            "vae_decoder": "first_stage_model.decoder.",
-        }
-        with (
-            _entry(model_io._MMDIT, key, model_io._MMDIT.get(key, files)),
-            _entry(model_io._PREFIX, key, model_io._PREFIX.get(key, prefix)),
-            _entry(model_io._CONFIG, key, mmdit_config(spec)),
-            _entry(
-                model_io._MODELS,
-                spec.text_repository,
-                model_io._MODELS.get(spec.text_repository, text_files),
-            ),
-        ):
-            try:
-                yield model_io
-            except (KeyError, ValueError) as error:
-                reason = str(error).splitlines()[0][:200]
-                raise UserError(
-                    f"{where} is no checkpoint of {spec.name}: {reason}. Check model.name and "
-                    "model.checkpoint in the configuration."
-                ) from error
-            except OSError as error:
-                raise UserError(_hub_message(spec, error)) from error
+    key, file = spec.repository, f"{spec.name}.safetensors"
+    vae = {f"vae_{part}": f"{VAE_PREFIX}{part}." for part in ("encoder", "decoder")}
+    text_files = model_io._MODELS[model_io._DEFAULT_MODEL]
+    with (
+        hub_files(files, **names),
+        _entry(model_io._MMDIT, key, model_io._MMDIT.get(key, {key: file, "vae": file})),
+        _entry(model_io._PREFIX, key, model_io._PREFIX.get(key, vae)),
+        _entry(model_io._CONFIG, key, mmdit_config(spec)),
+        _entry(
+            model_io._MODELS,
+            spec.text_repository,
+            model_io._MODELS.get(spec.text_repository, text_files),
+        ),
+    ):
+        try:
+            yield model_io, reader
+        except (LookupError, ValueError, TypeError, RuntimeError) as error:
+            part = "checkpoint" if prefix else "text encoder"
+            raise UserError(
+                f"{files.last} is no {part} of {spec.name}: {reason(error)}. Check model.name and "
+                "model.checkpoint in the configuration."
+            ) from error
+        except OSError as error:
+            raise UserError(f"{files.last} could not be read: {error}") from error
 
 
-def _hub_message(spec: ModelSpec, error: OSError) -> str:
-    kind = type(error).__name__
-    if kind == "GatedRepoError" or "401" in str(error) or "403" in str(error):
-        return (
-            f"{spec.repository} is gated: accept its licence on its Hugging Face page, log in with "
-            "`hf auth login` (or set HF_TOKEN), and run the same command again; or set "
-            "model.checkpoint to a local file."
-        )
-    if kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError"):
-        return (
-            f"A file of {spec.repository} or {spec.text_repository} is not in the local cache, and "
-            "the Hugging Face hub cannot be reached. Check the network and HF_HUB_OFFLINE, or set "
-            "model.checkpoint to a local file."
-        )
-    return f"Files of {spec.repository} could not be loaded: {error}"
+def _parameters(model: nn.Module) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
 
 
 @loading()
-def load_mmdit(spec: ModelSpec, dtype: mx.Dtype, whole: bool = True) -> nn.Module:
-    """DiffusionKit's MMDiT with its weights in `dtype`.
+def load_mmdit(
+    spec: ModelSpec, dtype: mx.Dtype, blocks: Collection[str] | None = None
+) -> nn.Module:
+    """DiffusionKit's MMDiT with its weights in `dtype`, checked to be finite.
 
     Args:
-        whole: read all weights now, for a job that runs the network; else each when it is used.
+        blocks: names of the blocks whose weights are read and checked now; all others are read when
+            they are used. None: everything, for a job that runs the network.
     """
-    with _loaders(spec, dtype) as model_io:
+    with _loaders(spec, dtype, MMDIT_PREFIX) as (model_io, reader):
         model = model_io.load_mmdit(
             key=spec.repository,
             float16=dtype != mx.float32,
             model_key=spec.repository,
             low_memory_mode=False,
         )
-    if whole:
-        mx.eval(model.parameters())
+    parameters = _parameters(model)
+    if blocks is not None:
+        paths = tuple(f"{block_path(block)}." for block in blocks)
+        parameters = {name: parameters[name] for name in parameters if name.startswith(paths)}
+    reader.check(parameters)
     return model
 
 
 @loading()
 def load_vae_decoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
     """DiffusionKit's VAEDecoder: latents (B, h, w, 16) -> images (B, 8h, 8w, 3) in [-1, 1]."""
-    with _loaders(spec, dtype) as model_io:
+    with _loaders(spec, dtype, f"{VAE_PREFIX}decoder.") as (model_io, reader):
         decoder = model_io.load_vae_decoder(key=spec.repository, float16=dtype != mx.float32)
-    mx.eval(decoder.parameters())
+    reader.check(_parameters(decoder))
     return decoder
 
 
 @loading()
 def load_vae_encoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
     """DiffusionKit's VAEEncoder: images (B, H, W, 3) in [-1, 1] -> mean, log-variance."""
-    with _loaders(spec, dtype) as model_io:
+    with _loaders(spec, dtype, f"{VAE_PREFIX}encoder.") as (model_io, reader):
         encoder = model_io.load_vae_encoder(key=spec.repository, float16=dtype != mx.float32)
-    mx.eval(encoder.parameters())
+    reader.check(_parameters(encoder))
     return encoder
 
 
@@ -176,29 +225,38 @@ def load_text_encoder(
     spec: ModelSpec, encoder: TextEncoder, dtype: mx.Dtype
 ) -> tuple[nn.Module, Any]:
     """One CLIP text model and its tokenizer, padded to the model's own length."""
-    with _loaders(spec, dtype, checkpoint=False) as model_io:
+    with _loaders(spec, dtype) as (model_io, reader):
+        table, name = model_io._MODELS[spec.text_repository], encoder.tokenizer
+        asked = (f"{encoder.name}_config", encoder.name, f"{name}_vocab", f"{name}_merges")
+        check_clip(
+            *(Path(model_io.hf_hub_download(spec.text_repository, table[key])) for key in asked)
+        )
         model = model_io.load_text_encoder(
             spec.text_repository, float16=dtype != mx.float32, model_key=encoder.name
         )
         tokenizer = model_io.load_tokenizer(
             spec.text_repository,
-            vocab_key=f"{encoder.tokenizer}_vocab",
-            merges_key=f"{encoder.tokenizer}_merges",
+            vocab_key=f"{name}_vocab",
+            merges_key=f"{name}_merges",
             pad_with_eos=encoder.pad_with_eos,
         )
-    mx.eval(model.parameters())
+    reader.check(_parameters(model))
     tokenizer.max_length = model.max_length
     return model, tokenizer
 
 
 @loading()
-def load_t5(spec: ModelSpec, dtype: mx.Dtype) -> tuple[nn.Module, Any]:
-    """T5-XXL's encoder and tokenizer (19 GB in float32: optional, see `text.t5`)."""
+def load_t5(spec: ModelSpec, dtype: mx.Dtype) -> tuple[nn.Module, t5.T5Tokenizer]:
+    """T5-XXL's encoder and tokenizer (19 GB in float32: optional, see `text.t5`).
+
+    Not in DiffusionKit's low-memory mode, in which the encoder serves one call: it drops its layers
+    and answers every later one with noise.
+    """
     kit = import_diffusionkit()
-    with _loaders(spec, dtype, checkpoint=False) as model_io:
+    with _loaders(spec, dtype) as (model_io, reader):
         encoder = model_io.load_t5_encoder(
-            spec.text_repository, float16=dtype != mx.float32, low_memory_mode=True
+            spec.text_repository, float16=dtype != mx.float32, low_memory_mode=False
         )
-        tokenizer = model_io.load_t5_tokenizer(kit.T5_MAX_LENGTH[spec.repository])
-    mx.eval(encoder.parameters())
-    return encoder, tokenizer
+        tokens = model_io.hf_hub_download(t5.REPOSITORY, t5.TOKENS)
+    reader.check(_parameters(encoder))
+    return encoder, t5.T5Tokenizer(tokens, kit.T5_MAX_LENGTH[spec.repository])

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .shapes import Shape, check_image_size, read_shape, read_vae
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class ModelSpec:
         text_repository: the same for the text encoders.
         checkpoint: the single-file checkpoint (MM-DiT and VAE); None: the hub's.
         folder: a local model folder that holds every file; None for published models.
+        shape: sizes of the MM-DiT; the workflow plans with them.
         mmdit: arguments of DiffusionKit's MMDiTConfig; empty: the table's own entry for the key.
         vae_encoder, vae_decoder: arguments of DiffusionKit's VAE configurations.
         shift: of the sigma schedule.
         latent_scale, latent_shift: of the latent format, x_model = (x_vae - shift) * scale.
         image_size: default (height, width) in pixels.
-        depth_multimodal, depth_unified: numbers of blocks; the workflow plans with them.
     """
 
     name: str
@@ -65,6 +67,7 @@ class ModelSpec:
     text: TextSpec
     checkpoint: Path | None = None
     folder: Path | None = None
+    shape: Shape = field(default_factory=Shape)
     mmdit: dict[str, Any] = field(default_factory=dict)
     vae_encoder: dict[str, Any] = field(default_factory=dict)
     vae_decoder: dict[str, Any] = field(default_factory=dict)
@@ -72,14 +75,10 @@ class ModelSpec:
     latent_scale: float = 1.5305
     latent_shift: float = 0.0609
     image_size: tuple[int, int] = (512, 512)
-    depth_multimodal: int = 24
-    depth_unified: int = 0
 
     @property
     def block_names(self) -> list[str]:
-        """In order of computation: mm00, mm01, ..., uni00, ..."""
-        multimodal = [f"mm{index:02d}" for index in range(self.depth_multimodal)]
-        return multimodal + [f"uni{index:02d}" for index in range(self.depth_unified)]
+        return self.shape.block_names
 
 
 _CLIP_L = TextEncoder("clip_l", "tokenizer_l", pad_with_eos=True)
@@ -91,8 +90,8 @@ PUBLISHED: dict[str, ModelSpec] = {
         repository="argmaxinc/mlx-stable-diffusion-3-medium",
         text_repository="argmaxinc/stable-diffusion",
         text=TextSpec((_CLIP_L, _CLIP_G), channels=4096, second_sequence="t5"),
+        shape=Shape(hidden_size=1536, num_heads=24, depth_multimodal=24),
         image_size=(512, 512),
-        depth_multimodal=24,
     ),
 }
 
@@ -122,8 +121,7 @@ def read_spec(name: str, checkpoint: str | None = None) -> ModelSpec:
     if name in PUBLISHED:
         if path is not None and not path.is_file():
             raise UserError(f"model.checkpoint: there is no file {path}.")
-        published = PUBLISHED[name]
-        return ModelSpec(**{**published.__dict__, "checkpoint": path})
+        return replace(PUBLISHED[name], checkpoint=path)
     folder = path or FOLDER_MODELS[name]
     if folder is None:
         raise UserError("model.name is 'local': set model.checkpoint to the model's folder.")
@@ -138,25 +136,50 @@ def _read_folder(folder: Path) -> ModelSpec:
         document = json.loads(config.read_text("utf-8"))
         if document["format"] != MODEL_FORMAT or document["version"] != 1:
             raise UserError(f"{config} is not {MODEL_FORMAT} version 1.")
-        name = document["name"]
-        height, width = document["image_size"]
+        name, shape = str(document["name"]), read_shape(document["mmdit"])
+        height, width = map(int, document["image_size"])
         return ModelSpec(
             name=name,
             repository=f"ditquant/{name}",
             text_repository=f"ditquant/{name}-text",
-            text=TextSpec((_CLIP_L,), channels=document["mmdit"]["token_level_text_embed_dim"]),
+            text=TextSpec((_CLIP_L,), channels=shape.token_level_text_embed_dim),
             checkpoint=folder / f"{name}.safetensors",
             folder=folder,
+            shape=shape,
             mmdit=document["mmdit"],
-            vae_encoder=document["vae"]["encoder"],
-            vae_decoder=document["vae"]["decoder"],
-            shift=document["sampler"]["shift"],
+            vae_encoder=read_vae(document["vae"], "encoder"),
+            vae_decoder=read_vae(document["vae"], "decoder"),
+            shift=float(document["sampler"]["shift"]),
             image_size=(height, width),
-            depth_multimodal=document["mmdit"]["depth_multimodal"],
-            depth_unified=document["mmdit"].get("depth_unified", 0),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{config} lacks or garbles {error}.") from error
+
+
+def drawn_size(spec: ModelSpec, asked: Sequence[int] | None) -> list[int]:
+    """Height and width of pictures in pixels.
+
+    Args:
+        asked: `calibration.image_size`; None: the model's own.
+
+    Raises:
+        UserError: the model cannot draw such pictures.
+    """
+    height, width = asked or spec.image_size
+    own = f"image_size of {spec.folder}/config.json" if spec.folder else "the model's image_size"
+    key = "calibration.image_size" if asked else own
+    check_image_size(spec.shape, (height, width), key, spec.name)
+    return [height, width]
+
+
+def check_t5(spec: ModelSpec, asked: bool) -> None:
+    """Checks `text.t5`.
+
+    Raises:
+        UserError: a model that does not read T5 is to.
+    """
+    if asked and spec.text.second_sequence != "t5":
+        raise UserError(f"text.t5 is true, but {spec.name} reads no T5: set it to false.")
 
 
 # Larger checkpoints are told apart by size and time: hashing them would delay every plan.

@@ -3,6 +3,7 @@
 Differences, both for prompts that DiffusionKit refuses with a KeyError: text is split into CLIP's
 byte symbols before the byte-pair merges (as the original CLIP tokenizer does), so that any
 language, quotes and emoji have tokens; and prompts longer than the context are cut with a message.
+T5's encoder serves all prompts: `load.load_t5`.
 """
 
 from __future__ import annotations
@@ -108,4 +109,6 @@ def _encode_t5(spec: ModelSpec, texts: Sequence[str], dtype: mx.Dtype) -> mx.arr
         tokens = mx.array([ids + [0] * (tokenizer.max_length - len(ids))])
         states.append(encoder(tokens).astype(dtype))
         mx.eval(states[-1])
+    del encoder
+    mx.clear_cache()
     return mx.concatenate(states)

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..backend import mx, nn
-
-_LINEARS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")
+from ..models.shapes import PLACES, STREAMS, block_path
 
 
 def _child(parent: Any, name: str) -> Any:
@@ -87,26 +86,19 @@ def walk_blocks(model: nn.Module) -> list[Block]:
     return blocks
 
 
-_STREAM_PATHS = {
-    "img": "image_transformer_block",
-    "txt": "text_transformer_block",
-    "uni": "transformer_block",
-}
-
-
 def walk_linears(block: Block) -> list[Linear]:
     """The attention and MLP linears of a block; places that hold something else are left out."""
     linears = []
     for stream, transformer in block.streams.items():
         prefix = block.name if stream == "uni" else f"{block.name}.{stream}"
-        for place in _LINEARS:
+        for place in PLACES:
             group, attribute = place.split(".")
             parent = getattr(transformer, group, None)
             module = getattr(parent, attribute, None)
             # Identity stands where SD3's last text block has no o_proj.
             if parent is None or module is None or isinstance(module, nn.Identity):
                 continue
-            path = f"{block.path}.{_STREAM_PATHS[stream]}.{place}"
+            path = f"{block.path}.{STREAMS[stream]}.{place}"
             linears.append(Linear(f"{prefix}.{place}", path, parent, attribute))
     return linears
 
@@ -123,10 +115,8 @@ def linear_path(name: str) -> str:
     Without a model: what `walk_linears` reads off one.
     """
     block, *place = name.split(".")
-    kind, index = block[:-2], int(block[-2:])
-    parents = {"mm": "multimodal_transformer_blocks", "uni": "unified_transformer_blocks"}
-    stream = "uni" if kind == "uni" else place.pop(0)
-    return ".".join([parents[kind], str(index), _STREAM_PATHS[stream], *place])
+    stream = "uni" if block.startswith("uni") else place.pop(0)
+    return ".".join([block_path(block), STREAMS[stream], *place])
 
 
 def all_linears(model: nn.Module) -> list[Linear]:

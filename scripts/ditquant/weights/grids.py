@@ -28,12 +28,12 @@ import numpy as np
 
 from ..backend import mx, to_numpy
 from ..errors import UserError
+from ..planning.layer_bits import MLX_GROUPS
 
 SCALE_DTYPE = mx.float16
 _SCALE_PRECISION = 11  # significant bits of a float16
 # The smallest normal float16: smaller scales are flushed to zero by some accelerators.
 _SMALLEST_SCALE = 2.0**-14
-MLX_GROUPS = (128, 64, 32)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ..backend import mx, nn
 from ..network.blocks import other_linears
-from .grids import MLX_GROUPS, Grid, Packed, fit_scales, pack, steps_of
+from ..planning.layer_bits import MLX_GROUPS
+from .grids import Grid, Packed, fit_scales, pack, steps_of
 from .rounding import nearest_codes
 
 

@@ -8,13 +8,13 @@ its result says so.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..backend import mx
+from ..planning.layer_bits import layer_bits
 from ..statistics.input_statistics import Statistics
 from .block_balance import balanced_block
 from .grids import Grid, Packed, pack
@@ -71,16 +71,10 @@ def balance_kind(recipe: Mapping[str, Any]) -> str:
 
 
 def recipe_grid(recipe: Mapping[str, Any]) -> Callable[[str], Grid | None]:
-    """Linear's name -> its grid by a recipe; None for one that `layers` leaves alone.
-
-    `layers` maps patterns ("*.txt.*", "mm23.*.fc2") to bits or "full"; the last that fits counts.
-    """
+    """Linear's name -> its grid by a recipe; None for one that `layers` leaves alone."""
 
     def grid_of(name: str) -> Grid | None:
-        bits: int | str = recipe["bits"]
-        for pattern, own in recipe["layers"].items():
-            if fnmatch.fnmatchcase(name, pattern):
-                bits = own
+        bits = layer_bits(recipe, name)
         if bits == "full":
             return None
         return Grid(recipe["grid"], int(bits), recipe["group_size"])
