@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import errors
 from huggingface_hub.utils import hf_raise_for_status
 
-from ditquant.backend import mx
+from ditquant.backend import import_diffusionkit, mx
 from ditquant.errors import UserError
 from ditquant.models.hub import hub_message
 from ditquant.models.load import load_mmdit, load_text_encoder, load_vae_decoder
@@ -85,6 +85,7 @@ def test_each_kind_has_its_message(error, expected):
 @pytest.fixture
 def failing(monkeypatch):
     """Makes every request to the hub fail; gives what was asked for."""
+    import_diffusionkit()
     model_io = importlib.import_module("diffusionkit.mlx.model_io")
     asked = []
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from ditquant.models.files import read_header
 from workflow.conftest import ROOT
 
 
@@ -66,26 +67,41 @@ def test_unknown_names_in_a_target(workspace, target, expected):
     assert expected in plain(workspace.error("--dry-run", f"results/tiny/{target}"))
 
 
-def test_a_group_size_that_does_not_divide_the_layer(finished, tmp_path):
-    copy = finished.copy(tmp_path / "copy")
-    copy.config["recipes"] = {"wide": {"rounding": "rtn", "group_size": 128}}
-    copy.config["recipe"] = "wide"
-    copy.config["evaluation"] = {"captions": 2, "variants": ["wide-weights"]}
-    before = copy.digests()
-    message = plain(copy.error("results/tiny/weights/wide/blocks/mm00.json"))
-    assert "128" in message
-    assert "mm00.img.attn.q_proj" in message
-    assert copy.digests() == before
+def test_a_recipe_that_does_not_fit_the_model(workspace):
+    """Told while planning, where something is made of it."""
+    workspace.config["recipes"]["own"] = {"rounding": "rtn", "group_size": 128}
+    message = plain(workspace.error("results/tiny/weights/own/blocks/mm00.json", "--dry-run"))
+    assert "recipes.own.group_size: mm00.img.attn.q_proj of tiny has 64 inputs" in message
+    assert workspace.plan("results/tiny/weights/rtn/blocks/mm00.json")["optimize_block"] == 1
 
 
-def test_truncated_checkpoint_stops_one_job_and_keeps_the_rest(workspace, model_folder):
-    broken = workspace.folder / "model"
-    shutil.copytree(model_folder, broken)
+def test_a_picture_that_the_model_cannot_draw(workspace):
+    workspace.config["calibration"]["image_size"] = [64, 128]
+    message = plain(workspace.error("--dry-run"))
+    assert "calibration.image_size is 64 x 128 pixels, which tiny cannot draw" in message
+    assert "multiples of 16 from 16 to 64" in message
+
+
+def test_a_truncated_text_encoder_ends_the_plan(workspace, model_folder):
+    broken = shutil.copytree(model_folder, workspace.folder / "model")
+    encoder = broken / "clip_l" / "model.fp16.safetensors"
+    os.truncate(encoder, encoder.stat().st_size - 100)
+    workspace.config["model"] = {"name": "local", "checkpoint": str(broken)}
+    message = plain(workspace.error("calibrate", "--dry-run"))
+    assert "model.fp16.safetensors is damaged: truncated" in message
+
+
+def test_a_damaged_weight_stops_one_job_and_keeps_the_rest(workspace, model_folder):
+    """A checkpoint whose header is sound: only the job that loads its weights can tell."""
+    broken = shutil.copytree(model_folder, workspace.folder / "model")
     checkpoint = broken / "tiny.safetensors"
-    os.truncate(checkpoint, checkpoint.stat().st_size - 100)
+    name = "model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight"
+    with checkpoint.open("r+b") as file:
+        file.seek(read_header(checkpoint)[name].begin)
+        file.write(b"\x00\x7e")  # NaN in float16
     workspace.config["model"] = {"name": "local", "checkpoint": str(broken)}
     message = plain(workspace.error("calibrate"))
-    assert "tiny.safetensors is truncated" in message
+    assert f"tiny.safetensors: {name} holds values that are infinite or not a number" in message
     assert len(list((workspace.results / "conditioning").iterdir())) == 1
     shutil.copy2(model_folder / "tiny.safetensors", checkpoint)
     assert "encode_prompts" not in workspace.plan("calibrate")
