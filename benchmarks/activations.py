@@ -31,6 +31,7 @@ import numpy as np
 from in_process import (
     CFG_WEIGHT,
     FIRST,
+    PLAN,
     SEED,
     STEPS,
     cache_blocks,
@@ -181,8 +182,8 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=256, help="held-out ones, from the first")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    tensors = load_tensors(arguments.plan)
-    plan = json.loads(load_metadata(arguments.plan)["plan"])
+    tensors = load_tensors(arguments.plan, PLAN)
+    plan = json.loads(load_metadata(arguments.plan, PLAN)["plan"])
     tensors |= {
         name: tensor[: arguments.captions]
         for name, tensor in tensors.items()

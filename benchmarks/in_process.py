@@ -37,7 +37,13 @@ from ditquant.network.sampling import (  # noqa: E402
 )
 from ditquant.planning.settings import is_tuned  # noqa: E402
 from ditquant.statistics.input_statistics import Statistics  # noqa: E402
-from ditquant.weights.block_io import boundary_streams, cached_steps, join_steps, read_block  # noqa: E402
+from ditquant.weights.block_io import (  # noqa: E402
+    BLOCK_IO,
+    boundary_streams,
+    cached_steps,
+    join_steps,
+    read_block,
+)
 from ditquant.weights.grids import Packed, dequantize  # noqa: E402
 from ditquant.weights.other_linears import quantize_other_linears  # noqa: E402
 from ditquant.weights.prefix import streams_after  # noqa: E402
@@ -45,6 +51,8 @@ from ditquant.weights.recipes import quantize_block, recipe_grid  # noqa: E402
 from ditquant.weights.reconstruct import block_problem  # noqa: E402
 from ditquant.weights.rotation import rotate  # noqa: E402
 from ditquant.weights.tuning import tune_recipe  # noqa: E402
+
+PLAN, CODES = "ditquant.benchmark_plan", "ditquant.benchmark_codes"
 
 STEPS, CFG_WEIGHT, SEED = 28, 4.0, 42
 FIRST = 32  # captions that are reported on their own
@@ -92,7 +100,7 @@ def encode(path: Path, configfile: Path) -> None:
             "stride": config["activations"]["stride"],
         },
     }
-    save_tensors(path, tensors, {"plan": plan})
+    save_tensors(path, tensors, PLAN, {"plan": plan})
 
 
 def conditioning_of(tensors: dict[str, mx.array], name: str, rows: list[int]) -> Conditioning:
@@ -169,7 +177,7 @@ def cache_blocks(
         files.append(folder / f"{image:04d}.safetensors")
         (folder / "calibration").mkdir(exist_ok=True)
         save_trajectory(folder / "calibration" / files[-1].name, trajectory)
-        save_tensors(files[-1], {**streams, "sigmas": sigmas[mx.array(cached)]}, metadata)
+        save_tensors(files[-1], {**streams, "sigmas": sigmas[mx.array(cached)]}, BLOCK_IO, metadata)
     return files
 
 
@@ -280,12 +288,12 @@ def save_weights(path: Path, packed: dict[str, Packed], parameters: dict[str, mx
     for name, one in packed.items():
         tensors |= {f"packed.{name}.{part}": getattr(one, part) for part in _PARTS}
     sizes = {name: [one.bits, one.group_size] for name, one in packed.items()}
-    save_tensors(path, tensors, {"sizes": sizes})
+    save_tensors(path, tensors, CODES, {"sizes": sizes})
 
 
 def load_weights(path: Path) -> tuple[dict[str, Packed], dict[str, mx.array]]:
     """Packed weights and balanced parameters that `save_weights` wrote."""
-    tensors, sizes = load_tensors(path), json.loads(load_metadata(path)["sizes"])
+    tensors, sizes = load_tensors(path, CODES), json.loads(load_metadata(path, CODES)["sizes"])
     packed = {
         name: Packed(*(tensors[f"packed.{name}.{part}"] for part in _PARTS), *size)
         for name, size in sizes.items()

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from in_process import (
     FIRST,
+    PLAN,
     ROOT,
     SEED,
     STEPS,
@@ -59,7 +60,7 @@ def run(
 ) -> None:
     """All recipes of a plan; the JSON is written anew after each."""
     started = time.perf_counter()
-    tensors, plan = load_tensors(path), json.loads(load_metadata(path)["plan"])
+    tensors, plan = load_tensors(path, PLAN), json.loads(load_metadata(path, PLAN)["plan"])
     tensors |= {name: tensor[:captions] for name, tensor in tensors.items() if "evaluation" in name}
     spec = read_spec("demo")
     model, decoder = load_mmdit(spec, mx.float32), load_vae_decoder(spec, mx.float32)

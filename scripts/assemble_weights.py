@@ -6,6 +6,7 @@ from ditquant.artifacts import save_tensors, write_json
 from ditquant.checkpoints.checkpoint import (
     FORMAT,
     ROTATION,
+    WEIGHTS_FORMAT,
     checkpoint_tensors,
     quantization_config,
     stored_sizes,
@@ -48,7 +49,7 @@ def main(
         packed = read_tuned(tuned, packed)
     quantized = {**packed, **others.packed}
     tensors = checkpoint_tensors(network, quantized)
-    save_tensors(output, tensors)
+    save_tensors(output, tensors, WEIGHTS_FORMAT)
     sizes = stored_sizes(tensors, quantized)
     document = {
         "model": spec.name,

@@ -7,7 +7,7 @@ from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
 from ditquant.progress import track
-from ditquant.weights.block_io import boundary_streams, cached_steps, join_steps
+from ditquant.weights.block_io import BLOCK_IO, boundary_streams, cached_steps, join_steps
 
 
 def main(trajectory: str, output: str, model: dict, stride: int) -> None:
@@ -24,12 +24,12 @@ def main(trajectory: str, output: str, model: dict, stride: int) -> None:
     tensors["sigmas"] = path.sigmas[mx.array(steps)]
     tensors["steps"] = mx.array(steps, dtype=mx.int32)
     metadata = {
-        "kind": "ditquant.block_io", "prompt": path.prompt, "cfg_weight": path.cfg_weight,
+        "prompt": path.prompt, "cfg_weight": path.cfg_weight,
         "model": model["name"], "dtype": model["dtype"], "stride": stride,
         "latent_size": list(path.latents.shape[1:3]),
         "text_tokens": path.conditioning.tokens.shape[1],
     }  # fmt: skip
-    save_tensors(output, tensors, metadata)
+    save_tensors(output, tensors, BLOCK_IO, metadata)
 
 
 if "snakemake" in globals():

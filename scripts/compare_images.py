@@ -1,18 +1,13 @@
 """Rule compare_images: full precision, a variant and their difference, shown and measured."""
 
 import numpy as np
-from PIL import Image
 
 from ditquant import metrics
-from ditquant.artifacts import atomic_path, load_metadata, load_tensors, write_json
+from ditquant.artifacts import load_metadata, load_tensors, write_file, write_json
 from ditquant.backend import to_numpy
 from ditquant.evaluation.comparison import FACTOR, side_by_side
+from ditquant.evaluation.pictures import LATENTS, png_bytes, read_picture
 from ditquant.job import job
-
-
-def _picture(path: str) -> np.ndarray:
-    with Image.open(path) as file:
-        return np.asarray(file.convert("RGB"))
 
 
 def main(
@@ -26,16 +21,15 @@ def main(
     prompt_id: str,
 ) -> None:
     """Writes the comparison and its numbers (psnr in dB, None for equal pictures)."""
-    metadata = load_metadata(latents)
-    image, reference = _picture(picture), _picture(full_picture)
+    metadata = load_metadata(latents, LATENTS)
+    image, reference = read_picture(picture), read_picture(full_picture)
     psnr = metrics.psnr(image, reference)
     ssim = metrics.ssim(image, reference)
     note = f"PSNR {psnr:.1f} dB   SSIM {ssim:.3f}" if np.isfinite(psnr) else "equal pictures"
     shown = side_by_side(reference, image, metadata["prompt"], variant, note)
-    with atomic_path(comparison) as temporary:
-        shown.save(temporary)
+    write_file(comparison, png_bytes(shown), "ditquant.comparison")
     error = metrics.relative_error(
-        to_numpy(load_tensors(latents)["latents"]), to_numpy(load_tensors(full_latents)["latents"])
+        *(to_numpy(load_tensors(path, LATENTS)["latents"]) for path in (latents, full_latents))
     )
     stats = {
         "variant": variant,

@@ -1,7 +1,7 @@
 """Rule draw_reference: the full-precision run that every variant is compared with."""
 
 from ditquant.artifacts import save_tensors, write_json
-from ditquant.evaluation.block_errors import output_streams, stacked
+from ditquant.evaluation.block_errors import REFERENCE_BLOCKS, output_streams, stacked
 from ditquant.evaluation.trajectories import (
     count_parameters,
     measured_steps,
@@ -35,7 +35,7 @@ def main(
     network, decoder = load_mmdit(spec, dtype), load_vae_decoder(spec, dtype)
     run, took = run_captions(network, _leave_alone, decoder, spec, setting, dtype)
     metadata = {
-        "kind": "ditquant.reference", "captions": list(setting.captions),
+        "captions": list(setting.captions),
         "seeds": list(setting.seeds), "cfg_weight": setting.cfg_weight,
         "num_steps": setting.num_steps, "measured_steps": measured_steps(setting.num_steps),
         "image_size": list(setting.image_size), "batch_size": setting.batch_size,
@@ -44,7 +44,7 @@ def main(
     save_run(reference, run, metadata)
     write_json(timing, "ditquant.timing", {"variant": "full", **took})
     outputs = output_streams(network, _leave_alone, setting, run.latents, run.sigmas, dtype)
-    save_tensors(blocks, stacked(outputs), {"kind": "ditquant.reference_blocks"})
+    save_tensors(blocks, stacked(outputs), REFERENCE_BLOCKS)
 
 
 if "snakemake" in globals():

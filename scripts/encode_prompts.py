@@ -5,6 +5,7 @@ from ditquant.job import job
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.models.text import encode_texts
+from ditquant.network.calibration import CONDITIONING
 
 
 def main(output: str, model: dict, prompts: list[str], negative: str, t5: bool) -> None:
@@ -20,10 +21,10 @@ def main(output: str, model: dict, prompts: list[str], negative: str, t5: bool) 
         "negative_pooled": pooled[-1:],
     }
     metadata = {
-        "kind": "ditquant.conditioning", "prompts": prompts, "negative_prompt": negative,
+        "prompts": prompts, "negative_prompt": negative,
         "model": model["name"], "t5": t5,
     }  # fmt: skip
-    save_tensors(output, tensors, metadata)
+    save_tensors(output, tensors, CONDITIONING, metadata)
 
 
 if "snakemake" in globals():

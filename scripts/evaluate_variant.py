@@ -5,10 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from ditquant.artifacts import load_metadata, load_tensors, read_json, write_json
-from ditquant.evaluation.block_errors import block_sqnr, num_passes, output_streams
-from ditquant.evaluation.table import FORMAT, caption_scores, float16_bytes, stored_bytes
+from ditquant.artifacts import load_metadata, load_tensors, read_json, stored_bytes, write_json
+from ditquant.checkpoints.checkpoint import WEIGHTS_FORMAT
+from ditquant.evaluation.block_errors import (
+    REFERENCE_BLOCKS,
+    block_sqnr,
+    num_passes,
+    output_streams,
+)
+from ditquant.evaluation.table import FORMAT, caption_scores, float16_bytes
 from ditquant.evaluation.trajectories import (
+    REFERENCE,
     Run,
     Setting,
     load_run,
@@ -63,7 +70,7 @@ def measure_blocks(
         ticking("forward passes for block errors", num_passes(setting)) as tick,
         simulation.measuring() if simulation else nullcontext() as inputs,
     ):
-        blocks = block_sqnr(outputs, load_tensors(reference_blocks), tick)
+        blocks = block_sqnr(outputs, load_tensors(reference_blocks, REFERENCE_BLOCKS), tick)
     return blocks, inputs and {name: list(by_sigma.values()) for name, by_sigma in inputs.items()}
 
 
@@ -116,7 +123,7 @@ def main(
         for row, caption in enumerate(setting.captions)
     ]
     steps = measured_steps(setting.num_steps)
-    parameters = int(load_metadata(reference_file)["parameters"])
+    parameters = int(load_metadata(reference_file, REFERENCE)["parameters"])
     document = {
         "variant": variant,
         "model": model["name"],
@@ -125,7 +132,9 @@ def main(
         "cfg_weight": setting.cfg_weight,
         "image_size": list(setting.image_size),
         "batch_size": setting.batch_size,
-        "model_bytes": (stored_bytes(checkpoint) if checkpoint else float16_bytes(parameters)),
+        "model_bytes": (
+            stored_bytes(checkpoint, WEIGHTS_FORMAT) if checkpoint else float16_bytes(parameters)
+        ),
         "measured_steps": steps,
         "measured_sigmas": [float(reference.sigmas[step]) for step in steps],
         "captions": captions,

@@ -1,7 +1,7 @@
 """Rule export_ranges: ranges of the linears' inputs, as tensors beside a recipe's checkpoint."""
 
 from ditquant.artifacts import save_tensors
-from ditquant.checkpoints.exported_ranges import input_ranges
+from ditquant.checkpoints.exported_ranges import KIND, input_ranges
 from ditquant.job import job
 from ditquant.ranges.quant_config import load_quant_config
 from ditquant.statistics.input_statistics import load_statistics
@@ -16,7 +16,7 @@ def main(statistics: str, config: str, ranges: str, rotation: int | None = None)
     tensors, metadata = input_ranges(
         load_statistics(statistics), load_quant_config(config), rotation
     )
-    save_tensors(ranges, tensors, metadata)
+    save_tensors(ranges, tensors, KIND, metadata)
 
 
 if "snakemake" in globals():

@@ -29,14 +29,13 @@ def main(config: str, output: str, model: dict, name: str) -> None:
             ", ".join(export.inexact),
         )
     metadata = {
-        "kind": KIND,
         "export": name,
         "model": spec.name,
         "recipe": read_checkpoint(spec, folder)[0].get("recipe"),
         "rerounded": export.rerounded,
         "inexact": export.inexact,
     }
-    save_tensors(output, export.tensors, metadata)
+    save_tensors(output, export.tensors, KIND, metadata)
     LOG.info("%d tensors, %d bytes", len(export.tensors), Path(output).stat().st_size)
 
 

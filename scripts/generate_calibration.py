@@ -50,7 +50,7 @@ def main(
         prompt=prompt["text"],
     )
     record = {
-        "kind": "ditquant.calibration", "seed": seed, "negative_prompt": prompt["negative"],
+        "seed": seed, "negative_prompt": prompt["negative"],
         "num_steps": num_steps, "image_size": list(image_size), "model": model["name"],
         "dtype": model["dtype"],
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """Rule generate_image: one prompt, drawn by one variant of the model."""
 
 from ditquant.artifacts import save_tensors
-from ditquant.evaluation.pictures import save_picture
+from ditquant.evaluation.pictures import LATENTS, save_picture
 from ditquant.evaluation.variants import open_variant
 from ditquant.job import job
 from ditquant.models.load import DTYPES
@@ -47,11 +47,11 @@ def main(
             opened.before_step,
         )
     metadata = {
-        "kind": "ditquant.latents", "variant": variant, "prompt": prompt["text"], "seed": seed,
+        "variant": variant, "prompt": prompt["text"], "seed": seed,
         "negative_prompt": prompt["negative"], "cfg_weight": cfg_weight, "num_steps": num_steps,
         "image_size": list(image_size), "model": model["name"], "dtype": model["dtype"],
     }  # fmt: skip
-    save_tensors(latents, {"latents": final}, metadata)
+    save_tensors(latents, {"latents": final}, LATENTS, metadata)
     save_picture(picture, final, spec, dtype)
 
 

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import load_metadata, sha256, write_json
+from ditquant.artifacts import load_metadata, write_json
 from ditquant.job import job
+from ditquant.network.calibration import TRAJECTORY
+from ditquant.seals import recorded_digest
 
 
 def main(trajectories: list[str], manifest: str) -> None:
-    """Writes one entry an image: file, prompt, seed, steps, guidance and checksum."""
+    """Writes one entry an image: file, prompt, seed, steps, guidance and digest."""
     images = []
     for path in trajectories:
-        metadata = load_metadata(path)
+        metadata = load_metadata(path, TRAJECTORY)
         images.append(
             {
                 "image": Path(path).stem,
@@ -19,7 +21,7 @@ def main(trajectories: list[str], manifest: str) -> None:
                 "seed": int(metadata["seed"]),
                 "num_steps": int(metadata["num_steps"]),
                 "cfg_weight": float(metadata["cfg_weight"]),
-                "sha256": sha256(path),
+                "digest": recorded_digest(path),
             }
         )
     write_json(manifest, "ditquant.calibration_manifest", {"images": images})

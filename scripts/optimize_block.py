@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import save_tensors, write_json
+from ditquant.artifacts import remove, save_tensors, write_json
 from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.statistics.input_statistics import load_statistics
+from ditquant.weights.block_files import BLOCK_WEIGHTS
 from ditquant.weights.block_io import read_block
 from ditquant.weights.learning_state import resume_key
 from ditquant.weights.prefix import prefix_streams
@@ -69,14 +70,13 @@ def main(
     }
     tensors |= {f"parameters.{path}": array for path, array in quantized.parameters.items()}
     metadata = {
-        "kind": "ditquant.block_weights",
         "block": block,
         "quantization": sizes,
         "activations": quantized.activations,
     }
-    save_tensors(weights, tensors, metadata)
+    save_tensors(weights, tensors, BLOCK_WEIGHTS, metadata)
     write_json(result, "ditquant.block_result", quantized.document)
-    resume.unlink(missing_ok=True)
+    remove(resume)
 
 
 if "snakemake" in globals():

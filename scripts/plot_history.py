@@ -1,8 +1,6 @@
 """Rule plot_history: the learning of every block of a recipe, and its tuning, as a picture."""
 
-from pathlib import Path
-
-from ditquant.artifacts import atomic_path, read_json
+from ditquant.artifacts import read_json, write_file
 from ditquant.job import job
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.history_plots import draw_histories
@@ -17,9 +15,8 @@ def main(results: list[str], png: str, svg: str, recipe: str, tuned: str | None 
     """
     tuning = read_json(tuned, TUNING_FORMAT) if tuned else None
     chart = draw_histories(recipe, [read_json(path, BLOCK_FORMAT) for path in results], tuning)
-    for path, content in ((png, as_png(chart)), (svg, as_svg(chart).encode())):
-        with atomic_path(path) as temporary:
-            Path(temporary).write_bytes(content)
+    write_file(png, as_png(chart), "ditquant.plot")
+    write_file(svg, as_svg(chart).encode(), "ditquant.plot")
 
 
 if "snakemake" in globals():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import write_text
+from ditquant.artifacts import write_file
 from ditquant.job import LOG, job
 from ditquant.report.page import collect, render, stage_table
 
@@ -19,7 +19,7 @@ def main(
 
     The run's folder is the one above the page's."""
     data = collect(Path(page).parents[1], config, prompts, variants, evaluated, recipes)
-    write_text(page, render(data))
+    write_file(page, render(data).encode(), "ditquant.report")
     LOG.info("Time of every stage:")
     for line in stage_table(data["stages"]):
         LOG.info("  %s", line)

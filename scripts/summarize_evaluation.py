@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import read_json, write_bytes, write_text
+from ditquant.artifacts import read_json, write_file, write_text
 from ditquant.evaluation.table import FORMAT, summary_csv, summary_row
 from ditquant.job import LOG, job
 from ditquant.plots.charts import as_png, as_svg
@@ -44,8 +44,8 @@ def main(
         )
     for path in map(Path, plots):
         chart = CHARTS[path.stem].draw(documents)
-        write_text(path, as_svg(chart))
-        write_bytes(path.with_suffix(".png"), as_png(chart))
+        write_file(path, as_svg(chart).encode(), "ditquant.plot")
+        write_file(path.with_suffix(".png"), as_png(chart), "ditquant.plot")
 
 
 if "snakemake" in globals():

@@ -8,6 +8,8 @@ from ditquant.demo import network, shapes, training
 from ditquant.demo.export import export_model
 from ditquant.job import job
 
+VAE, MMDIT = "ditquant.demo.vae", "ditquant.demo.mmdit"
+
 
 def main(folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
     """Joins the two weight files; their settings and last losses go into `config.json`.
@@ -19,10 +21,10 @@ def main(folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
         size: a name in `network.CONFIGS`.
         pictures: number of training pictures, for the record.
     """
-    tensors = load_tensors(vae) | load_tensors(mmdit)
+    tensors = dict(load_tensors(vae, VAE)) | dict(load_tensors(mmdit, MMDIT))
     record: dict = {"pictures": pictures, "device": describe_device()}
-    for part, path in (("vae", vae), ("mmdit", mmdit)):
-        metadata = load_metadata(path)
+    for part, path, kind in (("vae", vae, VAE), ("mmdit", mmdit, MMDIT)):
+        metadata = load_metadata(path, kind)
         losses = json.loads(metadata["losses"])
         record[part] = {
             "settings": json.loads(metadata["settings"]),

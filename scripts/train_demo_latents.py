@@ -21,7 +21,11 @@ def main(output: str, tokenizer_folder: str, shards: list[str], weights: str, si
     vocabulary.write_vocabulary(tokenizer_folder, shapes.words())
     tokenizer = data.load_tokenizer(tokenizer_folder, config["text"]["max_length"])
     encoder = network.build(config, vocabulary_size=1, seed=0).encoder
-    encoder.load_weights(list(training.split_parameters(load_tensors(weights))["encoder"].items()))
+    encoder.load_weights(
+        list(
+            training.split_parameters(load_tensors(weights, "ditquant.demo.vae"))["encoder"].items()
+        )
+    )
     training.with_row_linears(encoder)
     encoded = []
     for pictures, captions in data.load_shards(shards):
@@ -32,7 +36,7 @@ def main(output: str, tokenizer_folder: str, shards: list[str], weights: str, si
         name: mx.concatenate([part[name] for part in encoded]) for name in ("latents", "tokens")
     }
     tensors["empty"] = data.token_batch(tokenizer, [""])[0]
-    save_tensors(output, tensors, {"kind": "ditquant.demo.latents"})
+    save_tensors(output, tensors, "ditquant.demo.latents")
 
 
 if "snakemake" in globals():

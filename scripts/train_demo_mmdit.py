@@ -24,7 +24,7 @@ def main(
         checkpoints: the folder in which the run is kept from stop to stop, a file a stage.
     """
     config = network.CONFIGS[size]
-    data = load_tensors(latents)
+    data = load_tensors(latents, "ditquant.demo.latents")
     words = json.loads((Path(tokenizer) / "vocab.json").read_text("utf-8"))
     networks = network.build(config, vocabulary_size=len(words), seed=stages[0]["seed"])
     params = training.flow_parameters(networks)
@@ -43,8 +43,8 @@ def main(
         )
         params = training.layout_of(params).unflatten(state.average)
         losses += state.losses
-    metadata = {"kind": "ditquant.demo.mmdit", "settings": stages, "losses": losses}
-    save_tensors(output, params, metadata)
+    metadata = {"settings": stages, "losses": losses}
+    save_tensors(output, params, "ditquant.demo.mmdit", metadata)
     for finished in kept:  # there is nothing to go on from
         finished.unlink()
 

@@ -34,8 +34,8 @@ def main(output: str, shards: list[str], size: str, options: dict, checkpoint: s
         lambda step, loss: LOG.info("step %d: loss %.4f", step, loss),
     )
     averaged = training.layout_of(params).unflatten(state.average)
-    metadata = {"kind": "ditquant.demo.vae", "settings": options, "losses": state.losses}
-    save_tensors(output, averaged, metadata)
+    metadata = {"settings": options, "losses": state.losses}
+    save_tensors(output, averaged, "ditquant.demo.vae", metadata)
     Path(checkpoint).unlink()  # a finished run has nothing to go on from
 
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import save_tensors, write_json
+from ditquant.artifacts import remove, save_tensors, write_json
 from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
-from ditquant.weights.block_files import read_packed, read_parameters
+from ditquant.weights.block_files import TUNED_WEIGHTS, read_packed, read_parameters
 from ditquant.weights.learning_state import resume_key
 from ditquant.weights.rotation import rotate
 from ditquant.weights.tuning import FORMAT, tune_recipe
@@ -53,9 +53,9 @@ def main(
     for name, packed in tuned.packed.items():
         tensors[f"{name}.scales"] = packed.scales
         tensors[f"{name}.biases"] = packed.biases
-    save_tensors(weights, tensors, {"kind": FORMAT})
+    save_tensors(weights, tensors, TUNED_WEIGHTS)
     write_json(result, FORMAT, tuned.document)
-    resume.unlink(missing_ok=True)
+    remove(resume)
 
 
 if "snakemake" in globals():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import atomic_path, read_json
+from ditquant.artifacts import read_json, write_file
 from ditquant.job import job
 from ditquant.plots.activation_animation import animate_drift
 from ditquant.plots.activation_panels import PlotOptions
@@ -34,8 +34,7 @@ def main(
             is_vector = Path(path).suffix == ".svg"
             contents[path] = as_svg(figure).encode() if is_vector else as_png(figure)
     for path, content in contents.items():
-        with atomic_path(path) as temporary:
-            Path(temporary).write_bytes(content)
+        write_file(path, content, "ditquant.plot")
 
 
 if "snakemake" in globals():

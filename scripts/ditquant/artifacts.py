@@ -1,156 +1,299 @@
-"""Files that are either complete or absent: atomic writing, named JSON formats, checked tensors.
+"""Artifacts: what jobs write for each other and for people, sealed and checked.
 
-Every artifact is written to a temporary name in its own folder and renamed, so a kill at any
-moment leaves the old file or none. Reading checks what can be checked cheaply and says what to do.
+`files` keeps files complete or absent, `seals` tells whole files from damaged ones; here stand
+tensors, JSON documents and pictures. Tensors are written in the safetensors layout, with sorted
+keys, so that equal contents give equal bytes. Every tensor has a digest of its own: a job that
+takes one block's tensors from a large file reads and checks those alone.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-import struct
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .backend import mx
 from .errors import UserError
+from .files import atomic_path, remove, write_bytes, write_text
+from .seals import (
+    blank_seal,
+    check_file,
+    check_seal,
+    checked_json,
+    damaged,
+    digest_of,
+    header_bytes,
+    seal_file,
+    sealed_json,
+)
+
+__all__ = [
+    "Tensors",
+    "atomic_path",
+    "load_metadata",
+    "load_tensors",
+    "read_file",
+    "read_json",
+    "remove",
+    "save_tensors",
+    "stored_bytes",
+    "write_bytes",
+    "write_file",
+    "write_json",
+    "write_text",
+]
+
+# Names of dtypes in a safetensors header. numpy lacks bfloat16, whose bits travel as uint16.
+_DTYPES = {
+    "BOOL": mx.bool_, "U8": mx.uint8, "I8": mx.int8, "U16": mx.uint16, "I16": mx.int16,
+    "U32": mx.uint32, "I32": mx.int32, "U64": mx.uint64, "I64": mx.int64,
+    "F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_FLOATS = (mx.float16, mx.bfloat16, mx.float32)
+# Keys of the metadata that are not the caller's.
+_OWN_KEYS = frozenset({"digest", "digests", "ditquant", "version", "file"})
 
 
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is renamed, on failure removed.
+# ------------------------------------------------------------------------------------- documents
 
-    The temporary name keeps the suffix (MLX chooses a file's format by it) and starts with a dot.
+
+def _not_finite(value: Any, where: str = "") -> str | None:
+    """Path of the first number in a JSON document that is NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return where
+    items: Iterator[tuple[Any, Any]] = iter(())
+    if isinstance(value, Mapping):
+        items = iter(value.items())
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    found = (_not_finite(one, f"{where}.{key}" if where else str(key)) for key, one in items)
+    return next((path for path in found if path is not None), None)
+
+
+def write_json(path: str | Path, kind: str, payload: Mapping[str, Any]) -> None:
+    """Writes a sealed document of the format `kind` (`seals.VERSIONS`).
 
     Raises:
-        UserError: the disk is full or its quota is used up.
+        UserError: a number in it is NaN or infinite, or the disk is full.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"The disk is full: {target} could not be written. Nothing finished was lost: "
-                "free some space and run the same command again."
-            ) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_json(
-    path: str | os.PathLike[str], format_name: str, payload: Mapping[str, Any], version: int = 1
-) -> None:
-    """Writes `payload` with its format's name and version; NaN and infinity are refused."""
-    document = {"format": format_name, "version": version, **payload}
-    write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str | os.PathLike[str], format_name: str, version: int = 1) -> dict[str, Any]:
-    """Reads a JSON document and checks that it is the named format.
-
-    Raises:
-        UserError: not JSON, another format, or a version this release cannot read.
-    """
-    try:
-        document = json.loads(Path(path).read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): delete it and run again.") from error
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != format_name:
-        raise UserError(f"{path} holds {found!r} where {format_name!r} is expected.")
-    if document.get("version") != version:
+    place = _not_finite(payload)
+    if place is not None:
         raise UserError(
-            f"{path} is {format_name} version {document.get('version')}, this release reads "
-            f"version {version}: delete it and run again."
+            f"{path} was not written: {place} is not a finite number. Something before it went "
+            "wrong; look at the log, and try model.dtype: float32."
         )
+    write_bytes(path, sealed_json({**blank_seal(path, kind), **payload}, indent=1))
+
+
+def read_json(path: str | Path, kind: str) -> dict[str, Any]:
+    """Reads a document that `write_json` wrote.
+
+    Raises:
+        UserError: missing, damaged, another format, or a version this release cannot read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: run the command that makes it.")
+    document = checked_json(path, path.read_bytes())
+    check_seal(path, kind, document["format"], document["version"], document.get("file", ""))
     return document
 
 
-def check_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The header of a safetensors file, after checking that the file holds all that it announces.
+# ------------------------------------------------------------------------------ pictures and pages
 
-    A truncated download fails here with a message, and not later inside a memory map.
+
+def write_file(path: str | Path, data: bytes, kind: str) -> None:
+    """Writes a PNG, GIF, SVG or HTML file with a seal in it; programs that show it pass over it."""
+    write_bytes(path, seal_file(path, data, kind))
+
+
+def read_file(path: str | Path, kind: str) -> bytes:
+    """Reads what `write_file` wrote.
 
     Raises:
-        UserError: missing, truncated, or no safetensors file.
+        UserError: missing, damaged, another kind, or a version this release cannot read.
     """
     path = Path(path)
-    advice = "Download or make it again."
     if not path.is_file():
-        raise UserError(f"There is no file {path}. {advice}")
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size - 8:
-                raise UserError(f"{path} is truncated or no safetensors file. {advice}")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no safetensors file. {advice}") from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise UserError(f"{path} is truncated: {size} bytes of {expected}. {advice}")
-    return header
+        raise UserError(f"There is no file {path}: run the command that makes it.")
+    data = path.read_bytes()
+    check_file(path, data, kind)
+    return data
+
+
+# --------------------------------------------------------------------------------------- tensors
+
+
+def _refuse_non_finite(path: str | Path, tensors: Mapping[str, mx.array]) -> None:
+    floats = {name: array for name, array in tensors.items() if array.dtype in _FLOATS}
+    fine = {name: mx.all(mx.isfinite(array)) for name, array in floats.items()}
+    mx.eval(fine)
+    wrong = [name for name, is_fine in fine.items() if not is_fine.item()]
+    if wrong:
+        names = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise UserError(
+            f"{path} was not written: NaN or infinity in {names}. Try model.dtype: float32, and "
+            "check that the model's checkpoint is whole."
+        )
+
+
+def _content(array: mx.array) -> np.ndarray:
+    """The bytes of an evaluated array, rows first, as uint8."""
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)
+    return np.ascontiguousarray(np.array(array, copy=False)).reshape(-1).view(np.uint8)
 
 
 def save_tensors(
-    path: str | os.PathLike[str],
+    path: str | Path,
     tensors: Mapping[str, mx.array],
+    kind: str,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes tensors with sorted names, so that equal contents give equal files.
+    """Writes a sealed safetensors file; equal contents give equal bytes.
 
     Args:
-        tensors: name -> array of any shape and dtype.
+        tensors: name -> array of any shape, of a dtype up to 32 bits or integers of 64.
+        kind: the format (`seals.VERSIONS`).
         metadata: name -> string, or anything JSON can hold (stored as JSON text).
+
+    Raises:
+        UserError: a value is NaN or infinite, or the disk is full.
     """
+    # Large items first, so that every tensor is aligned to its own size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.size, name))
+    mx.eval([tensors[name] for name in names])
+    _refuse_non_finite(path, tensors)
+    entries, end = {}, 0
+    for name in names:
+        array = tensors[name]
+        start, end = end, end + array.nbytes
+        entries[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
     texts = {
         key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-        for key, value in (metadata or {}).items()
+        for key, value in sorted((metadata or {}).items())
     }
-    ordered = {name: tensors[name] for name in sorted(tensors)}
-    mx.eval(list(ordered.values()))
-    with atomic_path(path) as temporary:
-        try:
-            mx.save_safetensors(str(temporary), ordered, metadata={"format": "mlx", **texts})
-            check_safetensors(temporary)
-        except (RuntimeError, UserError) as error:
-            # MLX reports a failed write without its errno, or not at all.
-            raise OSError(errno.ENOSPC, f"{path}: {error}") from error
+    assert not _OWN_KEYS & set(texts), "these keys of the metadata are taken"
+
+    def header(digests: Mapping[str, str]) -> bytes:
+        seal = blank_seal(path, kind)
+        own = {
+            "digest": seal["digest"],
+            "digests": json.dumps(digests, separators=(",", ":")),
+            "ditquant": kind,
+            "file": seal.get("file", ""),
+            "format": "mlx",
+            "version": str(seal["version"]),
+        }
+        return sealed_json({"__metadata__": {**own, **texts}, **entries})
+
+    with atomic_path(path) as temporary, temporary.open("r+b") as file:
+        blank = header(dict.fromkeys(names, digest_of(b"")))
+        padding = -len(blank) % 8
+        length = len(blank) + padding
+        file.seek(8 + length)
+        digests = {}
+        for name in names:
+            content = _content(tensors[name])
+            digests[name] = digest_of(content.data)
+            file.write(content.data)
+        file.seek(0)
+        file.write(length.to_bytes(8, "little") + header(digests) + b" " * padding)
 
 
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, mx.array]:
-    """Name -> lazily loaded array; see `check_safetensors` for the errors."""
-    check_safetensors(path)
-    tensors = mx.load(str(path))
-    assert isinstance(tensors, dict)
-    return tensors
+@cache
+def _header(path: Path, identity: tuple[int, int, int]) -> dict[str, Any]:
+    data = header_bytes(path)
+    header = checked_json(path, data.rstrip(b" "))
+    if data.rstrip(b" ") + b" " * (-len(data.rstrip(b" ")) % 8) != data:
+        raise damaged(path, "its header has another length")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if path.stat().st_size != 8 + len(data) + max(ends, default=0):
+        raise damaged(path, "it is truncated")
+    return header
 
 
-def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The strings that `save_tensors` stored beside the tensors."""
-    return dict(check_safetensors(path).get("__metadata__", {}))
+def _read_header(path: str | Path, kind: str) -> dict[str, Any]:
+    """The checked header of what `save_tensors` wrote."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: run the command that makes it.")
+    status = path.stat()
+    header = _header(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+    seal = header["__metadata__"]
+    check_seal(path, kind, seal["ditquant"], int(seal["version"]), seal["file"])
+    return header
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Tensors(Mapping[str, mx.array]):
+    """The tensors of a file by name; each is read, and its digest compared, when it is first taken.
+
+    Raises:
+        UserError: missing or damaged, another kind, or a version this release cannot read.
+    """
+
+    def __init__(self, path: str | Path, kind: str):
+        header = _read_header(path, kind)
+        self._path = Path(path)
+        self._digests = json.loads(header["__metadata__"]["digests"])
+        self._entries = {name: one for name, one in header.items() if name != "__metadata__"}
+        self._start = 8 + len(header_bytes(path))
+        self._taken: dict[str, mx.array] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __getitem__(self, name: str) -> mx.array:
+        if name not in self._taken:
+            self._taken[name] = self._read(name)
+        return self._taken[name]
+
+    def _read(self, name: str) -> mx.array:
+        entry = self._entries[name]
+        start, end = entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        stored = "uint16" if dtype == mx.bfloat16 else str(dtype).removeprefix("mlx.core.")
+        with self._path.open("rb") as file:
+            file.seek(self._start + start)
+            values = np.fromfile(file, dtype=stored.rstrip("_"), count=(end - start) // dtype.size)
+        if digest_of(values.view(np.uint8).data) != self._digests[name]:
+            raise damaged(self._path, f"the digest of {name} does not match its content")
+        array = mx.array(values).reshape(entry["shape"])
+        return array.view(mx.bfloat16) if dtype == mx.bfloat16 else array
+
+
+def load_tensors(path: str | Path, kind: str) -> Tensors:
+    """Name -> array of what `save_tensors` wrote; see `Tensors` for the errors."""
+    return Tensors(path, kind)
+
+
+def load_metadata(path: str | Path, kind: str) -> dict[str, str]:
+    """The strings that `save_tensors` stored beside the tensors; see `Tensors` for the errors."""
+    metadata: dict[str, str] = _read_header(path, kind)["__metadata__"]
+    return {key: value for key, value in metadata.items() if key not in _OWN_KEYS}
+
+
+def stored_bytes(path: str | Path, kind: str) -> int:
+    """Bytes that the tensors of a file take."""
+    header = _read_header(path, kind)
+    return sum(
+        entry["data_offsets"][1] - entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    )

@@ -37,5 +37,10 @@ def write_block_io(
     trajectory = random_trajectory(seed, steps, dtype)
     passes = (boundary_streams(model, trajectory, step) for step in range(steps))
     metadata = {"latent_size": [8, 8], "text_tokens": TEXT_TOKENS}
-    save_tensors(path, {**join_steps(passes), "sigmas": trajectory.sigmas[:steps]}, metadata)
+    save_tensors(
+        path,
+        {**join_steps(passes), "sigmas": trajectory.sigmas[:steps]},
+        "ditquant.block_io",
+        metadata,
+    )
     return path

@@ -74,7 +74,7 @@ def _single_file(path: Path, mmdit: nn.Module, seed: int) -> None:
     tensors = mmdit_to_single_file(parameters(mmdit))
     tensors |= vae_to_single_file(parameters(encoder), "encoder")
     tensors |= vae_to_single_file(parameters(decoder), "decoder")
-    save_tensors(path, _float16(tensors))
+    save_tensors(path, _float16(tensors), "ditquant.model_weights")
 
 
 def _text_encoder(folder: Path, name: str, width: int, seed: int, vocabulary: dict) -> None:
@@ -94,7 +94,11 @@ def _text_encoder(folder: Path, name: str, width: int, seed: int, vocabulary: di
     )
     (folder / name).mkdir(parents=True)
     (folder / name / "config.json").write_text(json.dumps(config))
-    save_tensors(folder / name / "model.fp16.safetensors", _float16(clip_to_hub(parameters(model))))
+    save_tensors(
+        folder / name / "model.fp16.safetensors",
+        _float16(clip_to_hub(parameters(model))),
+        "ditquant.model_weights",
+    )
 
 
 def write_folder(folder: Path, seed: int = 0, name: str = "tiny", **mmdit: Any) -> Path:
@@ -167,5 +171,5 @@ def write_conditioning(path: Path, captions: int = 3) -> Path:
         "negative_conditioning": mx.random.normal((1, 9, 32)),
         "negative_pooled": mx.random.normal((1, 32)),
     }
-    save_tensors(path, tensors)
+    save_tensors(path, tensors, "ditquant.conditioning")
     return path

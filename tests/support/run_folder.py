@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ditquant.artifacts import write_json, write_text
+from ditquant.artifacts import write_file, write_json, write_text
 from ditquant.evaluation import table as evaluation
+from ditquant.evaluation.pictures import PICTURE, png_bytes
 from ditquant.plots.charts import as_svg
 from ditquant.plots.evaluation_charts import CHARTS
 
+PLOT = "ditquant.plot"
 SHOWN = ["adaround-weights", "adaround-a8", "adaround-multitier"]
 EVALUATED = ["full", "noise-floor", "rtn-weights", *SHOWN]
 PROMPTS = {
@@ -28,10 +30,9 @@ ERRORS = {
 }
 
 
-def picture(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def picture(path: Path, seed: int, kind: str = PICTURE) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    write_file(path, png_bytes(Image.fromarray(pixels)), kind)
 
 
 def caption_entry(row: int, error: float) -> dict:
@@ -78,7 +79,7 @@ def write_evaluation(folder: Path, config: dict) -> None:
     ]
     write_text(folder / "summary.csv", evaluation.summary_csv(rows))
     for name, chart in CHARTS.items():
-        write_text(folder / "plots" / f"{name}.svg", as_svg(chart.draw(documents)))
+        write_file(folder / "plots" / f"{name}.svg", as_svg(chart.draw(documents)).encode(), PLOT)
 
 
 def write_weights(folder: Path, recipe: str, options: dict) -> None:
@@ -139,10 +140,10 @@ def write_activations(folder: Path) -> None:
     )
     tiers = {"shares": {"A4": 0.25, "A6": 0.35, "A8": 0.4}, "average_bits": 6.3}
     write_json(folder / "quant_config_multitier.json", "ditquant.quant_config", {"summary": tiers})
-    picture(folder / "plots" / "absmax.png", 99)
-    picture(folder / "plots" / "drift.png", 98)
-    write_text(folder / "plots" / "drift.svg", "<svg/>")
-    write_text(folder / "plots" / "drift.gif", "GIF89a")
+    picture(folder / "plots" / "absmax.png", 99, PLOT)
+    picture(folder / "plots" / "drift.png", 98, PLOT)
+    write_file(folder / "plots" / "drift.svg", b"<svg/>", PLOT)
+    write_file(folder / "plots" / "drift.gif", b"GIF89a;", PLOT)
 
 
 def benchmark(path: Path, seconds: float, rss: str) -> None:

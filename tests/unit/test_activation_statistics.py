@@ -19,6 +19,7 @@ from ditquant.ranges.segments import grouped
 from ditquant.ranges.summary import layer_summary, temporal_analysis
 from ditquant.statistics.histogram import NUM_BINS
 from ditquant.statistics.input_statistics import (
+    KIND,
     load_statistics,
     merge,
     of_one_image,
@@ -231,17 +232,17 @@ def test_parts_that_do_not_fit_are_refused(change):
 
 
 def test_another_kind_of_file_is_refused(tmp_path):
-    save_tensors(tmp_path / "x.safetensors", {"a": mx.zeros(2)})
-    with pytest.raises(UserError, match="no activation statistics"):
+    save_tensors(tmp_path / "x.safetensors", {"a": mx.zeros(2)}, "ditquant.latents")
+    with pytest.raises(UserError, match=r"holds ditquant\.latents where"):
         load_statistics(tmp_path / "x.safetensors")
 
 
 def test_a_file_of_an_earlier_release_is_refused(tmp_path):
     path = tmp_path / "s.safetensors"
     save_statistics(path, PARTS[0])
-    tensors, metadata = load_tensors(path), load_metadata(path)
+    tensors, metadata = load_tensors(path, KIND), load_metadata(path, KIND)
     kept = {name: values for name, values in tensors.items() if "token" not in name}
-    save_tensors(tmp_path / "old.safetensors", kept, metadata)
+    save_tensors(tmp_path / "old.safetensors", kept, KIND, metadata)
     with pytest.raises(UserError, match="earlier release"):
         load_statistics(tmp_path / "old.safetensors")
 

@@ -39,7 +39,12 @@ def trajectory(tmp_path_factory):
     stored = random_trajectory(seed=2)
     tensors = {name: getattr(stored, name) for name in ("latents", "sigmas", "timesteps")}
     tensors |= {"conditioning": stored.conditioning.tokens, "pooled": stored.conditioning.pooled}
-    save_tensors(path, tensors, {"cfg_weight": stored.cfg_weight, "prompt": stored.prompt})
+    save_tensors(
+        path,
+        tensors,
+        "ditquant.calibration",
+        {"cfg_weight": stored.cfg_weight, "prompt": stored.prompt},
+    )
     return str(path)
 
 
@@ -67,7 +72,9 @@ def folded(tmp_path_factory, model):
             factors |= {linear.name: b for linear in fold.readers}
         apply_balance(block, balance)
     folder = tmp_path_factory.mktemp("weights")
-    save_tensors(folder / "model.safetensors", checkpoint_tensors(network, {}))
+    save_tensors(
+        folder / "model.safetensors", checkpoint_tensors(network, {}), "ditquant.checkpoint_weights"
+    )
     write_json(folder / "config.json", FORMAT, {"model": spec.name, "quantization": {}})
     return str(folder / "model.safetensors"), factors
 

@@ -35,7 +35,11 @@ def setting(tmp_path_factory):
     mx.random.seed(5)
     shard = str(tmp_path_factory.mktemp("conditioning") / "evaluation-000.safetensors")
     shapes = {"conditioning": (CAPTIONS, 9, 32), "pooled": (CAPTIONS, 32)}
-    save_tensors(shard, {name: mx.random.normal(shape) for name, shape in shapes.items()})
+    save_tensors(
+        shard,
+        {name: mx.random.normal(shape) for name, shape in shapes.items()},
+        "ditquant.conditioning",
+    )
     plan = {
         "prompts": [{"text": f"caption {row}", "row": row} for row in range(CAPTIONS)],
         "seed": 7, "num_steps": STEPS, "cfg_weight": 4.0, "image_size": [64, 64], "batch_size": 2,

@@ -7,7 +7,7 @@ import pytest
 from ditquant.artifacts import load_tensors
 from ditquant.backend import mx
 from ditquant.network.blocks import call_block, set_modulation, walk_blocks
-from ditquant.weights.block_io import cached_steps, positional_encodings, read_block
+from ditquant.weights.block_io import BLOCK_IO, cached_steps, positional_encodings, read_block
 from support.block_data import TEXT_TOKENS, write_block_io
 from support.models import build_mmdit
 
@@ -50,7 +50,7 @@ def test_every_boundary_is_stored_once(cached):
     for name in names:
         expected |= {f"{name}.uni"} if name.startswith("uni") else {f"{name}.img", f"{name}.txt"}
     expected |= {"out.uni"} if names[-1].startswith("uni") else {"out.img"}
-    assert set(load_tensors(files[0])) == expected
+    assert set(load_tensors(files[0], BLOCK_IO)) == expected
 
 
 def test_a_block_turns_its_inputs_into_its_targets(cached):
@@ -81,7 +81,7 @@ def test_streams_before_a_unified_block_are_text_then_image(tmp_path):
     data = read_block([file], ["mm00", "mm01", "uni00", "uni01"], "mm01")
     image, text = data.targets
     assert text.shape[1] == TEXT_TOKENS
-    joined = load_tensors(file)["uni00.uni"]
+    joined = load_tensors(file, BLOCK_IO)["uni00.uni"]
     assert mx.array_equal(mx.concatenate([text, image], axis=1), joined)
 
 

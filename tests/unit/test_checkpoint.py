@@ -7,10 +7,11 @@ import json
 import pytest
 from mlx.utils import tree_flatten
 
-from ditquant.artifacts import load_tensors, save_tensors, write_json
+from ditquant.artifacts import load_tensors, read_json, save_tensors, write_json
 from ditquant.backend import mx, nn
 from ditquant.checkpoints.checkpoint import (
     FORMAT,
+    WEIGHTS_FORMAT,
     checkpoint_tensors,
     load_quantized,
     quantization_config,
@@ -53,7 +54,11 @@ def quantized(model):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, spec, model, quantized):
     folder = tmp_path_factory.mktemp("weights") / "model"
-    save_tensors(folder / "model.safetensors", checkpoint_tensors(model, quantized))
+    save_tensors(
+        folder / "model.safetensors",
+        checkpoint_tensors(model, quantized),
+        WEIGHTS_FORMAT,
+    )
     quantization = quantization_config(model, quantized)
     write_json(folder / "config.json", FORMAT, {"model": spec.name, "quantization": quantization})
     return folder
@@ -68,7 +73,7 @@ def test_config_names_what_differs(folder, model):
 
 
 def test_unquantized_parameters_are_stored_without_loss(folder, model):
-    tensors = load_tensors(folder / "model.safetensors")
+    tensors = load_tensors(folder / "model.safetensors", WEIGHTS_FORMAT)
     paths = {linear.path for linear in all_linears(model)}
     rest = [name for name in parameters(model) if name.removesuffix(".weight") not in paths]
     for name in rest:
@@ -85,7 +90,7 @@ def test_float32_values_beyond_float16_stay_float32(model, quantized):
 def test_loads_as_mlx_lm_loads_its_checkpoints(folder, quantized):
     """As `load_model` of mlx-lm: quantize what configuration and file say, then load strictly."""
     plain = build_mmdit(seed=1)
-    weights = load_tensors(folder / "model.safetensors")
+    weights = load_tensors(folder / "model.safetensors", WEIGHTS_FORMAT)
     quantization = json.loads((folder / "config.json").read_text())["quantization"]
 
     def class_predicate(path, module):
@@ -163,7 +168,9 @@ def test_blocks_are_read_back(tmp_path, quantized):
     packed = quantized[name]
     tensors = {f"{name}.{part}": getattr(packed, part) for part in ("weight", "scales", "biases")}
     sizes = {name: {"bits": 8, "group_size": 64}}
-    save_tensors(tmp_path / "mm00.safetensors", tensors, {"quantization": sizes})
+    save_tensors(
+        tmp_path / "mm00.safetensors", tensors, "ditquant.block_weights", {"quantization": sizes}
+    )
     read = read_packed([tmp_path / "mm00.safetensors"])[name]
     assert mx.array_equal(dequantize(read), dequantize(packed))
 
@@ -182,20 +189,21 @@ def break_foreign_json(folder):
 
 
 def break_other_model(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model": "sd3-medium"}))
+    config = read_json(folder / "config.json", FORMAT)
+    kept = {key: config[key] for key in config if key not in ("format", "version", "digest")}
+    write_json(folder / "config.json", FORMAT, {**kept, "model": "sd3-medium"})
 
 
 def break_other_tensors(folder):
-    save_tensors(folder / "model.safetensors", {"lm_head.weight": mx.zeros((4, 4))})
+    save_tensors(folder / "model.safetensors", {"lm_head.weight": mx.zeros((4, 4))}, WEIGHTS_FORMAT)
 
 
 def break_half_a_layer(folder):
-    tensors = load_tensors(folder / "model.safetensors")
+    tensors = load_tensors(folder / "model.safetensors", WEIGHTS_FORMAT)
     name = next(name for name in tensors if name.endswith(".biases"))
     kept = {key: mx.array(value) for key, value in tensors.items() if key != name}
     mx.eval(kept)
-    save_tensors(folder / "model.safetensors", kept)
+    save_tensors(folder / "model.safetensors", kept, WEIGHTS_FORMAT)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -204,7 +212,7 @@ def break_half_a_layer(folder):
     [
         (break_nothing_there, "has no config.json"),
         (break_truncated, "truncated"),
-        (break_foreign_json, "is expected"),
+        (break_foreign_json, "is damaged"),
         (break_other_model, "a checkpoint of sd3-medium, not of tiny"),
         (break_other_tensors, "does not fit tiny"),
         (break_half_a_layer, "does not fit tiny"),
@@ -214,7 +222,11 @@ def test_a_foreign_or_broken_checkpoint_is_a_clear_error(
     spec, model, quantized, tmp_path, damage, message, packed
 ):
     folder = tmp_path / "model"
-    save_tensors(folder / "model.safetensors", checkpoint_tensors(model, quantized))
+    save_tensors(
+        folder / "model.safetensors",
+        checkpoint_tensors(model, quantized),
+        WEIGHTS_FORMAT,
+    )
     quantization = quantization_config(model, quantized)
     write_json(folder / "config.json", FORMAT, {"model": spec.name, "quantization": quantization})
     damage(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditquant.artifacts import save_tensors
+from ditquant.artifacts import save_tensors, stored_bytes
 from ditquant.backend import mx
 from ditquant.evaluation import table as evaluation
 from ditquant.evaluation.trajectories import Run
@@ -140,8 +140,12 @@ def test_error_ratio_is_paired():
 
 def test_stored_bytes_counts_tensors_and_not_the_header(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_tensors(path, {"a.weight": mx.zeros((4, 8), dtype=mx.uint32), "b": mx.zeros((3,))})
-    assert evaluation.stored_bytes(path) == 4 * 8 * 4 + 3 * 4
+    save_tensors(
+        path,
+        {"a.weight": mx.zeros((4, 8), dtype=mx.uint32), "b": mx.zeros((3,))},
+        "ditquant.checkpoint_weights",
+    )
+    assert stored_bytes(path, "ditquant.checkpoint_weights") == 4 * 8 * 4 + 3 * 4
     assert evaluation.float16_bytes(21) == 42
 
 

@@ -10,6 +10,7 @@ import pytest
 import export_ranges
 from ditquant.artifacts import load_metadata, load_tensors, write_json
 from ditquant.backend import to_numpy
+from ditquant.checkpoints.exported_ranges import KIND
 from ditquant.network.blocks import all_linears, linear_path
 from ditquant.ranges.quant_config import load_quant_config
 from ditquant.ranges.sigma_lookup import numbers_at
@@ -45,8 +46,8 @@ def test_what_is_written_is_what_inference_looks_up(tmp_path, model, statistics,
     document = single_tier(statistics, 8, granularity, "absmax", options)
     write_json(config_file, CONFIG_FORMAT, document)
     export_ranges.main(str(tmp_path / "s.safetensors"), str(config_file), str(file))
-    tensors = {name: to_numpy(array) for name, array in load_tensors(file).items()}
-    metadata, config = load_metadata(file), load_quant_config(config_file)
+    tensors = {name: to_numpy(array) for name, array in load_tensors(file, KIND).items()}
+    metadata, config = load_metadata(file, KIND), load_quant_config(config_file)
     row_of = json.loads(metadata["row_of"])
     assert json.loads(metadata["channel_group"]) == options.channel_group
     for linear in all_linears(model):

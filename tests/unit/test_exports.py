@@ -16,7 +16,7 @@ import export_weights
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors
 from ditquant.backend import import_diffusionkit, mx
 from ditquant.checkpoints.checkpoint import load_quantized
-from ditquant.checkpoints.exports import EXPORTS, export_checkpoint
+from ditquant.checkpoints.exports import EXPORTS, KIND, export_checkpoint
 from ditquant.errors import UserError
 from ditquant.models.load import load_mmdit, load_vae_decoder, load_vae_encoder, mmdit_config
 from ditquant.models.spec import read_spec
@@ -53,7 +53,7 @@ def write_blocks(spec, path, grid: Grid) -> None:
         for part in ("weight", "scales", "biases"):
             tensors[f"{linear.name}.{part}"] = getattr(packed, part)
         sizes[linear.name] = {"bits": packed.bits, "group_size": packed.group_size}
-    save_tensors(path, tensors, {"quantization": sizes})
+    save_tensors(path, tensors, "ditquant.block_weights", {"quantization": sizes})
 
 
 def assemble(spec, model, folder, quantize="blocks", **options):
@@ -138,8 +138,8 @@ def test_fp16_export_is_the_checkpoint_dequantized(stock, spec, model, checkpoin
         folder = tmp_path / scope
         folder.mkdir()
         path = export(config, model, folder, "diffusionkit-fp16")
-        assert {tensor.dtype for tensor in load_tensors(path).values()} == {mx.float16}
-        metadata = load_metadata(path)
+        assert {tensor.dtype for tensor in load_tensors(path, KIND).values()} == {mx.float16}
+        metadata = load_metadata(path, KIND)
         assert json.loads(metadata["rerounded"]) == json.loads(metadata["inexact"]) == []
         if scope == "all":
             mmdit, encoder, decoder = stock(MEDIUM, path)
@@ -155,10 +155,10 @@ def test_4bit_export_has_the_codes_of_the_checkpoint(
     config = checkpoints[scope]
     path = export(config, model, tmp_path, "diffusionkit-4bit")
     mmdit, encoder, decoder = stock(FOUR_BIT, path)
-    native = load_tensors(config.parent / "model.safetensors")
+    native = load_tensors(config.parent / "model.safetensors", "ditquant.checkpoint_weights")
     values = parameters(load_quantized(spec, config.parent, mx.float32))
     learned = {linear.path for linear in all_linears(build_mmdit())}
-    rerounded = json.loads(load_metadata(path)["rerounded"])
+    rerounded = json.loads(load_metadata(path, KIND)["rerounded"])
     linears = {linear.path: linear.module for linear in other_linears(mmdit)}
     linears |= {linear.path: linear.module for linear in all_linears(mmdit)}
     assert sorted(rerounded) == sorted(linears.keys() - learned)
@@ -240,10 +240,15 @@ def test_unified_blocks_have_no_place(spec, checkpoints):
 def test_values_beyond_float16_are_refused(spec, checkpoints, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(checkpoints["blocks"].parent, folder)
-    tensors = {name: mx.array(t) for name, t in load_tensors(folder / "model.safetensors").items()}
+    tensors = {
+        name: mx.array(t)
+        for name, t in load_tensors(
+            folder / "model.safetensors", "ditquant.checkpoint_weights"
+        ).items()
+    }
     tensors["final_layer.linear.bias"] = mx.full(tensors["final_layer.linear.bias"].shape, 1e5)
     mx.eval(tensors)
-    save_tensors(folder / "model.safetensors", tensors)
+    save_tensors(folder / "model.safetensors", tensors, "ditquant.checkpoint_weights")
     with pytest.raises(UserError, match=r"final_layer\.linear\.bias has values beyond float16"):
         export_checkpoint(spec, folder, "diffusionkit-fp16")
 
@@ -261,7 +266,7 @@ def test_scopes_quantize_what_they_say(spec, checkpoints):
     assert len(others - adaln) == 6
     expected = {"blocks": learned, "blocks+adaln": learned | adaln, "all": learned | others}
     for scope, config in checkpoints.items():
-        tensors = load_tensors(config.parent / "model.safetensors")
+        tensors = load_tensors(config.parent / "model.safetensors", "ditquant.checkpoint_weights")
         packed = {name.removesuffix(".scales") for name in tensors if name.endswith(".scales")}
         assert packed == expected[scope]
         quantization = json.loads(config.read_text())["quantization"]
@@ -274,7 +279,9 @@ def test_the_checkpoint_says_what_it_takes(checkpoints):
     documents = {scope: json.loads(config.read_text()) for scope, config in checkpoints.items()}
     assert documents["blocks"]["quantized_ratio"] == 0.28125
     for scope, document in documents.items():
-        tensors = load_tensors(checkpoints[scope].parent / "model.safetensors")
+        tensors = load_tensors(
+            checkpoints[scope].parent / "model.safetensors", "ditquant.checkpoint_weights"
+        )
         packed = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
         stored = sum(
             tensors[f"{path}.{part}"].nbytes

@@ -16,6 +16,7 @@ import summarize_differences
 import summarize_evaluation
 from ditquant.artifacts import load_metadata, load_tensors, read_json
 from ditquant.backend import to_numpy
+from ditquant.evaluation.pictures import LATENTS
 from ditquant.evaluation.table import read_summary
 from ditquant.metrics import psnr, relative_error
 from ditquant.plots.evaluation_charts import CHARTS
@@ -52,8 +53,8 @@ def test_an_image_is_drawn_again_byte_by_byte(tmp_path, model, shard):
             assert left.read() == right.read()
     with Image.open(first[0]) as picture:
         assert picture.size == (48, 64)
-    assert load_tensors(first[1])["latents"].shape == (1, 8, 6, 16)
-    assert load_metadata(first[1])["prompt"] == PROMPT
+    assert load_tensors(first[1], LATENTS)["latents"].shape == (1, 8, 6, 16)
+    assert load_metadata(first[1], LATENTS)["prompt"] == PROMPT
 
 
 def test_comparison_measures_and_shows_two_images(tmp_path, model, shard):
@@ -62,7 +63,7 @@ def test_comparison_measures_and_shows_two_images(tmp_path, model, shard):
     compare_images.main(*full, *other, str(shown), numbers, "rtn-a8", "p00")
     found = read_json(numbers, "ditquant.image_difference")
     pixels = [np.asarray(Image.open(picture)) for picture, _ in (other, full)]
-    latents = [to_numpy(load_tensors(file)["latents"]) for _, file in (other, full)]
+    latents = [to_numpy(load_tensors(file, LATENTS)["latents"]) for _, file in (other, full)]
     assert found["psnr"] == pytest.approx(psnr(*pixels))
     assert found["latent_relative_error"] == pytest.approx(relative_error(*latents))
     assert found["prompt"] == PROMPT

@@ -83,7 +83,7 @@ def write_weights(path, packed):
     for name, one in packed.items():
         tensors |= {f"{name}.{part}": getattr(one, part) for part in ("weight", "scales", "biases")}
     sizes = {name: {"bits": 3, "group_size": 32} for name in packed}
-    save_tensors(path, tensors, {"quantization": sizes})
+    save_tensors(path, tensors, "ditquant.block_weights", {"quantization": sizes})
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ditquant.artifacts import load_tensors, save_tensors
+from ditquant.artifacts import save_tensors
 from ditquant.backend import import_diffusionkit, mx
 from ditquant.errors import UserError
 from ditquant.models.load import load_mmdit, load_vae_decoder, load_vae_encoder, mmdit_config
@@ -162,7 +162,7 @@ def test_truncated_checkpoint_is_named(sd3, tmp_path):
 
 def test_foreign_checkpoint_is_named(sd3, tmp_path):
     foreign = tmp_path / "foreign.safetensors"
-    save_tensors(foreign, {"layers.0.weight": mx.zeros((4, 4))})
+    save_tensors(foreign, {"layers.0.weight": mx.zeros((4, 4))}, "ditquant.model_weights")
     with pytest.raises(UserError, match=r"foreign\.safetensors is no checkpoint of sd3-medium"):
         load_mmdit(dataclasses.replace(sd3, checkpoint=foreign), mx.float32)
 
@@ -201,7 +201,7 @@ def test_offline_without_the_file_says_so(sd3):
 
 def test_float16_load_gives_the_files_bits(sd3):
     model = load_mmdit(sd3, mx.float16)
-    stored = load_tensors(sd3.checkpoint)
+    stored = mx.load(str(sd3.checkpoint))
     weight = stored["model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight"]
     assert mx.array_equal(
         model.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc1.weight, weight

@@ -262,7 +262,11 @@ def checkpoint(tmp_path, spec, turned):
         for linear in linears[1:]
     }
     folder = tmp_path / "model"
-    save_tensors(folder / "model.safetensors", checkpoint_tensors(turned, packed))
+    save_tensors(
+        folder / "model.safetensors",
+        checkpoint_tensors(turned, packed),
+        "ditquant.checkpoint_weights",
+    )
     document = {
         "model": spec.name, "quantization": quantization_config(turned, packed), "rotation": SIZE
     }  # fmt: skip

@@ -207,9 +207,11 @@ def test_ids_of_prompts_are_short_file_names(prompt):
 
 def test_recorded_prompt_reads_what_a_job_wrote(tmp_path):
     path = tmp_path / "a.safetensors"
-    save_tensors(path, {"a": mx.zeros(1)}, {"prompt": 'ein "roter" Stern\n'})
+    save_tensors(
+        path, {"a": mx.zeros(1)}, "ditquant.calibration", {"prompt": 'ein "roter" Stern\n'}
+    )
     assert settings.recorded_prompt(path) == 'ein "roter" Stern\n'
-    save_tensors(path, {"a": mx.zeros(1)})
+    save_tensors(path, {"a": mx.zeros(1)}, "ditquant.calibration")
     assert settings.recorded_prompt(path) is None
     path.write_bytes(path.read_bytes()[:20])
     assert settings.recorded_prompt(path) is None

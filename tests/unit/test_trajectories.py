@@ -118,7 +118,9 @@ def test_a_run_comes_back_from_its_file(tmp_path, reference):
     loaded = load_run(tmp_path / "run.safetensors")
     for name in ("final", "latents", "velocities", "images", "sigmas"):
         assert np.array_equal(getattr(loaded, name), getattr(run, name))
-    captions = json.loads(load_metadata(tmp_path / "run.safetensors")["captions"])
+    captions = json.loads(
+        load_metadata(tmp_path / "run.safetensors", "ditquant.reference")["captions"]
+    )
     assert captions == ["«é»\n" + "x" * 2000]
 
 

@@ -42,7 +42,11 @@ def quantized(spec):
 def weights(tmp_path_factory, spec, quantized):
     folder = tmp_path_factory.mktemp("weights")
     network = load_mmdit(spec, mx.float32)
-    save_tensors(folder / "model.safetensors", checkpoint_tensors(network, quantized))
+    save_tensors(
+        folder / "model.safetensors",
+        checkpoint_tensors(network, quantized),
+        "ditquant.checkpoint_weights",
+    )
     document = {"model": spec.name, "quantization": quantization_config(network, quantized)}
     write_json(folder / "config.json", FORMAT, document)
     return folder / "model.safetensors"

@@ -87,7 +87,9 @@ def test_variants_are_drawn_by_the_configurations_of_their_recipe(balanced):
     for name in names:
         assert (folder / name).stat().st_size > 0, name
     assert not (results / "activations").exists(), "nothing else was measured"
-    statistics = load_metadata(folder / "layer_statistics.safetensors")
+    statistics = load_metadata(
+        folder / "layer_statistics.safetensors", "ditquant.activation_statistics"
+    )
     assert statistics["model"] == "tiny by recipe awq"
     assert json.loads(statistics["images"]) == ["0000", "0001"]
     assert read_json(folder / "quant_config.json", "ditquant.quant_config")["model"] == (

@@ -53,7 +53,7 @@ def test_measured_ranges_are_drawn_with(clipped):
         assert min(shares) < 1
         files = list((folder / "activations" / "clips" / "cut").iterdir())
         assert [file.name for file in files] == ["0002.safetensors"]
-        assert load_metadata(files[0])["kind"] == "ditquant.clip_errors"
+        assert load_metadata(files[0], "ditquant.clip_errors")
     # Of six steps every third was tried; other rows of other images redo nothing else.
     clipped.config["activations"]["clips"]["stride"] = 2
     plan = clipped.plan("results/tiny/activations/quant_config_cut.json")

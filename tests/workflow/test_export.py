@@ -28,7 +28,7 @@ def test_exports_are_made_and_another_scope_redoes_no_block(workspace):
     folder = workspace.results / "weights" / "rtn"
     four_bit, half = (f"results/tiny/weights/rtn/{name}" for name in FILES)
     workspace.snakemake(half)
-    metadata = load_metadata(folder / FILES[1])
+    metadata = load_metadata(folder / FILES[1], "ditquant.export")
     assert json.loads(metadata["recipe"])["name"] == "rtn"
     message = workspace.error(four_bit)
     assert "32 inputs" in message

@@ -104,7 +104,9 @@ def test_variants_are_quantized_by_what_was_learned(learned):
     plain = read_json(weights / "activations" / "quant_config_plain.json", "ditquant.quant_config")
     found = 0
     for file in sorted((weights / "blocks").glob("*.safetensors")):
-        for name, (step, zero) in json.loads(load_metadata(file)["activations"]).items():
+        for name, (step, zero) in json.loads(
+            load_metadata(file, "ditquant.block_weights")["activations"]
+        ).items():
             entry = own["layers"][name.replace(".qkv", ".v_proj")]
             assert entry["learned"] is True
             # 6 bits were learned and 6 are asked for: the step is the scale.

@@ -32,7 +32,7 @@ def turned(workspace):
 
 def final_latents(workspace, variant):
     path = workspace.results / "images" / variant / "p00.safetensors"
-    return to_numpy(load_tensors(path)["latents"]).astype(np.float64)
+    return to_numpy(load_tensors(path, "ditquant.latents")["latents"]).astype(np.float64)
 
 
 def test_a_rotated_recipe_is_quantized_measured_drawn_and_exported(turned):
@@ -56,9 +56,11 @@ def test_a_rotated_recipe_is_quantized_measured_drawn_and_exported(turned):
     config = read_json(folder / "activations" / "quant_config.json", "ditquant.quant_config")
     assert not any("shifts" in layer for layer in config["layers"].values())
     path = folder / "model" / "activations.safetensors"
-    assert json.loads(load_metadata(path)["rotation"]) == 16
-    np.testing.assert_array_equal(to_numpy(load_tensors(path)["rotation_signs.64"]), signs(64))
-    assert load_tensors(turned.folder / export)
+    assert json.loads(load_metadata(path, "ditquant.input_ranges")["rotation"]) == 16
+    np.testing.assert_array_equal(
+        to_numpy(load_tensors(path, "ditquant.input_ranges")["rotation_signs.64"]), signs(64)
+    )
+    assert load_tensors(turned.folder / export, "ditquant.export")
 
     message = turned.error("results/tiny/weights/turned/diffusionkit-4bit.safetensors")
     assert "stock DiffusionKit rotates no inputs" in message

@@ -121,7 +121,10 @@ def test_every_json_names_its_format(finished):
 
 def test_a_trajectory_holds_every_step(finished):
     path = finished.results / "calibration" / "0001.safetensors"
-    tensors, metadata = load_tensors(path), load_metadata(path)
+    tensors, metadata = (
+        load_tensors(path, "ditquant.calibration"),
+        load_metadata(path, "ditquant.calibration"),
+    )
     assert tensors["latents"].shape == (7, 8, 8, 16)
     assert tensors["sigmas"].shape == (7,)
     assert tensors["timesteps"].tolist() == (tensors["sigmas"][:-1] * 1000).tolist()

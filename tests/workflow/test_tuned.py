@@ -45,7 +45,10 @@ def test_a_tuned_recipe_has_other_scales_and_says_how_it_went(recipes):
         *(checkpoint(name) for name in RECIPES), "results/tiny/weights/tuned/plots/history.png"
     )
     folder = recipes.results / "weights"
-    plain, tuned = (load_tensors(folder / name / "model" / "model.safetensors") for name in RECIPES)
+    plain, tuned = (
+        load_tensors(folder / name / "model" / "model.safetensors", "ditquant.checkpoint_weights")
+        for name in RECIPES
+    )
     document = read_json(folder / "tuned" / "tuned.json", FORMAT)
     assert document["kept"] == "tuned"
     assert document["error"]["tuned"] < document["error"]["start"]

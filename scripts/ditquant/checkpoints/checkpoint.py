@@ -36,6 +36,7 @@ from ..weights.rotation import mark_rotated
 from .quantized import PackedLinear
 
 FORMAT = "ditquant.checkpoint"
+WEIGHTS_FORMAT = "ditquant.checkpoint_weights"
 CONFIG_FILE, MODEL_FILE = "config.json", "model.safetensors"
 # In config.json: the size of the rotation of the block linears' inputs.
 ROTATION = "rotation"
@@ -121,7 +122,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def read_checkpoint(
     spec: ModelSpec, folder: str | Path
 ) -> tuple[dict[str, Any], dict[str, mx.array]]:
-    """config.json and the lazily loaded tensors of a native checkpoint.
+    """config.json and the tensors of a native checkpoint.
 
     Raises:
         UserError: a checkpoint that is missing, truncated, or of another model.
@@ -130,7 +131,7 @@ def read_checkpoint(
     config = _read_config(folder)
     if config["model"] != spec.name:
         raise UserError(f"{folder} is a checkpoint of {config['model']}, not of {spec.name}.")
-    return config, load_tensors(folder / MODEL_FILE)
+    return config, dict(load_tensors(folder / MODEL_FILE, WEIGHTS_FORMAT))
 
 
 def quantized_paths(tensors: Mapping[str, mx.array]) -> list[str]:

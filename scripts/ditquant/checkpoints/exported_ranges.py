@@ -72,7 +72,6 @@ def input_ranges(
         tensors |= {f"{path}.{part}": mx.array(array) for part, array in arrays.items()}
         bits[path] = list(layer.bits)
     metadata = {
-        "kind": KIND,
         "granularity": config.granularity,
         "bits": bits,
         "sigmas": list(config.sigmas),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import save_tensors, write_json, write_text
+from ..artifacts import save_tensors, write_text
 from ..backend import mx
 from ..models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
 from .network import Config
@@ -25,7 +25,8 @@ STORED = mx.float16
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, mx.array]) -> None:
-    save_tensors(path, {name: value.astype(STORED) for name, value in tensors.items()})
+    stored = {name: value.astype(STORED) for name, value in tensors.items()}
+    save_tensors(path, stored, "ditquant.model_weights")
 
 
 def export_model(
@@ -65,5 +66,8 @@ def export_model(
         "vocab_size": len(vocabulary),
     }
     write_text(folder / "clip_l" / "config.json", json.dumps(clip, indent=1) + "\n")
-    described = {"name": name, **config, "license": "MIT", "training": dict(training)}
-    write_json(folder / "config.json", FORMAT, described)
+    described = {
+        "format": FORMAT, "version": 1, "name": name, **config, "license": "MIT",
+        "training": dict(training),
+    }  # fmt: skip
+    write_text(folder / "config.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")

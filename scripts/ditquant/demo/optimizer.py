@@ -19,6 +19,7 @@ from ..backend import compiled, mx
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 MAX_NORM = 1.0  # gradients are scaled down to this length
+TRAINING = "ditquant.demo.training"
 EMA_WARMUP = 10  # the average starts short: decay (1 + t) / (10 + t) until that exceeds its own
 
 
@@ -89,16 +90,16 @@ class State:
     def save(self, path: Path, identity: str) -> None:
         """Writes a checkpoint; `identity` says of which run it is."""
         metadata = {"step": str(self.step), "losses": self.losses, "run": identity}
-        save_tensors(path, self.arrays, metadata)
+        save_tensors(path, self.arrays, TRAINING, metadata)
 
     @staticmethod
     def load(path: Path, identity: str) -> State | None:
         """The state in a checkpoint; None if there is none, or one of another run."""
-        metadata = load_metadata(path) if path.exists() else {}
+        metadata = load_metadata(path, TRAINING) if path.exists() else {}
         if metadata.get("run") != identity:
             return None
         losses = tuple((int(step), float(loss)) for step, loss in json.loads(metadata["losses"]))
-        return State(step=int(metadata["step"]), losses=losses, **load_tensors(path))
+        return State(step=int(metadata["step"]), losses=losses, **load_tensors(path, TRAINING))
 
 
 @compiled

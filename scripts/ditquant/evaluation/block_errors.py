@@ -26,6 +26,7 @@ from ..network.calibration import load_conditioning
 from ..network.sampling import predict
 from .trajectories import BeforeStep, Setting, measured_steps
 
+REFERENCE_BLOCKS = "ditquant.reference_blocks"
 BLOCK_CAPTIONS = 4
 BLOCK_TOKENS = 64
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from ..artifacts import atomic_path
+from ..artifacts import read_file, write_file
 from ..backend import mx
 from ..models.load import load_vae_decoder
 from ..models.spec import ModelSpec
 from ..network.sampling import decode
+
+PICTURE = "ditquant.picture"
+# Format of the final latents of a drawn prompt.
+LATENTS = "ditquant.latents"
 
 
 def save_picture(path: str | Path, latents: mx.array, spec: ModelSpec, dtype: mx.Dtype) -> None:
@@ -22,5 +28,17 @@ def save_picture(path: str | Path, latents: mx.array, spec: ModelSpec, dtype: mx
     """
     decoder = load_vae_decoder(spec, dtype)
     pixels = decode(decoder, latents, spec.latent_scale, spec.latent_shift)[0]
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary)
+    write_file(path, png_bytes(Image.fromarray(pixels)), PICTURE)
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as the content of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """(height, width, 3) uint8 pixels of what `save_picture` wrote."""
+    with Image.open(io.BytesIO(read_file(path, PICTURE))) as file:
+        return np.asarray(file.convert("RGB"))

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from .. import metrics
-from ..artifacts import check_safetensors
 from .trajectories import Run
 
 FORMAT = "ditquant.evaluation"
@@ -70,13 +69,6 @@ def caption_scores(
 def float16_bytes(parameters: int) -> int:
     """Size of a full-precision model as it is distributed, whatever dtype it computed in here."""
     return 2 * parameters
-
-
-def stored_bytes(checkpoint: str | Path) -> int:
-    """Bytes of the tensors of a native checkpoint: packed codes, scales, biases and the rest."""
-    header = check_safetensors(checkpoint)
-    spans = [entry["data_offsets"] for key, entry in header.items() if key != "__metadata__"]
-    return sum(end - start for start, end in spans)
 
 
 def _values(document: Mapping[str, Any], key: str) -> np.ndarray:

@@ -33,6 +33,8 @@ from ..progress import ticking
 # Velocities are compared at every fourth step: 7 of 28 show the curve and cost a quarter more.
 VELOCITY_STRIDE = 4
 
+REFERENCE = "ditquant.reference"
+
 # Evaluation starts from other noise than calibration, whose seeds are seed + image.
 NOISE_OFFSET = 10_000
 
@@ -261,13 +263,13 @@ def run_captions(
 
 def load_run(path: str | Path) -> Run:
     """Reads what `save_run` wrote."""
-    tensors = load_tensors(path)
+    tensors = load_tensors(path, REFERENCE)
     return Run(**{field.name: to_numpy(tensors[field.name]) for field in fields(Run)})
 
 
 def save_run(path: str | Path, run: Run, metadata: Mapping[str, Any]) -> None:
     tensors = {field.name: mx.array(getattr(run, field.name)) for field in fields(Run)}
-    save_tensors(path, tensors, metadata)
+    save_tensors(path, tensors, REFERENCE, metadata)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -10,6 +10,9 @@ from typing import Any
 from ..artifacts import load_metadata, load_tensors, save_tensors
 from ..backend import mx
 
+CONDITIONING = "ditquant.conditioning"
+TRAJECTORY = "ditquant.calibration"
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -28,7 +31,7 @@ def load_conditioning(
     shards: Sequence[str | Path], rows: Sequence[int], guided: bool, dtype: mx.Dtype
 ) -> Conditioning:
     """Conditioning of N prompts, prompt i from row `rows[i]` of shard `shards[i]`."""
-    files = {str(shard): load_tensors(shard) for shard in dict.fromkeys(shards)}
+    files = {str(shard): load_tensors(shard, CONDITIONING) for shard in dict.fromkeys(shards)}
     picked = [(files[str(shard)], row) for shard, row in zip(shards, rows, strict=True)]
     tokens = [file["conditioning"][row : row + 1] for file, row in picked]
     pooled = [file["pooled"][row : row + 1] for file, row in picked]
@@ -76,7 +79,7 @@ class Trajectory:
 
 def load_trajectory(path: str | Path) -> Trajectory:
     """Reads what `generate_calibration` wrote."""
-    tensors, metadata = load_tensors(path), load_metadata(path)
+    tensors, metadata = load_tensors(path, TRAJECTORY), load_metadata(path, TRAJECTORY)
     return Trajectory(
         latents=tensors["latents"],
         sigmas=tensors["sigmas"],
@@ -99,4 +102,4 @@ def save_trajectory(
         "pooled": trajectory.conditioning.pooled,
     }
     metadata = {"prompt": trajectory.prompt, "cfg_weight": trajectory.cfg_weight}
-    save_tensors(path, tensors, {**(record or {}), **metadata})
+    save_tensors(path, tensors, TRAJECTORY, {**(record or {}), **metadata})

@@ -57,13 +57,12 @@ def save_clip_errors(path: str | Path, measured: ClipErrors) -> None:
     """Writes what one image gave."""
     tensors = {name: mx.array(one.astype(np.float32)) for name, one in measured.errors.items()}
     metadata = {
-        "kind": KIND,
         "images": list(measured.images),
         "sigmas": measured.sigmas.tolist(),
         "bits": list(measured.bits),
         "shares": list(SHARES),
     }
-    save_tensors(path, tensors, metadata)
+    save_tensors(path, tensors, KIND, metadata)
 
 
 def added(parts: Sequence[ClipErrors]) -> ClipErrors:
@@ -82,10 +81,10 @@ def load_clip_errors(paths: Sequence[str | Path]) -> ClipErrors:
     """
     parts, asked = [], set()
     for path in paths:
-        metadata = load_metadata(path)
+        metadata = load_metadata(path, KIND)
         asked.add(tuple(metadata[name] for name in ("sigmas", "bits", "shares")))
         errors = {
-            name: to_numpy(one).astype(np.float64) for name, one in load_tensors(path).items()
+            name: to_numpy(one).astype(np.float64) for name, one in load_tensors(path, KIND).items()
         }
         images, sigmas, bits = (json.loads(metadata[name]) for name in ("images", "sigmas", "bits"))
         parts.append(ClipErrors(tuple(images), np.array(sigmas), tuple(bits), errors))

@@ -76,9 +76,7 @@ def load_intervals(
     """
     quantizers: dict[str, Sequence[float]] = {}
     for path in paths:
-        metadata = load_metadata(path)
-        if metadata.get("kind") != "ditquant.block_weights":
-            raise UserError(f"{path} holds no weights of a block: delete it and run again.")
+        metadata = load_metadata(path, "ditquant.block_weights")
         quantizers |= json.loads(metadata["activations"])
     return learned_intervals(quantizers, bits, input_of)
 

@@ -50,9 +50,9 @@ def save_sensitivity(path: str | Path, measured: Sensitivity, bits: Sequence[int
         bits: of the errors' columns.
     """
     tensors = {name: mx.array(rows.astype(np.float32)) for name, rows in measured.errors.items()}
-    metadata = {"kind": KIND, "sigmas": measured.sigmas.tolist(), "bits": list(bits)}
+    metadata = {"sigmas": measured.sigmas.tolist(), "bits": list(bits)}
     gains = [list(pair) for pair in measured.gains.items()]
-    save_tensors(path, tensors, {**metadata, "gains": gains})
+    save_tensors(path, tensors, KIND, {**metadata, "gains": gains})
 
 
 def average(images: Sequence[Sensitivity]) -> Sensitivity:
@@ -74,9 +74,10 @@ def load_sensitivity(paths: Sequence[str | Path]) -> Sensitivity:
     """
     images = []
     for path in paths:
-        metadata = load_metadata(path)
+        metadata = load_metadata(path, KIND)
         errors = {
-            name: to_numpy(rows).astype(np.float64) for name, rows in load_tensors(path).items()
+            name: to_numpy(rows).astype(np.float64)
+            for name, rows in load_tensors(path, KIND).items()
         }
         gains = dict(json.loads(metadata["gains"]))
         images.append(Sensitivity(np.array(json.loads(metadata["sigmas"])), errors, gains))

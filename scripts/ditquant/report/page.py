@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import __version__
-from ..artifacts import read_json
+from ..artifacts import read_file, read_json
 from ..evaluation.table import FORMAT, read_summary
 from ..plots.activation_plots import PLOTS
 from ..plots.charts import for_page
@@ -149,7 +149,7 @@ def _evaluation_charts(folder: Path) -> list[Data]:
             "title": chart.title,
             "note": chart.note,
             "wide": chart.wide,
-            "svg": Markup(for_page((folder / f"{name}.svg").read_text("utf-8"))),
+            "svg": Markup(for_page(read_file(folder / f"{name}.svg", "ditquant.plot").decode())),
         }
         for name, chart in CHARTS.items()
         if (folder / f"{name}.svg").is_file()

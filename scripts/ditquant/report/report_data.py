@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..artifacts import read_json
+from ..artifacts import read_file, read_json
 from ..evaluation.comparison import difference
+from ..evaluation.pictures import PICTURE, read_picture
 from ..planning.settings import balances_channels, has_own_activations
 from ..planning.variant_names import FULL, config_file, split_variant
 from ..plots.activation_density import made_by
@@ -53,11 +54,6 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as file:
-        return np.asarray(file.convert("RGB"))
-
-
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
@@ -74,18 +70,18 @@ def pictures(results: Path, prompts: Mapping[str, str], variants: Sequence[str])
     rows = []
     for name, text in prompts.items():
         full = results / "images" / "full" / f"{name}.png"
-        reference = _pixels(full)
+        reference = read_picture(full)
         shown = []
         for variant in variants:
             path = results / "images" / variant / f"{name}.png"
             numbers = read_json(
                 results / "compare" / variant / f"{name}.json", "ditquant.image_difference"
             )
-            changed = difference(_pixels(path), reference, numbers["amplification"])
+            changed = difference(read_picture(path), reference, numbers["amplification"])
             shown.append(
                 {
                     "variant": variant,
-                    "picture": data_uri(path.read_bytes()),
+                    "picture": data_uri(read_file(path, PICTURE)),
                     "difference": data_uri(_png(changed)),
                     **numbers,
                 }
@@ -94,7 +90,7 @@ def pictures(results: Path, prompts: Mapping[str, str], variants: Sequence[str])
             {
                 "id": name,
                 "text": text,
-                "full": data_uri(full.read_bytes()),
+                "full": data_uri(read_file(full, PICTURE)),
                 "seed": shown[0]["seed"] if shown else None,
                 "factor": shown[0]["amplification"] if shown else None,
                 "pixelated": reference.shape[1] < 256,
@@ -186,7 +182,7 @@ def activation_plots(folder: Path, notes: Mapping[str, str]) -> list[Data]:
             {
                 "name": name,
                 "note": text,
-                "picture": data_uri(path.read_bytes(), _KINDS[path.suffix]),
+                "picture": data_uri(read_file(path, "ditquant.plot"), _KINDS[path.suffix]),
             }
             for path, text in shown
         ]

@@ -273,14 +273,13 @@ def save_statistics(path: str | Path, statistics: Statistics) -> None:
     tensors["sigmas"] = mx.array(statistics.sigmas)
     tensors["steps"] = mx.array(statistics.steps, dtype=mx.int32)
     metadata = {
-        "kind": KIND,
         "model": statistics.model,
         "images": list(statistics.images),
         # Pairs, since metadata sorts the keys of a mapping and the order of layers is meant.
         "input_of": list(statistics.input_of.items()),
         "post_gelu": sorted(statistics.post_gelu),
     }
-    save_tensors(path, tensors, metadata)
+    save_tensors(path, tensors, KIND, metadata)
 
 
 def load_statistics(path: str | Path) -> Statistics:
@@ -289,10 +288,8 @@ def load_statistics(path: str | Path) -> Statistics:
     Raises:
         UserError: another kind of file, a truncated one, or one of an earlier release.
     """
-    metadata = load_metadata(path)
-    if metadata.get("kind") != KIND:
-        raise UserError(f"{path} holds no activation statistics: delete it and run again.")
-    arrays = {name: to_numpy(array) for name, array in load_tensors(path).items()}
+    metadata = load_metadata(path, KIND)
+    arrays = {name: to_numpy(array) for name, array in load_tensors(path, KIND).items()}
     images = tuple(json.loads(metadata["images"]))
     input_of = dict(json.loads(metadata["input_of"]))
     names = list(dict.fromkeys(input_of.values()))

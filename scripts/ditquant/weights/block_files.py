@@ -17,6 +17,9 @@ from ..artifacts import load_metadata, load_tensors
 from ..backend import mx
 from .grids import Packed
 
+BLOCK_WEIGHTS = "ditquant.block_weights"
+TUNED_WEIGHTS = "ditquant.tuned_weights"
+
 
 def packed_of(name: str, tensors: Mapping[str, mx.array], size: Mapping[str, Any]) -> Packed:
     """The weight that `tensors` hold as "<name>.weight", ".scales" and ".biases".
@@ -37,8 +40,8 @@ def read_packed(files: Sequence[str | Path]) -> dict[str, Packed]:
     """Linear's name -> quantized weight, from the files of `optimize_block`."""
     packed = {}
     for file in files:
-        tensors = load_tensors(file)
-        sizes = json.loads(load_metadata(file)["quantization"])
+        tensors = load_tensors(file, BLOCK_WEIGHTS)
+        sizes = json.loads(load_metadata(file, BLOCK_WEIGHTS)["quantization"])
         for name, size in sizes.items():
             packed[name] = packed_of(name, tensors, size)
     return packed
@@ -46,7 +49,7 @@ def read_packed(files: Sequence[str | Path]) -> dict[str, Packed]:
 
 def read_tuned(file: str | Path, packed: Mapping[str, Packed]) -> dict[str, Packed]:
     """The same codes on the grids that `tune_weights` wrote: "<name>.scales" and ".biases"."""
-    tensors = load_tensors(file)
+    tensors = load_tensors(file, TUNED_WEIGHTS)
     return {
         name: replace(weight, scales=tensors[f"{name}.scales"], biases=tensors[f"{name}.biases"])
         for name, weight in packed.items()
@@ -57,8 +60,8 @@ def read_parameters(files: Sequence[str | Path]) -> dict[str, mx.array]:
     """Module path -> full-precision parameter that balancing changed, from the same files."""
     prefix = "parameters."
     return {
-        name.removeprefix(prefix): tensor
-        for file in files
-        for name, tensor in load_tensors(file).items()
+        name.removeprefix(prefix): tensors[name]
+        for tensors in (load_tensors(file, BLOCK_WEIGHTS) for file in files)
+        for name in tensors
         if name.startswith(prefix)
     }

@@ -20,6 +20,8 @@ from ..network.blocks import boundaries
 from ..network.calibration import Trajectory
 from ..network.sampling import modulation_inputs, predict
 
+BLOCK_IO = "ditquant.block_io"
+
 
 @dataclass(frozen=True)
 class BlockData:
@@ -119,8 +121,8 @@ def read_block(
         prefix: the streams that the quantized blocks before it give (`prefix.prefix_streams`), rows
             as in `files`.
     """
-    images = [load_tensors(file) for file in files]
-    metadata = load_metadata(files[0])
+    images = [load_tensors(file, BLOCK_IO) for file in files]
+    metadata = load_metadata(files[0], BLOCK_IO)
     text_tokens = int(metadata["text_tokens"])
 
     def rows(name: str) -> mx.array:

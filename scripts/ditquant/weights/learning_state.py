@@ -13,6 +13,7 @@ from ..artifacts import load_metadata, load_tensors, save_tensors
 from ..backend import mx
 from ..errors import UserError
 
+STATE = "ditquant.learning_state"
 _ARRAYS = ("values", "means", "squares")
 
 
@@ -73,7 +74,7 @@ def save_state(path: str | Path, state: State, key: str) -> None:
         "history": state.history,
         "pending": state.pending,
     }
-    save_tensors(path, {**tensors, "scaling": state.scaling}, record)
+    save_tensors(path, {**tensors, "scaling": state.scaling}, STATE, record)
 
 
 def load_state(path: str | Path, key: str) -> State | None:
@@ -81,7 +82,7 @@ def load_state(path: str | Path, key: str) -> State | None:
     if not Path(path).is_file():
         return None
     try:
-        metadata, tensors = load_metadata(path), load_tensors(path)
+        metadata, tensors = load_metadata(path, STATE), dict(load_tensors(path, STATE))
     except UserError:
         return None
     if metadata.get("key") != key:
