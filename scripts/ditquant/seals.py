@@ -72,7 +72,7 @@ VERSIONS = {
 BLANK = "0" * 32
 # Quotation marks inside of JSON strings are escaped: this matches a key alone.
 _IN_JSON = re.compile(rb'"digest": ?"([0-9a-f]{32})"')
-_IN_TEXT = re.compile(rb"(ditquant\.[a-z_.]+) (\d+) ([0-9a-f]{32})((?: \w[\w./-]*)?)")
+_IN_TEXT = re.compile(rb"(ditquant\.[a-z_.]+) (\d+) ([0-9a-f]{32})((?: [\w./-]+)?);")
 # A seal stands so near to the beginning or the end of a file.
 _NEAR = 1024
 _LARGEST_HEADER = 100_000_000
@@ -215,7 +215,7 @@ def _sealed(data: bytes, suffix: str, text: str) -> bytes:
 def seal_file(path: str | Path, data: bytes, kind: str) -> bytes:
     """The content of a PNG, GIF, SVG or HTML file with a seal in it."""
     suffix, place = Path(path).suffix, place_of(path)
-    start, end = f"{kind} {VERSIONS[kind]}", f" {place}" if place else ""
+    start, end = f"{kind} {VERSIONS[kind]}", f" {place};" if place else ";"
     digest = digest_of(_sealed(data, suffix, f"{start} {BLANK}{end}"))
     return _sealed(data, suffix, f"{start} {digest}{end}")
 

@@ -227,9 +227,7 @@ def test_intervals_of_all_blocks(tmp_path):
     with pytest.raises(UserError, match=r"mm77\.fc1 has a learned range, but its activations"):
         load_intervals(files, 4, input_of)
     other = block_file(tmp_path / "3.safetensors", {}, kind="ditquant.activation_statistics")
-    with pytest.raises(
-        UserError, match=r"3\.safetensors holds ditquant\.activation_stat"
-    ):
+    with pytest.raises(UserError, match=r"3\.safetensors holds ditquant\.activation_stat"):
         load_intervals([other], 4, input_of)
 
 
