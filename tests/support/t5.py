@@ -82,5 +82,9 @@ def write_t5(hub: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     encoder = snapshot_of(hub, TEXT) / "t5" / "t5xxl.safetensors"
     tensors = published_names(parameters(build_t5(t5 / "config.json", seed)))
-    save_tensors(encoder, {name: tensor.astype(mx.float16) for name, tensor in tensors.items()}, "ditquant.model_weights")
+    save_tensors(
+        encoder,
+        {name: tensor.astype(mx.float16) for name, tensor in tensors.items()},
+        "ditquant.model_weights",
+    )
     return encoder
