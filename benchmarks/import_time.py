@@ -23,7 +23,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 DIFFUSIONKIT = "from ditquant.backend import import_diffusionkit; import_diffusionkit()"
 KINDS = {
     "kind: mlx": DIFFUSIONKIT,
-    "kind: text": f"{DIFFUSIONKIT}\nfrom transformers import AutoTokenizer, T5Config",
+    "kind: text": f"{DIFFUSIONKIT}\nimport sentencepiece",
     "kind: plots": "import jinja2, matplotlib.pyplot, PIL.Image\nfrom ditquant.backend import mx",
 }
 
