@@ -30,7 +30,7 @@ def test_what_fits_passes(scope):
     check(quantize=scope, grid="channel", group_size=128)
     check(quantize=scope, rotation=32)
     # A linear that is left alone needs no dividing group.
-    check(quantize=scope, group_size=128, layers={"*": "full", "mm00.*.fc2": 8})
+    check(quantize=scope, group_size=64, layers={"*": "full", "mm00.*.fc2": 8})
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -55,11 +55,17 @@ def test_a_channel_grid_needs_one_of_mlxs_groups():
         check_recipe("recipes.own", {**RECIPE, "grid": "channel"}, odd, "odd")
 
 
+def test_a_recipe_that_quantizes_nothing_is_told():
+    with pytest.raises(UserError, match=r"recipes\.own\.layers: it leaves every linear of small"):
+        check(layers={"*": "full"})
+    check(layers={"*": "full"}, quantize="all")
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_rotation_that_does_not_divide_names_recipe_key_linear_and_width(scope):
     # Rotations are for all block linears, also for those that keep their weights.
     with pytest.raises(UserError) as error:
-        check(quantize=scope, rotation=64, layers={"*": "full"})
+        check(quantize=scope, rotation=64, layers={"*": "full", "mm01.*": 4})
     assert str(error.value).startswith(
         "recipes.own.rotation: mm00.img.attn.q_proj of small has 96 inputs, which a rotation of 64 "
         "does not divide."

@@ -37,6 +37,14 @@ def test_a_refused_learning_says_what_was_kept():
     assert chart.axes[0].get_title().endswith("kept gptq")
 
 
+def test_a_block_without_quantized_linears_is_named():
+    errors = {"train": 0.0, "held_out": 0.0}
+    alone = {**document(0), "hard_error": {"rtn": errors, "result": errors}, "history": []}
+    chart = draw_histories("best", [alone, document(1)])
+    titles = [axes.get_title() for axes in chart.axes if axes.get_title()]
+    assert titles == ["mm00: left alone", "mm01: 0.50 × rtn held out"]
+
+
 def test_the_same_documents_give_the_same_bytes():
     pictures = [draw_histories("best", [document(0), document(1)]) for _ in range(2)]
     assert as_png(pictures[0]) == as_png(pictures[1])

@@ -14,6 +14,7 @@ from ditquant.weights.reconstruct import block_problem
 from ditquant.weights.roundings import Proposal, rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit
+from support.problems import full_recipe, make_problem
 
 RTN = {
     "rounding": "rtn", "grid": "group", "bits": 4, "group_size": 32, "holdout": 0.3, "layers": {},
@@ -52,6 +53,15 @@ def test_round_to_nearest_is_its_own_result(problem):
     assert same(codes_of(result, problem), rtn_codes(problem))
     # The last text block of SD3 has neither o_proj nor mlp.
     assert len(document["linears"]) == 9
+
+
+@pytest.mark.parametrize("rounding", ["rtn", "gptq", "awq", "adaround", "taqdit"])
+def test_a_block_that_layers_leave_alone_stays_as_it_is(tmp_path, rounding):
+    recipe = full_recipe(rounding, layers={"mm00.*": "full"}, grid="channel")
+    result = quantize_block(make_problem(tmp_path, recipe), recipe, seed=1)
+    assert (result.packed, result.parameters) == ({}, {})
+    assert result.document["kept_error"]["held_out"] == pytest.approx(0, abs=1e-9)
+    assert not result.document["history"]
 
 
 def test_a_better_proposal_is_kept(problem):

@@ -42,6 +42,9 @@ def check_recipe(key: str, recipe: Mapping[str, Any], linears: Linears, model: s
                 f"{key}.layers: no linear of {model} has a name like {pattern!r}. "
                 f"The names are {_summary(linears)}."
             )
+    quantized = {name for name in linears if layer_bits(recipe, name) != "full"}
+    if not quantized and recipe["quantize"] == "blocks":
+        raise UserError(f"{key}.layers: it leaves every linear of {model} alone.")
     for name, (_, inputs) in linears.items():
         rotation = recipe.get("rotation")
         if rotation and inputs % rotation:
@@ -49,7 +52,7 @@ def check_recipe(key: str, recipe: Mapping[str, Any], linears: Linears, model: s
                 f"{key}.rotation: {name} of {model} has {inputs} inputs, which a rotation of "
                 f"{rotation} does not divide. Use a smaller power of two that does, or null."
             )
-        if layer_bits(recipe, name) == "full":
+        if name not in quantized:
             continue
         # A row's one scale is stored for each of MLX's groups, of any size that divides it.
         sizes = (recipe["group_size"],) if recipe["grid"] == "group" else MLX_GROUPS

@@ -18,6 +18,10 @@ _PANEL_INCHES = (2.15, 1.75)
 def _draw_block(axes: Axes, document: Mapping[str, Any]) -> Axes:
     """One block on two axes; returns the second, for the share."""
     history = document["history"]
+    shares = axes.twinx()
+    if not history:
+        axes.set_title(f"{document['block']}: left alone", fontsize=8)
+        return shares
     iterations = [point["iteration"] for point in history]
     errors = document["hard_error"]
     axes.plot(iterations, [point["error"] for point in history], color=PALETTE[0], lw=1.3)
@@ -28,7 +32,6 @@ def _draw_block(axes: Axes, document: Mapping[str, Any]) -> Axes:
     kept = "" if document["accepted"] else f", kept {document['kept']}"
     axes.set_title(f"{document['block']}: {ratio:.2f} × rtn held out{kept}", fontsize=8)
     axes.tick_params(labelsize=7)
-    shares = axes.twinx()
     shares.spines["right"].set_visible(True)
     shares.plot(
         iterations, [100 * point["binary_share"] for point in history], color=PALETTE[2], lw=1.0

@@ -135,12 +135,14 @@ def quantize_block(
         rtn = _judged("rtn", problem, nearest)
         candidates, balancing = [rtn], {}
         prepared, parameters = problem, None
-        if balance_kind(recipe) != "none":
+        # `layers` may leave a whole block alone: there is nothing to choose then.
+        has_choice = bool(problem.linears)
+        if has_choice and balance_kind(recipe) != "none":
             bits = recipe.get("activation_bits")
             balanced = balanced_block(problem, balance_kind(recipe), bits, statistics, seed)
             prepared, parameters, balancing = balanced.problem, balanced.parameters, balanced.record
         task = Task(prepared, recipe, seed, rtn.errors.train, resume, key)
-        if recipe["rounding"] != "rtn" or parameters is not None:
+        if has_choice and (recipe["rounding"] != "rtn" or parameters is not None):
             if recipe.get("start") == "gptq":
                 start = ROUNDINGS["gptq"](task)
                 candidates.append(_judged("gptq", prepared, start, parameters))
