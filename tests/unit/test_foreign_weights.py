@@ -172,6 +172,21 @@ def changed(folder, tmp_path):
     return write
 
 
+def test_a_file_with_text_encoders_in_it_gives_its_other_parts(changed, stored):
+    """As "sd3_medium_incl_clips_t5xxlfp8" is made."""
+    tensors = {name: entry(tensor) for name, tensor in stored.items()}
+    expected = parameters(load_mmdit(changed(tensors), mx.float32))
+    clip = "text_encoders.clip_l.transformer.text_model.embeddings"
+    tensors[f"{clip}.token_embedding.weight"] = entry(np.ones((4, 4), np.float16))
+    tensors[f"{clip}.position_ids"] = entry(np.ones((1, 4), np.uint8))
+    t5 = "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.weight"
+    tensors[t5] = entry(np.full((4, 4), 0x7F, np.uint8), "F8_E4M3")
+    spec = changed(tensors)
+    actual = parameters(load_mmdit(spec, mx.float32))
+    assert all(mx.array_equal(actual[name], expected[name]) for name in expected)
+    load_vae_decoder(spec, mx.float32)
+
+
 def as_float8(values: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.float32]:
     """Codes and one scale: each value by the nearest code's."""
     finite = np.flatnonzero(np.isfinite(table))

@@ -247,6 +247,7 @@ def test_a_vocabulary_beyond_its_encoders_table_is_told(folder):
         ({"mmdit": {"hidden_size": 0}}, "mmdit.hidden_size: 0"),
         ({"mmdit": {"hidden_size": "64"}}, "mmdit.hidden_size: '64'"),
         ({"mmdit": {"depth_multimodal": True}}, "mmdit.depth_multimodal: True"),
+        ({"mmdit": {"dtype": "float8"}}, "mmdit.dtype: 'float8'"),
         ({"mmdit": {"num_heads": 3}}, "mmdit: 3 heads do not divide hidden_size 64"),
         ({"mmdit": {"vae_latent_dim": 4}}, "mmdit.vae_latent_dim: 4 is not 16"),
         ({"vae": {"encoder": {"block_out_channels": [4, 4]}}}, "2 levels where there must be 4"),

@@ -182,7 +182,7 @@ def test_a_damaged_tokenizer_or_configuration_is_named(tmp_path):
     with pytest.raises(UserError, match=r"spiece\.model is no SentencePiece model"):
         T5Tokenizer(damaged, LENGTH)
     damaged = tmp_path / "config.json"
-    for content in ('{"d_model": ', "[1]"):
+    for content in ('{"d_model": ', "[1]", '{"vocab_size": 300}'):
         damaged.write_text(content)
         with pytest.raises(UserError, match=r"config\.json is damaged"):
             read_config(damaged)

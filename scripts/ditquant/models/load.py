@@ -55,7 +55,8 @@ def mmdit_config(spec: ModelSpec) -> Any:
         model_io = importlib.import_module("diffusionkit.mlx.model_io")
         return dataclasses.replace(model_io._CONFIG[spec.repository], low_memory_mode=False)
     arguments = dict(spec.mmdit)
-    arguments["hidden_size_override"] = arguments.pop("hidden_size")
+    arguments.pop("hidden_size", None)
+    arguments["hidden_size_override"] = spec.shape.hidden_size
     dtype = DTYPES[arguments.pop("dtype", "float32")]
     return config.MMDiTConfig(**arguments, dtype=dtype, float16_dtype=dtype, low_memory_mode=False)
 

@@ -122,6 +122,8 @@ def read_shape(options: Mapping[str, Any]) -> Shape:
         may_be_zero = name in ("depth_unified", "parallel_mlp_for_unified_blocks")
         if type(value) is not type(known[name]) or value < (not may_be_zero):
             raise ValueError(f"mmdit.{name}: {value!r}")
+    if options.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"mmdit.dtype: {options['dtype']!r}")
     shape = Shape(**given)
     if shape.hidden_size % shape.num_heads:
         raise ValueError(

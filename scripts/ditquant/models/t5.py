@@ -22,17 +22,24 @@ REPOSITORY = "google/t5-v1_1-xxl"
 CONFIG, TOKENS = "config.json", "spiece.model"
 # Not in every config.json: T5's own number.
 _DEFAULTS = {"relative_attention_max_distance": 128}
+_READ = (
+    "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "layer_norm_epsilon",
+    "relative_attention_num_buckets", "feed_forward_proj",
+)  # fmt: skip
 
 
 def read_config(path: str | Path) -> SimpleNamespace:
     """What DiffusionKit asks of transformers' T5Config.
 
     Raises:
-        UserError: no JSON object.
+        UserError: no JSON object, or one that lacks a number; names the key.
     """
     path = Path(path)
     try:
-        return SimpleNamespace(**{**_DEFAULTS, **json.loads(path.read_text("utf-8"))})
+        config = {**_DEFAULTS, **json.loads(path.read_text("utf-8"))}
+        if missing := [key for key in _READ if key not in config]:
+            raise ValueError(f"{missing[0]} is missing")
+        return SimpleNamespace(**config)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}). {advice(path)}") from error
 
