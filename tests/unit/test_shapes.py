@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,8 @@ from ditquant.models.spec import PUBLISHED, check_t5, drawn_size, read_spec
 from ditquant.network.blocks import all_linears, linear_path, other_linears, walk_blocks
 from ditquant.network.sampling import latent_shape
 from support.models import CONFIG, build_mmdit, write_folder
+
+ROOT = Path(__file__).parents[2]
 
 
 def assert_same_linears(shape: Shape, model) -> None:
@@ -116,3 +121,17 @@ def test_t5_is_for_models_that_read_it():
     check_t5(read_spec("demo"), False)
     with pytest.raises(UserError, match=r"text\.t5 is true, but demo reads no T5"):
         check_t5(read_spec("demo"), True)
+
+
+def test_planning_imports_nothing_that_computes():
+    """What rules/common.smk takes from the library."""
+    modules = "models.spec, models.files, planning.settings, planning.fitting, planning.digest"
+    code = "import sys\n" + "\n".join(
+        f"import ditquant.{module.strip()}" for module in modules.split(",")
+    )
+    code += "\nprint(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert {"ditquant", "mlx", "numpy", "diffusionkit"} & set(done.stdout.split()) == {"ditquant"}
