@@ -19,12 +19,13 @@ TARGET ?=
 
 REPORT := results/demo/report/index.html
 
-.PHONY: help setup demo run test lint format lock clean-env
+.PHONY: help setup demo run real-size test lint format lock clean-env
 
 help:
 	@echo 'make demo       set-up, then the whole pipeline on the embedded model; ends with the path of the report'
 	@echo 'make run        set-up, then Snakemake with CONFIGFILE=config/sd3-medium.yaml, TARGET=report, SNAKEMAKE_ARGS=-n'
 	@echo 'make test       set-up, then every check and test'
+	@echo 'make real-size  set-up, then the workflow on a random model of the size of SD3-medium (needs a GPU)'
 	@echo 'make setup      only the set-up of $(VENV); EXTRA=cuda13 for an NVIDIA GPU on Linux, PYTHON=... to choose'
 	@echo 'make lint       only the checks: ruff, mypy, snakemake --lint, snakefmt'
 	@echo 'make format     ruff format and snakefmt, in place'
@@ -47,6 +48,10 @@ run: setup
 	@test -z '$(CONFIGFILE)' || test -f '$(CONFIGFILE)' || { \
 	  echo 'There is no configuration file $(CONFIGFILE). In config/ there are:' config/*.yaml >&2; exit 2; }
 	@$(BIN)/python -m snakemake $(if $(CONFIGFILE),--configfile '$(CONFIGFILE)') $(SNAKEMAKE_ARGS) -- $(TARGET)
+
+# With a GPU, 25 GB of disk and no network; its figures go to benchmarks/results/real_size.md.
+real-size: setup
+	@$(BIN)/python benchmarks/real_size.py $(if $(SNAKEMAKE_ARGS),--snakemake='$(SNAKEMAKE_ARGS)')
 
 # A failed check does not hide the tests' result, and the summary of pytest comes last.
 test: setup

@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ sys.path.append(str(ROOT / "scripts"))
 
 from ditquant import metrics  # noqa: E402
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors  # noqa: E402
-from ditquant.backend import mx, nn  # noqa: E402
+from ditquant.backend import describe_device, mx, nn  # noqa: E402
 from ditquant.checkpoints.checkpoint import checkpoint_tensors, stored_sizes  # noqa: E402
 from ditquant.models.load import load_mmdit  # noqa: E402
 from ditquant.models.spec import ModelSpec, read_spec  # noqa: E402
@@ -65,19 +66,33 @@ def _shown(configfile: Path) -> str:
     return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else file.name
 
 
+def device() -> str:
+    """What computes, by its own name too."""
+    return f"{mx.device_info().get('device_name', 'unknown device')}, {describe_device()}"
+
+
+def read_configuration(files: Sequence[Path]) -> dict[str, Any]:
+    """config/config.yaml with others laid over it, and the schema's defaults."""
+    import yaml
+    from snakemake.utils import update_config, validate
+
+    config: dict[str, Any] = {}
+    for file in (ROOT / "config" / "config.yaml", *files):
+        update_config(config, yaml.safe_load(file.read_text("utf-8")))
+    validate(config, str(ROOT / "config" / "schema.yaml"))
+    return config
+
+
 def encode(path: Path, configfile: Path) -> None:
     """Writes the plan: resolved recipes, and the conditioning of all captions."""
     import yaml
-    from snakemake.utils import update_config, validate
 
     from ditquant.models.text import encode_texts
     from ditquant.planning.settings import read_prompts, recipe_options
     from ditquant.planning.variant_names import activation_configs
 
-    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text("utf-8"))
+    config = read_configuration([configfile])
     recipes = yaml.safe_load(configfile.read_text("utf-8"))["recipes"]
-    update_config(config, yaml.safe_load(configfile.read_text("utf-8")))
-    validate(config, str(ROOT / "config" / "schema.yaml"))
     prompts = {
         name: read_prompts(ROOT / config["prompts"][name], name)
         for name in ("calibration", "evaluation")
