@@ -68,7 +68,11 @@ def _shown(configfile: Path) -> str:
 
 def device() -> str:
     """What computes, by its own name too."""
-    return f"{mx.device_info().get('device_name', 'unknown device')}, {describe_device()}"
+    try:
+        name = mx.device_info().get("device_name", "unknown")
+    except RuntimeError:
+        name = "unknown"
+    return f"{name}, {describe_device()}"
 
 
 def read_configuration(files: Sequence[Path]) -> dict[str, Any]:

@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/real_size_blocks.py --blocks mm00 mm12 mm23 --dtypes float16
 
 Does what the jobs of rule optimize_block do, by the library's own calls and the configuration's
-recipes, on the block inputs and outputs that the run cached: the model is loaded once a dtype, and
-blocks are walked in their order. A recipe whose blocks learn behind quantized ones (`best`) walks
+recipes, on the block inputs and outputs that the run cached, and walks through the blocks in their
+order. A recipe whose blocks learn behind quantized ones (`best`) walks
 through all blocks; a dtype that is not the run's computes the blocks' outputs anew from the cached
 inputs. Products of float32 are float32's here (`MLX_ENABLE_TF32=0`), which MLX on CUDA would round
 to ten bits, as float16 has them. The JSON is written after each block: a run that is cut short
@@ -131,7 +131,6 @@ def walk(
     A recipe that fails tells so in its row ("error") and ends no other.
     """
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[dtype], whole=False)
     chains = {name: Chain(options) for name, options in recipes.items()}
     last = max(map(spec.block_names.index, blocks))
     for block in spec.block_names[: last + 1]:
@@ -142,6 +141,8 @@ def walk(
         ]
         if not asked:
             continue
+        # Anew for each block: only the weights of this one are read, and none stay in memory.
+        network = load_mmdit(spec, DTYPES[dtype], whole=False)
         data = data_of(network, spec, files, block, DTYPES[dtype])
         for name in asked:
             began = time.perf_counter()
@@ -172,8 +173,14 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float16", "float32"])
     parser.add_argument("--json", type=Path, help="written after each block")
+    parser.add_argument(
+        "--memory", type=float, help="GB that MLX may hold, where several share a device"
+    )
     options = parser.parse_args(arguments)
 
+    if options.memory:
+        mx.set_memory_limit(int(options.memory * 1e9))
+        mx.set_cache_limit(int(options.memory * 1e9) // 4)
     config = read_configuration(options.configfile)
     model = config["model"]
     run = options.run or Path("results") / config["run"]
