@@ -141,8 +141,8 @@ def walk(
         ]
         if not asked:
             continue
-        # Anew for each block: only the weights of this one are read, and none stay in memory.
-        network = load_mmdit(spec, DTYPES[dtype], whole=False)
+        # Anew for each block: only its own weights are read, and none stay in memory.
+        network = load_mmdit(spec, DTYPES[dtype], blocks=[block])
         data = data_of(network, spec, files, block, DTYPES[dtype])
         for name in asked:
             began = time.perf_counter()

@@ -42,14 +42,14 @@ def job(snakemake: Any) -> Iterator[None]:
     LOG.propagate = False
     for handler in handlers:
         LOG.addHandler(handler)
-    start, began = job_times.process_age(), time.monotonic()
+    age, began = job_times.process_age(), time.monotonic()
     # A job that computes nothing with MLX has not imported it.
     backend = sys.modules.get("ditquant.backend")
     try:
         if backend is not None:
             LOG.info("%s", backend.describe_device())
         yield
-        parts = job_times.split(start, start + time.monotonic() - began)
+        parts = job_times.split(age, time.monotonic() - began)
         peak = None if backend is None else backend.highest_memory_bytes()
         LOG.info("%s done in %s", snakemake.rule, job_times.describe(parts, peak))
     except UserError as error:

@@ -1,6 +1,6 @@
 """Where a job's seconds go, for the last line of its log.
 
-start       of the process and its imports, until the job's own work begins
+start       of the process, and its imports
 loading     of a model's parts, until their weights are in memory
 compiling   what the first pieces of repeated work took beyond later ones, which find kernels built
 work        the rest
@@ -20,8 +20,9 @@ PARTS = ("start", "loading", "compiling", "work")
 # A sampler tells of a step before it is computed, so the first step ends with the second piece.
 _FIRST = 2
 
-_spent = {"loading": 0.0, "compiling": 0.0}
-_is_loading = False
+_spent = {"start": 0.0, "loading": 0.0, "compiling": 0.0}
+# Seconds of what is nested in what is being counted, by depth.
+_nested = [0.0]
 
 
 def process_age() -> float:
@@ -39,18 +40,16 @@ def process_age() -> float:
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """What is done within counts as loading; nested ones count once. Also a decorator."""
-    global _is_loading
-    if _is_loading:
-        yield
-        return
-    _is_loading, began = True, time.monotonic()
+def counted_as(part: str) -> Iterator[None]:
+    """What is done within counts as that part, but for what is counted inside. Also a decorator."""
+    began = time.monotonic()
+    _nested.append(0.0)
     try:
         yield
     finally:
-        _is_loading = False
-        _spent["loading"] += time.monotonic() - began
+        seconds = time.monotonic() - began
+        _spent[part] += seconds - _nested.pop()
+        _nested[-1] += seconds
 
 
 def note_pieces(seconds: Sequence[float]) -> None:
@@ -60,10 +59,10 @@ def note_pieces(seconds: Sequence[float]) -> None:
         _spent["compiling"] += max(0.0, sum(first) - len(first) * statistics.median(later))
 
 
-def split(start: float, total: float) -> dict[str, float]:
-    """Seconds by part of a job that has lasted `total`, the `start` included."""
-    parts = {"start": start, **_spent}
-    return {**parts, "work": max(0.0, total - sum(parts.values()))}
+def split(age: float, seconds: float) -> dict[str, float]:
+    """Seconds by part of a job that began at the process's `age` and lasted `seconds`."""
+    parts = {**_spent, "start": age + _spent["start"]}
+    return {**parts, "work": max(0.0, age + seconds - sum(parts.values()))}
 
 
 def describe(parts: Mapping[str, float], peak_bytes: int | None = None) -> str:

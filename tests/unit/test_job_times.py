@@ -21,7 +21,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 @pytest.fixture
 def spent(monkeypatch):
     """What counts in this test alone."""
-    seconds = {"loading": 0.0, "compiling": 0.0}
+    seconds = {"start": 0.0, "loading": 0.0, "compiling": 0.0}
     monkeypatch.setattr(job_times, "_spent", seconds)
     return seconds
 
@@ -50,27 +50,33 @@ def test_the_age_of_a_process_is_its_own():
     assert float(done.stdout) < job_times.process_age()
 
 
-def test_nested_loading_counts_once(spent, clock):
-    @job_times.loading()
+def test_what_is_nested_counts_once(spent, clock):
+    @job_times.counted_as("loading")
     def load():
         clock.time += 2.0
 
-    with job_times.loading():
+    @job_times.counted_as("start")
+    def import_it():
+        clock.time += 8.0
+
+    with job_times.counted_as("loading"):
         clock.time += 1.0
         load()
+        import_it()
+        clock.time += 4.0
     load()
-    assert spent["loading"] == 5.0
+    assert spent == {"start": 8.0, "loading": 9.0, "compiling": 0.0}
 
 
 def test_loading_that_fails_ends_as_loading(spent, clock):
-    @job_times.loading()
+    @job_times.counted_as("loading")
     def fail():
         clock.time += 1.0
         raise ValueError("no such file")
 
     with pytest.raises(ValueError, match="no such file"):
         fail()
-    with job_times.loading():
+    with job_times.counted_as("loading"):
         clock.time += 1.0
     assert spent["loading"] == 2.0
 
@@ -95,9 +101,9 @@ def test_first_pieces_beyond_later_ones(spent, clock, pieces, compiling):
 
 
 def test_the_rest_is_work(spent):
-    spent |= {"loading": 2.0, "compiling": 1.5}
-    parts = job_times.split(start=0.5, total=10.0)
-    assert parts == {"start": 0.5, "loading": 2.0, "compiling": 1.5, "work": 6.0}
+    spent |= {"start": 0.25, "loading": 2.0, "compiling": 1.5}
+    parts = job_times.split(age=0.5, seconds=9.5)
+    assert parts == {"start": 0.75, "loading": 2.0, "compiling": 1.5, "work": 5.75}
     assert tuple(parts) == job_times.PARTS
 
 

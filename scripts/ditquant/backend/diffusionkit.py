@@ -20,6 +20,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..job_times import counted_as
+
 
 def _stand_ins() -> dict[str, ModuleType]:
     argmaxtools = ModuleType("argmaxtools")
@@ -60,6 +62,7 @@ def _leave_memory_limits(t5: ModuleType) -> None:
 
 
 @cache
+@counted_as("start")
 def import_diffusionkit() -> ModuleType:
     """The package `diffusionkit.mlx`, imported light; its submodules are then imported as usual.
 

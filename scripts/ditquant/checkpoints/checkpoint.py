@@ -26,7 +26,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..artifacts import load_tensors, read_json
 from ..backend import import_diffusionkit, mx, nn
 from ..errors import UserError
-from ..job_times import loading
+from ..job_times import counted_as
 from ..models.load import mmdit_config, reason
 from ..models.spec import ModelSpec
 from ..network.blocks import Linear, all_linears, other_linears, rotation_of
@@ -139,7 +139,7 @@ def quantized_paths(tensors: Mapping[str, mx.array]) -> list[str]:
     return [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
 
 
-@loading()
+@counted_as("loading")
 def load_quantized(
     spec: ModelSpec, folder: str | Path, dtype: mx.Dtype, packed: bool = False
 ) -> nn.Module:

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 
 from ..backend import hub_files, import_diffusionkit, mx, nn, with_names
 from ..errors import UserError
-from ..job_times import loading
+from ..job_times import counted_as
 from . import t5
 from .files import check_clip
 from .hub import hub_message
@@ -178,7 +178,7 @@ def _parameters(model: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(model.parameters()))
 
 
-@loading()
+@counted_as("loading")
 def load_mmdit(
     spec: ModelSpec, dtype: mx.Dtype, blocks: Collection[str] | None = None
 ) -> nn.Module:
@@ -203,7 +203,7 @@ def load_mmdit(
     return model
 
 
-@loading()
+@counted_as("loading")
 def load_vae_decoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
     """DiffusionKit's VAEDecoder: latents (B, h, w, 16) -> images (B, 8h, 8w, 3) in [-1, 1]."""
     with _loaders(spec, dtype, f"{VAE_PREFIX}decoder.") as (model_io, reader):
@@ -212,7 +212,7 @@ def load_vae_decoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
     return decoder
 
 
-@loading()
+@counted_as("loading")
 def load_vae_encoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
     """DiffusionKit's VAEEncoder: images (B, H, W, 3) in [-1, 1] -> mean, log-variance."""
     with _loaders(spec, dtype, f"{VAE_PREFIX}encoder.") as (model_io, reader):
@@ -221,7 +221,7 @@ def load_vae_encoder(spec: ModelSpec, dtype: mx.Dtype) -> nn.Module:
     return encoder
 
 
-@loading()
+@counted_as("loading")
 def load_text_encoder(
     spec: ModelSpec, encoder: TextEncoder, dtype: mx.Dtype
 ) -> tuple[nn.Module, Any]:
@@ -246,7 +246,7 @@ def load_text_encoder(
     return model, tokenizer
 
 
-@loading()
+@counted_as("loading")
 def load_t5(spec: ModelSpec, dtype: mx.Dtype) -> tuple[nn.Module, t5.T5Tokenizer]:
     """T5-XXL's encoder and tokenizer (19 GB in float32: optional, see `text.t5`).
 
