@@ -7,9 +7,10 @@ Does what the jobs of rule optimize_block do, by the library's own calls and the
 recipes, on the block inputs and outputs that the run cached, and walks through the blocks in their
 order. A recipe whose blocks learn behind quantized ones (`best`) walks
 through all blocks; a dtype that is not the run's computes the blocks' outputs anew from the cached
-inputs. Products of float32 are float32's here (`MLX_ENABLE_TF32=0`), which MLX on CUDA would round
-to ten bits, as float16 has them. The JSON is written after each block: a run that is cut short
-leaves what it had.
+inputs. What came out is judged in its own dtype, as the run does, and in float32 too ("judged"):
+float16 rounds also while it judges. Products of float32 are float32's here (`MLX_ENABLE_TF32=0`),
+which MLX on CUDA would round to ten bits, as float16 has them. The JSON is written after each
+block: a run that is cut short leaves what it had.
 """
 
 from __future__ import annotations
@@ -35,9 +36,15 @@ from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import ModelSpec, read_spec
 from ditquant.planning.settings import block_options, recipe_options
 from ditquant.weights.block_io import BlockData, read_block
+from ditquant.weights.grids import dequantize
 from ditquant.weights.prefix import streams_after
 from ditquant.weights.recipes import quantize_block, recipe_grid
-from ditquant.weights.reconstruct import block_problem, weights_restored
+from ditquant.weights.reconstruct import (
+    BlockProblem,
+    block_error,
+    block_problem,
+    weights_restored,
+)
 
 RECIPES = ("rtn", "gptq", "adaround", "best")
 KIND = "real_size_blocks"
@@ -91,19 +98,52 @@ def following(spec: ModelSpec, block: str) -> str:
     return names[names.index(block) + 1]
 
 
-def quantized(
-    network: nn.Module, spec: ModelSpec, data: BlockData, block: str, chain: Chain, seed: int
-) -> Row:
-    """What a recipe makes of a block; moves a chained recipe on to the next."""
-    own = replace(data, prefix=chain.entering)
-    problem = block_problem(
-        network, block, own, recipe_grid(chain.options), chain.options["holdout"]
-    )
+@dataclass(frozen=True)
+class Setting:
+    """A block of the full-precision model in one dtype, and its rows."""
+
+    network: nn.Module
+    block: str
+    data: BlockData
+
+    def problem(self, chain: Chain) -> BlockProblem:
+        """For a recipe, on the streams that enter by it."""
+        entering = chain.entering and _cast(chain.entering, self.data.modulation.dtype)
+        return block_problem(
+            self.network,
+            self.block,
+            replace(self.data, prefix=entering),
+            recipe_grid(chain.options),
+            chain.options["holdout"],
+        )
+
+
+def setting_of(spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype) -> Setting:
+    """The model is loaded anew: only this block's weights are read, and none stay in memory."""
+    network = load_mmdit(spec, dtype, blocks=[block])
+    return Setting(network, block, data_of(network, spec, files, block, dtype))
+
+
+def quantized(spec: ModelSpec, own: Setting, single: Setting, chain: Chain, seed: int) -> Row:
+    """What a recipe makes of a block; moves a chained recipe on to the next.
+
+    Args:
+        single: the block in float32, to judge by.
+    """
+    problem = own.problem(chain)
     result = quantize_block(problem, chain.options, seed)
+    judge = single.problem(chain)
+    weights = [dequantize(result.packed[linear.name]) for linear in judge.linears]
+    judged = block_error(judge, weights, judge.held_out)
     if chain.is_chained:
         with weights_restored(problem):
             chain.entering = streams_after(
-                network, block, following(spec, block), own, result.packed, result.parameters
+                own.network,
+                own.block,
+                following(spec, own.block),
+                problem.data,
+                result.packed,
+                result.parameters,
             )
             mx.eval(chain.entering)
     document = result.document
@@ -114,6 +154,7 @@ def quantized(
         "kept": document["kept"],
         "kept_error": kept["held_out"],
         "ratio": kept["held_out"] / rtn["held_out"],
+        "judged": judged,
         "binary_share": document["binary_share"],
     }
 
@@ -141,14 +182,13 @@ def walk(
         ]
         if not asked:
             continue
-        # Anew for each block: only its own weights are read, and none stay in memory.
-        network = load_mmdit(spec, DTYPES[dtype], blocks=[block])
-        data = data_of(network, spec, files, block, DTYPES[dtype])
+        own = setting_of(spec, files, block, DTYPES[dtype])
+        single = own if dtype == "float32" else setting_of(spec, files, block, mx.float32)
         for name in asked:
             began = time.perf_counter()
             row = {"block": block, "recipe": name, "dtype": dtype}
             try:
-                row |= quantized(network, spec, data, block, chains[name], seed)
+                row |= quantized(spec, own, single, chains[name], seed)
             except UserError as error:
                 chains[name].broken = chains[name].is_chained
                 row["error"] = str(error)
