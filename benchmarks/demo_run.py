@@ -24,6 +24,7 @@ from ditquant.artifacts import read_json, write_text  # noqa: E402
 from ditquant.backend import describe_device  # noqa: E402
 from ditquant.evaluation.table import read_summary  # noqa: E402
 from ditquant.report.report_data import stage_times  # noqa: E402
+from ditquant.weights.divergence import kept_text  # noqa: E402
 
 
 def block_lines(run: Path, recipe: str) -> list[str]:
@@ -36,10 +37,10 @@ def block_lines(run: Path, recipe: str) -> list[str]:
         document = read_json(path, "ditquant.block_result")
         rtn = document["hard_error"]["rtn"]["held_out"]
         result = document["kept_error"]["held_out"]
-        share = document["binary_share"]
+        share = document["binary_share"] or 0.0
         lines.append(
             f"| {document['block']} | {rtn:.5f} | {result:.5f} | {result / rtn:.2f} "
-            f"| {share:.2%} | {document['kept']} |"
+            f"| {share:.2%} | {kept_text(document)} |"
         )
     return lines
 

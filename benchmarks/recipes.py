@@ -47,6 +47,9 @@ from ditquant.models.load import load_mmdit, load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.network.sampling import decode
 from ditquant.planning.settings import block_options
+from ditquant.weights.divergence import kept_text
+
+BLOCK_KEYS = ("block", "kept", "diverged", "hard_error", "binary_share", "seconds")
 
 
 def run(
@@ -124,7 +127,14 @@ def run(
                 "blocks": [
                     {
                         key: block[key]
-                        for key in ("block", "kept", "hard_error", "binary_share", "seconds")
+                        for key in (
+                            "block",
+                            "kept",
+                            "diverged",
+                            "hard_error",
+                            "binary_share",
+                            "seconds",
+                        )
                     }
                     for block in blocks
                 ],
@@ -133,13 +143,14 @@ def run(
             }
             document["recipes"][name] = row
             ratios = [
-                block["hard_error"]["result"]["held_out"] / block["hard_error"]["rtn"]["held_out"]
+                block["hard_error"].get("result", block["kept_error"])["held_out"]
+                / block["hard_error"]["rtn"]["held_out"]
                 for block in blocks
             ]
             velocity = ""
             if tuning:
-                start, error = (tuning["error"][when] for when in ("start", "tuned"))
-                velocity = f" velocity {start:.5f} to {error:.5f}, kept {tuning['kept']}"
+                start, error = tuning["error"]["start"], tuning["error"].get("tuned", math.inf)
+                velocity = f" velocity {start:.5f} to {error:.5f}, kept {kept_text(tuning)}"
             shares = [block["binary_share"] for block in blocks if block["binary_share"]]
             print(
                 f"{name:18s} {took:5.0f} s  first {FIRST}: {row['first']['ratio']:.3f} x, "
@@ -147,7 +158,7 @@ def run(
                 f"({row['all']['interval'][0]:.2f} to {row['all']['interval'][1]:.2f}), geometric "
                 f"{row['all']['geometric_ratio']:.3f}, {row['psnr_median']:.2f} dB | quantized "
                 f"{sizes['quantized_ratio']:.4f} | blocks {np.round(ratios, 3).tolist()} "
-                f"{[block['kept'] for block in blocks]} binary {min(shares, default=0):.4f}"
+                f"{[kept_text(block) for block in blocks]} binary {min(shares, default=0):.4f}"
                 f"{velocity}",
                 flush=True,
             )

@@ -32,6 +32,7 @@ from ditquant.models.spec import ModelSpec, read_spec  # noqa: E402
 from ditquant.models.text import encode_texts  # noqa: E402
 from ditquant.network.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule  # noqa: E402
 from ditquant.planning.settings import read_prompts  # noqa: E402
+from ditquant.weights.divergence import kept_text  # noqa: E402
 
 STEPS, CFG_WEIGHT, SEED, BATCH = 28, 4.0, 42, 8
 
@@ -50,7 +51,7 @@ def block_rows(run: Path, recipe: str, blocks: list[str]) -> list[dict[str, Any]
         rows.append(
             {
                 "block": block,
-                "kept": document["kept"],
+                "kept": kept_text(document),
                 "rtn_held_out": rtn["held_out"],
                 "ratio_held_out": result["held_out"] / rtn["held_out"],
                 "ratio_train": result["train"] / rtn["train"],

@@ -9,6 +9,7 @@ from ditquant.models.spec import read_spec
 from ditquant.statistics.input_statistics import load_statistics
 from ditquant.weights.block_files import BLOCK_WEIGHTS
 from ditquant.weights.block_io import read_block
+from ditquant.weights.divergence import told
 from ditquant.weights.learning_state import resume_key
 from ditquant.weights.prefix import prefix_streams
 from ditquant.weights.recipes import quantize_block, recipe_grid
@@ -51,14 +52,7 @@ def main(
     quantized = quantize_block(
         problem, recipe, seed, measured, resume, resume_key(sources, settings)
     )
-    errors = quantized.document["hard_error"]
-    LOG.info(
-        "block error on held-out rows: %.3g by RTN, %.3g by %s; kept %s",
-        errors["rtn"]["held_out"],
-        errors["result"]["held_out"],
-        recipe["rounding"],
-        quantized.document["kept"],
-    )
+    log_result(quantized.document)
     tensors = {}
     for name, packed in quantized.packed.items():
         tensors[f"{name}.weight"] = packed.weight
@@ -77,6 +71,26 @@ def main(
     save_tensors(weights, tensors, BLOCK_WEIGHTS, metadata)
     write_json(result, "ditquant.block_result", quantized.document)
     remove(resume)
+
+
+def log_result(document: dict) -> None:
+    rounding, errors = document["recipe"]["rounding"], document["hard_error"]
+    if document["diverged"]:
+        LOG.error(
+            "Learning of block %s by %s diverged. %s Until then it has the weights of %s.",
+            document["block"],
+            rounding,
+            told(document),
+            document["kept"],
+        )
+        return
+    LOG.info(
+        "block error on held-out rows: %.3g by RTN, %.3g by %s; kept %s",
+        errors["rtn"]["held_out"],
+        errors["result"]["held_out"],
+        rounding,
+        document["kept"],
+    )
 
 
 if "snakemake" in globals():

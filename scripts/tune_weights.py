@@ -8,6 +8,7 @@ from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
 from ditquant.weights.block_files import TUNED_WEIGHTS, read_packed, read_parameters
+from ditquant.weights.divergence import told
 from ditquant.weights.learning_state import resume_key
 from ditquant.weights.rotation import rotate
 from ditquant.weights.tuning import FORMAT, tune_recipe
@@ -42,13 +43,7 @@ def main(
         resume,
         resume_key([*blocks, *trajectories], settings),
     )
-    errors = tuned.document["error"]
-    LOG.info(
-        "velocity error on held-out rows: %.4g before, %.4g tuned; kept %s",
-        errors["start"],
-        errors["tuned"],
-        tuned.document["kept"],
-    )
+    log_result(tuned.document)
     tensors = {}
     for name, packed in tuned.packed.items():
         tensors[f"{name}.scales"] = packed.scales
@@ -56,6 +51,20 @@ def main(
     save_tensors(weights, tensors, TUNED_WEIGHTS)
     write_json(result, FORMAT, tuned.document)
     remove(resume)
+
+
+def log_result(document: dict) -> None:
+    if document["diverged"]:
+        LOG.error(
+            "The tuning diverged. %s Until then the blocks keep their own scales.", told(document)
+        )
+        return
+    LOG.info(
+        "velocity error on held-out rows: %.4g before, %.4g tuned; kept %s",
+        document["error"]["start"],
+        document["error"]["tuned"],
+        document["kept"],
+    )
 
 
 if "snakemake" in globals():

@@ -34,7 +34,7 @@ VERSIONS = {
     "ditquant.benchmark_codes": 1,
     "ditquant.benchmark_plan": 1,
     "ditquant.block_io": 1,
-    "ditquant.block_result": 1,
+    "ditquant.block_result": 2,
     "ditquant.block_weights": 1,
     "ditquant.calibration": 1,
     "ditquant.calibration_manifest": 1,
@@ -65,7 +65,7 @@ VERSIONS = {
     "ditquant.report": 1,
     "ditquant.timing": 1,
     "ditquant.tuned_weights": 1,
-    "ditquant.tuning": 1,
+    "ditquant.tuning": 2,
     "ditquant.velocity_sensitivity": 1,
 }
 

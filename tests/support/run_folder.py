@@ -101,6 +101,7 @@ def write_weights(folder: Path, recipe: str, options: dict) -> None:
             "hard_error": errors if learned else {"rtn": errors["rtn"], "result": errors["rtn"]},
             "binary_share": 0.987 - 0.01 * index if learned else None,
             "accepted": accepted,
+            "diverged": None,
             "kept": recipe if accepted else "rtn",
             "kept_error": {"held_out": 0.4 * rtn if learned and accepted else rtn},
             "linears": layers,

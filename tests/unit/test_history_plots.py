@@ -18,6 +18,7 @@ def document(index: int, accepted: bool = True) -> dict:
         "block": f"mm{index:02d}",
         "hard_error": {"rtn": held, "result": {"train": 5e-4, "held_out": 1e-3}},
         "accepted": accepted,
+        "diverged": None,
         "kept": "adaround" if accepted else "gptq",
         "history": history,
     }
@@ -54,7 +55,8 @@ def test_the_same_documents_give_the_same_bytes():
 def tuning(kept: str = "tuned") -> dict:
     history = [{"iteration": step, "error": 0.01 / step} for step in range(10, 101, 10)]
     history[-1]["held_out"] = 0.006
-    return {"error": {"start": 0.01, "tuned": 0.006}, "kept": kept, "history": history}
+    errors = {"start": 0.01, "tuned": 0.006}
+    return {"error": errors, "kept": kept, "diverged": None, "history": history}
 
 
 @pytest.mark.parametrize("blocks", [0, 2, 6])
@@ -69,4 +71,19 @@ def test_the_tuning_has_a_panel_of_its_own(blocks):
 
 def test_a_refused_tuning_says_so():
     chart = draw_histories("gptq", [], tuning("start"))
-    assert chart.axes[0].get_title().endswith("kept the start")
+    assert chart.axes[0].get_title().endswith("kept start")
+
+
+@pytest.mark.parametrize("points", [0, 3])
+def test_a_learning_that_diverged_says_so(points):
+    lost = {"reason": "Its error is no finite number", "advice": "Take a smaller learning rate"}
+    one, whole = document(0, accepted=False), tuning("start")
+    for record in (one, whole):
+        record["diverged"] = lost
+        record["history"] = record["history"][:points]
+    del one["hard_error"]["result"], whole["error"]["tuned"]
+    chart = draw_histories("best", [one, document(1)], whole)
+    titles = [axes.get_title() for axes in chart.axes if axes.get_title()]
+    assert titles[0] == "mm00, kept gptq, learning diverged"
+    assert titles[2] == "tuning, kept start, learning diverged"
+    assert as_png(chart)

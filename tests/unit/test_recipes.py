@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
 from ditquant.backend import mx
+from ditquant.errors import UserError
 from ditquant.planning import settings
-from ditquant.weights import roundings
+from ditquant.weights import adaround, recipes, roundings
 from ditquant.weights.block_io import read_block
+from ditquant.weights.divergence import LIMIT, kept_text
 from ditquant.weights.grids import unpack_codes
 from ditquant.weights.recipes import quantize_block, recipe_grid
 from ditquant.weights.reconstruct import block_problem
+from ditquant.weights.rounding import hard_codes
 from ditquant.weights.roundings import Proposal, rtn_codes
 from support.block_data import write_block_io
 from support.models import build_mmdit
@@ -86,6 +92,63 @@ def test_a_worse_proposal_is_refused_and_reported(problem, monkeypatch):
     assert result.document["kept"] == "rtn"
     assert errors["result"]["held_out"] > errors["rtn"]["held_out"]
     assert same(codes_of(result, problem), rtn_codes(problem))
+
+
+def test_a_proposal_that_went_astray_is_an_error_and_never_kept(problem, monkeypatch):
+    """All weights rounded down: finite, and worse than any run of a sane recipe."""
+    lose = hard_codes
+
+    def astray(steps, alpha, levels):
+        return lose(steps, mx.full(alpha.shape, -1.0), levels)
+
+    monkeypatch.setattr(adaround, "hard_codes", astray)
+    document = quantize_block(problem, ADAROUND, seed=1).document
+    errors = document["hard_error"]
+    assert errors["result"]["train"] > LIMIT * errors["rtn"]["train"]
+    assert "times that without learning" in document["diverged"]["reason"]
+    assert "smaller learning rate" in document["diverged"]["advice"]
+    assert not document["accepted"]
+    assert (document["kept"], document["kept_error"]) == ("rtn", errors["rtn"])
+    assert kept_text(document) == "rtn, learning diverged"
+    assert len(document["history"]) > 1
+
+
+@pytest.mark.parametrize("rounding", ["adaround", "taqdit"])
+def test_a_learning_rate_that_is_far_too_large_diverges(problem, rounding):
+    options = {"iterations": 3, "learning_rate": 1e38, "activation_learning_rate": 1e38}
+    recipe = full_recipe(rounding, **options)
+    document = quantize_block(problem, recipe, seed=1).document
+    assert document["diverged"]
+    assert document["kept"] == "rtn"
+    assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
+
+
+@pytest.mark.parametrize("broken", ["gptq", "adaround"])
+def test_what_overflows_is_never_kept(problem, monkeypatch, broken):
+    """NaN is neither more nor less than anything: a minimum over errors may well take it."""
+    judge = recipes.block_error
+    calls = []
+
+    def judged(own, weights, rows):
+        calls.append(rows)
+        # rtn, then GPTQ's start, then what was learned; each on training rows and held-out ones.
+        at = {"gptq": (3,), "adaround": (6,)}[broken]
+        return math.nan if len(calls) in at else judge(own, weights, rows)
+
+    monkeypatch.setattr(recipes, "block_error", judged)
+    recipe = full_recipe("adaround", start="gptq", iterations=5)
+    document = quantize_block(problem, recipe, seed=1).document
+    assert f"weights of {broken}" in document["diverged"]["reason"]
+    assert document["kept"] == {"gptq": "rtn", "adaround": "gptq"}[broken]
+    assert "result" not in document["hard_error"]
+    assert math.isfinite(document["kept_error"]["held_out"])
+    json.dumps(document, allow_nan=False)
+
+
+def test_a_block_that_overflows_by_rtn_is_told(problem, monkeypatch):
+    monkeypatch.setattr(recipes, "block_error", lambda *arguments: math.inf)
+    with pytest.raises(UserError, match="With the weights of rtn the output of block mm01 overf"):
+        quantize_block(problem, RTN, seed=1)
 
 
 def test_weight_errors_are_those_of_the_packed_weights(problem):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ditquant.artifacts import write_json
+from ditquant.artifacts import read_json, write_json
 from ditquant.plots.evaluation_charts import CHARTS
 from ditquant.report import page as report
 from ditquant.report import report_data
@@ -245,7 +245,7 @@ def test_chromium_shows_the_page(tmp_path, page, width):
 def test_a_tuned_recipe_says_what_tuning_did(results, config, kept):
     config = copy.deepcopy(config)
     config["recipes"]["adaround"]["tune_iterations"] = 100
-    document = {"error": {"start": 0.004, "tuned": 0.003}, "kept": kept}
+    document = {"error": {"start": 0.004, "tuned": 0.003}, "kept": kept, "diverged": None}
     write_json(results / "weights" / "adaround" / "tuned.json", "ditquant.tuning", document)
     data = report.collect(results, config, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
     tunings = {recipe["name"]: recipe["tuning"] for recipe in data["recipes"]}
@@ -254,3 +254,36 @@ def test_a_tuned_recipe_says_what_tuning_did(results, config, kept):
     page = report.render(data)
     assert "adaround: tuning all scales and biases together" in page
     assert ("the start was kept" in page) == (kept == "start")
+
+
+def test_learning_that_diverged_stands_at_the_top(results, config, tmp_path):
+    results = Path(shutil.copytree(results, tmp_path / "results" / "demo"))
+    config = copy.deepcopy(config)
+    config["recipes"]["adaround"]["tune_iterations"] = 100
+    weights = results / "weights" / "adaround"
+    block = read_json(weights / "blocks" / "mm01.json", "ditquant.block_result")
+    for own in ("digest", "format", "version", "file"):
+        block.pop(own, None)
+    del block["hard_error"]["result"]
+    block["diverged"] = {"reason": "Its error is <nan>", "advice": "Take a smaller learning rate"}
+    block |= {"accepted": False, "kept": "rtn", "binary_share": None}
+    write_json(weights / "blocks" / "mm01.json", "ditquant.block_result", block)
+    lost = {"reason": "Its gradients overflow", "advice": "Set model.dtype to float32"}
+    document = {"error": {"start": 0.004}, "kept": "start", "diverged": lost}
+    write_json(weights / "tuned.json", "ditquant.tuning", document)
+    data = report.collect(results, config, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
+    page = report.render(data)
+    top = page[: page.index('id="pictures"')]
+    alert = html.unescape(top[top.index('role="alert"') :])
+    text = " ".join(re.sub(r"<(?!nan)[^>]*>", "", alert).split())
+    assert (
+        "adaround, block mm01: Its error is <nan>. Take a smaller learning rate and run the same "
+        "command again. Until then it has the weights of rtn." in text
+    )
+    assert "adaround, the tuning of all blocks: Its gradients overflow. Set model.dtype" in text
+    assert "rtn, learning diverged" in page
+    assert "tuning all scales and biases together diverged" in page
+
+
+def test_without_divergence_there_is_no_alert(page):
+    assert 'role="alert"' not in page

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ditquant.backend import mx, to_numpy
-from ditquant.network.blocks import all_linears
+from ditquant.errors import UserError
+from ditquant.network.blocks import ANY_TIMESTEP, all_linears
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import velocity_at
-from ditquant.weights import tuning
+from ditquant.weights import tuner
+from ditquant.weights.divergence import told
 from ditquant.weights.grids import Grid, dequantize
 from ditquant.weights.learning_state import load_state
 from ditquant.weights.other_linears import round_to_nearest
-from ditquant.weights.tuning import Options, Tuner, tune, tune_recipe
-from ditquant.weights.velocity_rows import velocity_rows
+from ditquant.weights.tuner import Options, Tuner, row_errors
+from ditquant.weights.tuning import tune, tune_recipe
+from ditquant.weights.velocity_rows import enter, velocity_rows
 from support.block_data import random_trajectory
 from support.models import build_mmdit
 from support.problems import full_recipe
@@ -96,12 +101,12 @@ def test_the_gradient_of_the_velocity_error(which):
     model = network()
     packed = packed_of(model)
     rows = velocity_rows(model, trajectories(2), 1)
-    tuner = Tuner(model, packed, "group", rows, SHORT, 0, 0.5)
-    state = tuner.start()
+    own = Tuner(model, packed, "group", rows, SHORT, 0, 0.5)
+    state = own.start()
     part = np.array([0, 3, 4])
-    with tuner.tuned_blocks():
-        how = (state.scaling, *tuning.enter(model, rows, part), mx.array(part))
-        error, slopes = tuner.slopes(state.values, *how)
+    with own.tuned_blocks():
+        how = (state.scaling, *enter(model, rows, part), mx.array(part))
+        error, slopes = own.slopes(state.values, *how)
         assert error.item() > 0
         linear = 2 * 5 + which
         direction = mx.sign(slopes[linear])
@@ -109,7 +114,7 @@ def test_the_gradient_of_the_velocity_error(which):
         for sign in (1, -1):
             moved = list(state.values)
             moved[linear] = moved[linear] + sign * 0.02 * direction
-            ends.append(tuner.slopes(moved, *how)[0].item())
+            ends.append(own.slopes(moved, *how)[0].item())
     measured = (ends[0] - ends[1]) / 0.04
     assert measured == pytest.approx(mx.sum(slopes[linear] * direction).item(), rel=0.03)
 
@@ -143,16 +148,38 @@ def test_the_held_out_error_is_that_of_the_stored_weights(straight):
     errors = []
     for row in range(16, 20):
         part = np.array([row])
-        output = model(*tuning.enter(model, rows, part), tuning.ANY_TIMESTEP)
-        errors.append(tuning.row_errors(rows, output, mx.array(part)).item())
+        output = model(*enter(model, rows, part), ANY_TIMESTEP)
+        errors.append(row_errors(rows, output, mx.array(part)).item())
     assert np.mean(errors) == pytest.approx(result.document["error"]["tuned"], rel=1e-3)
 
 
 def test_what_does_not_help_is_not_kept():
-    packed, result = tuned(Options(iterations=3, batch_size=4, learning_rate=5.0))
+    packed, result = tuned(Options(iterations=2, batch_size=4, learning_rate=0.1))
     assert result.document["kept"] == "start"
+    assert result.document["diverged"] is None
     assert result.document["error"]["tuned"] > result.document["error"]["start"]
     assert same(result.packed, packed)
+
+
+# Finite and far off; beyond float32.
+@pytest.mark.parametrize("rate", [5.0, 1e38])
+def test_a_tuning_that_diverged_is_told(rate):
+    packed, result = tuned(Options(iterations=3, batch_size=4, learning_rate=rate))
+    document = result.document
+    assert document["kept"] == "start"
+    assert "smaller learning rate" in told(document)
+    assert same(result.packed, packed)
+    assert document["history"] or rate > 5.0
+    json.dumps(document, allow_nan=False)
+
+
+def test_a_network_that_overflows_before_its_tuning_is_told(monkeypatch):
+    model = network()
+    packed = packed_of(model)
+    rows = velocity_rows(model, trajectories(2), 1)
+    monkeypatch.setattr(tuner, "guided", lambda *arguments: rows.targets[:4] * math.inf)
+    with pytest.raises(UserError, match=r"output of the network overflows\. Set model"):
+        tune(model, packed, "group", rows, SHORT, 7, 0.5)
 
 
 def test_a_second_run_gives_the_same_bits(straight):

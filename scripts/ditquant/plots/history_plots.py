@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..weights.divergence import kept_text
 from .charts import PALETTE, log_axis, styled
 
 _COLUMNS = 6
@@ -26,11 +27,14 @@ def _draw_block(axes: Axes, document: Mapping[str, Any]) -> Axes:
     errors = document["hard_error"]
     axes.plot(iterations, [point["error"] for point in history], color=PALETTE[0], lw=1.3)
     axes.axhline(errors["rtn"]["train"], color=PALETTE[1], lw=1.0, ls=(0, (4, 2)))
-    axes.axhline(errors["result"]["train"], color=PALETTE[0], lw=1.0, ls=(0, (1, 1.2)))
+    title = document["block"]
+    if "result" in errors:
+        axes.axhline(errors["result"]["train"], color=PALETTE[0], lw=1.0, ls=(0, (1, 1.2)))
+        ratio = errors["result"]["held_out"] / errors["rtn"]["held_out"]
+        title += f": {ratio:.2f} × rtn held out"
     log_axis(axes, "y")
-    ratio = errors["result"]["held_out"] / errors["rtn"]["held_out"]
-    kept = "" if document["accepted"] else f", kept {document['kept']}"
-    axes.set_title(f"{document['block']}: {ratio:.2f} × rtn held out{kept}", fontsize=8)
+    kept = "" if document["accepted"] else f", kept {kept_text(document)}"
+    axes.set_title(title + kept, fontsize=8)
     axes.tick_params(labelsize=7)
     shares.spines["right"].set_visible(True)
     shares.plot(
@@ -53,8 +57,11 @@ def _draw_tuning(axes: Axes, document: Mapping[str, Any]) -> None:
         color=PALETTE[3], lw=1.3, marker="o", ms=2.5,
     )  # fmt: skip
     log_axis(axes, "y")
-    kept = "" if document["kept"] == "tuned" else ", kept the start"
-    axes.set_title(f"tuning: {errors['tuned'] / errors['start']:.2f} × start{kept}", fontsize=8)
+    title = "tuning"
+    if "tuned" in errors:
+        title += f": {errors['tuned'] / errors['start']:.2f} × start"
+    kept = "" if document["kept"] == "tuned" else f", kept {kept_text(document)}"
+    axes.set_title(title + kept, fontsize=8)
     axes.tick_params(labelsize=7)
 
 

@@ -19,6 +19,7 @@ from ..plots.charts import (
     log_axis,
     styled,
 )
+from ..weights.divergence import kept_text
 
 BLOCK_FORMAT = "ditquant.block_result"
 TUNING_FORMAT = "ditquant.tuning"
@@ -29,17 +30,19 @@ Data = dict[str, Any]
 def _block(document: Mapping[str, Any]) -> Data:
     """One block's held-out errors; `error` is that of the codes that were kept."""
     learned = document["recipe"]["rounding"] != "rtn"
-    rtn, proposed = (document["hard_error"][key]["held_out"] for key in ("rtn", "result"))
+    rtn = document["hard_error"]["rtn"]["held_out"]
     error = document["kept_error"]["held_out"]
+    proposed = document["hard_error"].get("result")
     return {
         "name": document["block"],
         "rtn_error": rtn,
-        "learned_error": proposed if learned else None,
+        "learned_error": proposed["held_out"] if learned and proposed else None,
         "error": error,
         "ratio": error / rtn if rtn else None,
         "binary_share": document["binary_share"],
         "accepted": learned and document["accepted"],
-        "kept": document["kept"],
+        "kept": kept_text(document),
+        "diverged": document["diverged"],
     }
 
 
@@ -50,8 +53,14 @@ def _grid(options: Mapping[str, Any]) -> str:
 def _tuning(file: Path) -> Data:
     """Held-out velocity error before and after the tuning of a whole network."""
     document = read_json(file, TUNING_FORMAT)
-    start, tuned = (document["error"][key] for key in ("start", "tuned"))
-    return {"start": start, "tuned": tuned, "ratio": tuned / start, "kept": document["kept"]}
+    start, tuned = document["error"]["start"], document["error"].get("tuned")
+    return {
+        "start": start,
+        "tuned": tuned,
+        "ratio": None if tuned is None else tuned / start,
+        "kept": document["kept"],
+        "diverged": document["diverged"],
+    }
 
 
 def recipe_results(weights: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Data]:
@@ -85,6 +94,26 @@ def recipe_results(weights: Path, recipes: Mapping[str, Mapping[str, Any]]) -> l
             }
         )
     return results
+
+
+def divergences(recipes: Sequence[Data]) -> list[Data]:
+    """Where learning diverged: recipe, place, reason, advice and what was kept instead.
+
+    Args:
+        recipes: from `recipe_results`.
+    """
+    found = []
+    for recipe in recipes:
+        places = [(f"block {block['name']}", block) for block in recipe["blocks"]]
+        if recipe["tuning"]:
+            places += [("the tuning of all blocks", recipe["tuning"])]
+        for place, result in places:
+            if result["diverged"]:
+                kept = "start" if place.startswith("the") else result["kept"].partition(",")[0]
+                found.append(
+                    {"recipe": recipe["name"], "place": place, "kept": kept, **result["diverged"]}
+                )
+    return found
 
 
 def weight_sqnr(blocks: Path) -> dict[str, float]:

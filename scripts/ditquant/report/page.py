@@ -23,7 +23,7 @@ from ..plots.charts import for_page
 from ..plots.evaluation_charts import CHARTS
 from ..readable import fmt
 from . import report_data
-from .block_report import block_chart, recipe_results, weight_sqnr
+from .block_report import block_chart, divergences, recipe_results, weight_sqnr
 from .headlines import headline_cards, lede
 from .report_data import Data
 
@@ -131,6 +131,7 @@ def collect(
         "judged": any(row["judge_accuracy"] is not None for row in summary),
         "evaluation_charts": _evaluation_charts(folder / "plots"),
         "recipes": blocks,
+        "diverged": divergences(blocks),
         "block_chart": Markup(block_chart(blocks)) if blocks else None,
         "weight_grid": _heat(sqnr, darker_is_larger=False) if sqnr else None,
         "range_grid": _heat(ranges, darker_is_larger=True) if ranges else None,

@@ -37,6 +37,7 @@ import numpy as np
 from ..backend import device_arrays, mx
 from ..progress import ticking
 from .block_gradients import cheap_gradients
+from .divergence import history_kept
 from .joint_steps import Joint, moved_steps, quantizing
 from .learning_state import State, load_state, new_state, save_state
 from .loss_scale import LossScale
@@ -277,12 +278,13 @@ def learn(
             `key` goes on from it and ends with the same bits as one that was never interrupted.
 
     Raises:
-        Diverged: it cannot go on; see `LossScale`.
+        Diverged: see `LossScale`.
     """
     learner = Learner(problem, starts, options, rtn_error, seed, row_weights, joint)
     state = (load_state(resume, key) if resume else None) or learner.start()
     total = options.iterations
     with (
+        history_kept(state.history),
         weights_restored(problem),
         cheap_gradients(problem.block),
         ticking(f"rounding of {problem.block.name}", total, state.iteration) as tick,
@@ -292,7 +294,7 @@ def learn(
             if resume and state.iteration % max(1, total // _SAVES) == 0:
                 save_state(resume, state, key)
             tick()
-    loss_scale = learner.loss_scale.finished(state.scaling)
+        loss_scale = learner.loss_scale.finished(state.scaling, state.values)
     alphas, steps = state.values[: len(starts)], state.values[len(starts) :]
     codes = [
         hard_codes(start, alpha, 2**scales.bits)

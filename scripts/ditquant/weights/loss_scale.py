@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..backend import mx
-from ..errors import UserError
+from .divergence import Diverged
 from .rounding_kernels import ADAM_DECAY
 
 # Room for loud channels: where there are none S doubles as far as it can, and gradients of a small
@@ -32,14 +32,10 @@ START_SHARE = 1 / 16
 GROWTH_INTERVAL = 100
 # Below it a gradient that overflows would have to be larger than 65504 without any scale.
 SMALLEST_SCALE = 1.0
-
+_OTHER_DTYPE = "Set model.dtype to float32 or bfloat16"
 
 # A value and the two moments of its gradient.
 Moved = tuple[mx.array, mx.array, mx.array]
-
-
-class Diverged(UserError):
-    """Learning that cannot go on, or that went astray: why, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +143,15 @@ class LossScale:
             Diverged: the scale is used up, or the error is not finite.
         """
         scale, _, taken, error = state.tolist()
+        steps = f"{int(taken)} of {self._iterations} steps"
         if scale < SMALLEST_SCALE:
             raise Diverged(
-                f"its gradients overflow float16 even without a loss scale, after {int(taken)} "
-                f"of {self._iterations} steps. Take a smaller learning rate, or float32 or "
-                "bfloat16 as the model's dtype"
+                f"After {steps} its gradients overflow float16 even without a loss scale",
+                f"{_OTHER_DTYPE}, or take a smaller learning rate",
             )
         if not math.isfinite(error):
             raise Diverged(
-                f"its error was no number at step {int(taken)} of {self._iterations}. Take a "
-                "smaller learning rate"
+                f"After {steps} its error is no finite number", "Take a smaller learning rate"
             )
         return Scaling(scale, int(taken), error)
 
@@ -166,17 +161,22 @@ class LossScale:
             return {}
         return {"loss_scale": scaling.scale, "skipped": iteration - scaling.taken}
 
-    def finished(self, state: mx.array) -> dict[str, float] | None:
+    def finished(self, state: mx.array, values: Sequence[mx.array]) -> dict[str, float] | None:
         """The last scale and how many steps of all were not taken; None without scaling.
 
+        Args:
+            values: all that was learned.
+
         Raises:
-            Diverged: as `read`, or no step was taken.
+            Diverged: as `read`, or no step was taken, or a value is no number.
         """
         scaling = self.read(state)
+        if not mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in values])).item():
+            raise Diverged("What it learned is no finite number", "Take a smaller learning rate")
         if scaling.taken == 0:
             raise Diverged(
-                f"its gradients overflowed float16 in each of its {self._iterations} steps. Take "
-                "more iterations, or float32 or bfloat16 as the model's dtype"
+                f"Its gradients overflowed float16 in each of its {self._iterations} steps",
+                f"{_OTHER_DTYPE}, or take more iterations",
             )
         if not self.is_dynamic:
             return None

@@ -3,12 +3,13 @@
 A rounding proposes codes; nothing is taken on trust. The proposal is kept only if the block's
 hard error on rows that nothing was learned from is below that of its start (GPTQ, if the recipe
 starts there) and of round-to-nearest on the same grid, else the block keeps the best of those and
-its result says so.
+its result says so. A proposal that went astray (`divergence`) is never kept, whatever its error,
+and its result says that too: the recipe has to be changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from ..backend import mx
 from ..planning.layer_bits import layer_bits
 from ..statistics.input_statistics import Statistics
 from .block_balance import balanced_block
+from .divergence import Diverged, check_error, check_finite
 from .grids import Grid, Packed, pack
 from .reconstruct import BlockProblem, block_error, quantized_weights, weights_restored
+from .rounding import nearest_codes
 from .roundings import ROUNDINGS, Proposal, Task, rtn_codes
 
 
@@ -36,12 +39,14 @@ class Candidate:
 
     Attributes:
         name: of the rounding.
+        problem: the block on the grids of the proposal.
         proposal: the codes and their grids.
         errors: what they do to the block's output.
         parameters: what balancing changed beside the quantized weights, by path inside the block.
     """
 
     name: str
+    problem: BlockProblem
     proposal: Proposal
     errors: Errors
     parameters: Mapping[str, mx.array]
@@ -88,20 +93,66 @@ def _judged(
     proposal: Proposal,
     parameters: Mapping[str, mx.array] | None = None,
 ) -> Candidate:
+    """Raises:
+    Diverged: with these weights the block's output is not finite.
+    """
     own = replace(problem, scales=proposal.scales)
     weights = quantized_weights(own, proposal.codes)
     errors = Errors(
         block_error(own, weights, problem.train), block_error(own, weights, problem.held_out)
     )
-    return Candidate(name, proposal, errors, parameters or {})
+    check_finite(vars(errors).values(), name, f"block {problem.block.name}")
+    return Candidate(name, own, proposal, errors, parameters or {})
 
 
-def _linear_rows(problem: BlockProblem, proposal: Proposal) -> dict[str, dict[str, Any]]:
+def _check_learned(result: Candidate, others: Sequence[Candidate]) -> None:
+    """Compares what was learned with its start.
+
+    Raises:
+        Diverged: see `divergence.check_error`.
+    """
+    starts, problem = result.proposal.starts, result.problem
+    known = max(one.errors.train for one in others)
+    if starts is None or result.errors.train <= known:
+        return
+    codes = [
+        nearest_codes(steps, 2**scales.bits)
+        for steps, scales in zip(starts, problem.scales, strict=True)
+    ]
+    start = block_error(problem, quantized_weights(problem, codes), problem.train)
+    check_error(result.errors.train, max(start, known))
+
+
+def _tried(
+    task: Task, parameters: Mapping[str, mx.array] | None, candidates: list[Candidate]
+) -> tuple[Candidate | None, Diverged | None]:
+    """Tries the recipe's rounding; what the block may keep joins `candidates`.
+
+    Returns:
+        What the rounding came to, if it came to codes, and how it diverged, if it did.
+    """
+    recipe, problem = task.recipe, task.problem
+    result = None
+    try:
+        if recipe.get("start") == "gptq":
+            start = ROUNDINGS["gptq"](task)
+            candidates.append(_judged("gptq", problem, start, parameters))
+        proposal = ROUNDINGS[recipe["rounding"]](task)
+        name = recipe["rounding"] if recipe["rounding"] != "rtn" else "balanced-rtn"
+        result = _judged(name, problem, proposal, parameters)
+        _check_learned(result, candidates)
+    except Diverged as error:
+        return result, error
+    candidates.append(result)
+    return result, None
+
+
+def _linear_rows(kept: Candidate) -> dict[str, dict[str, Any]]:
     """Weight error of each linear: relative mean square, and the same as SQNR in dB."""
-    rows = {}
-    values = quantized_weights(replace(problem, scales=proposal.scales), proposal.codes)
+    rows, problem = {}, kept.problem
+    values = quantized_weights(problem, kept.proposal.codes)
     for linear, weight, value, scales in zip(
-        problem.linears, problem.weights, values, proposal.scales, strict=True
+        problem.linears, problem.weights, values, problem.scales, strict=True
     ):
         power = mx.mean(weight**2)
         error = (mx.mean((value - weight) ** 2) / mx.maximum(power, 1e-30)).item()
@@ -131,9 +182,10 @@ def quantize_block(
         resume, key: see `roundings.Task`.
     """
     with weights_restored(problem):
-        nearest = Proposal(rtn_codes(problem), problem.scales)
-        rtn = _judged("rtn", problem, nearest)
+        rtn = _judged("rtn", problem, Proposal(rtn_codes(problem), problem.scales))
         candidates, balancing = [rtn], {}
+        result: Candidate | None = rtn
+        diverged: Diverged | None = None
         prepared, parameters = problem, None
         # `layers` may leave a whole block alone: there is nothing to choose then.
         has_choice = bool(problem.linears)
@@ -143,18 +195,12 @@ def quantize_block(
             prepared, parameters, balancing = balanced.problem, balanced.parameters, balanced.record
         task = Task(prepared, recipe, seed, rtn.errors.train, resume, key)
         if has_choice and (recipe["rounding"] != "rtn" or parameters is not None):
-            if recipe.get("start") == "gptq":
-                start = ROUNDINGS["gptq"](task)
-                candidates.append(_judged("gptq", prepared, start, parameters))
-            proposal = ROUNDINGS[recipe["rounding"]](task)
-            name = recipe["rounding"] if recipe["rounding"] != "rtn" else "balanced-rtn"
-            candidates.append(_judged(name, prepared, proposal, parameters))
-        last = candidates[-1]
+            result, diverged = _tried(task, parameters, candidates)
         # Of equal ones the first: nothing is changed that does not gain from it.
         kept = min(candidates, key=lambda one: one.errors.held_out)
-        judged = problem if kept is rtn else prepared
+        proposal = result.proposal if result else None
         return BlockResult(
-            _packed(judged, kept.proposal),
+            _packed(kept),
             {f"{problem.block.path}.{path}": array for path, array in kept.parameters.items()},
             {
                 name: (quantizer.step.item(), quantizer.zero)
@@ -167,25 +213,26 @@ def quantize_block(
                 "rows": {"train": len(problem.train), "held_out": len(problem.held_out)},
                 "hard_error": {
                     "rtn": vars(rtn.errors),
-                    **{one.name: vars(one.errors) for one in candidates[1:-1]},
-                    "result": vars(last.errors),
+                    **{one.name: vars(one.errors) for one in candidates[1:] if one is not result},
+                    **({"result": vars(result.errors)} if result else {}),
                 },
-                "accepted": kept is last,
+                "accepted": kept is result,
+                "diverged": diverged.record() if diverged else None,
                 "kept": kept.name,
                 "kept_error": vars(kept.errors),
-                "binary_share": last.proposal.binary_share,
+                "binary_share": proposal and proposal.binary_share,
                 "balance": balancing,
-                "linears": _linear_rows(judged, kept.proposal),
-                "loss_scale": last.proposal.loss_scale,
-                "history": list(last.proposal.history),
+                "linears": _linear_rows(kept),
+                "loss_scale": proposal and proposal.loss_scale,
+                "history": list(proposal.history) if proposal else diverged and diverged.history,
             },
         )
 
 
-def _packed(problem: BlockProblem, proposal: Proposal) -> dict[str, Packed]:
+def _packed(kept: Candidate) -> dict[str, Packed]:
     return {
         linear.name: pack(code, scales)
         for linear, code, scales in zip(
-            problem.linears, proposal.codes, proposal.scales, strict=True
+            kept.problem.linears, kept.proposal.codes, kept.problem.scales, strict=True
         )
     }

@@ -41,6 +41,7 @@ class Proposal:
         history: of the learning.
         activations: learned activation quantizers by `blocks.shared_input`.
         loss_scale: of the learning, if it was in float16 (`loss_scale.LossScale.finished`).
+        starts: W / scale + zero that a learning started from, on `scales`.
     """
 
     codes: list[mx.array]
@@ -49,6 +50,7 @@ class Proposal:
     history: tuple[dict[str, float], ...] = ()
     activations: Mapping[str, ActivationQuantizer] | None = None
     loss_scale: Mapping[str, float] | None = None
+    starts: list[mx.array] | None = None
 
 
 @dataclass(frozen=True)
@@ -178,9 +180,10 @@ def _learn(task: Task, joint: Joint | None = None) -> Proposal:
         rows_at_once=recipe["rows_at_once"],
         input_mix=0.5 if recipe["inputs"] == "mixed" else 0.0,
     )
+    starts = _starts(task)
     learned = adaround.learn(
         problem,
-        _starts(task),
+        starts,
         options,
         task.rtn_error,
         task.seed,
@@ -203,6 +206,7 @@ def _learn(task: Task, joint: Joint | None = None) -> Proposal:
         history,
         activations,
         learned.loss_scale,
+        starts,
     )
 
 
