@@ -225,8 +225,8 @@ def test_promises_are_checked_on_what_was_measured(benchmark):
     assert adaround["float16"] == {"blocks": 2, "median": pytest.approx(0.5525), "largest": 0.59}
     text = "\n".join(page.promise_lines(RECORD))
     assert "on every block, float16: kept (0.590 at most, 2 blocks)" in text
-    assert "`rtn`, float16 within 2% of float32: kept (+1.00 % at most, 1 blocks; both" in text
-    assert "`adaround`, float16 within 2% of float32: **missed** (+3.00 % at most" in text
+    assert "`rtn`, float16 within 2 % of float32: kept (+1.00 % at most, 1 blocks; both" in text
+    assert "`adaround`, float16 within 2 % of float32: **missed** (+3.00 % at most" in text
     rows = [*RECORD["blocks"]["rows"], row("mm02", "adaround", "float16", 0.61)]
     worse = {**RECORD, "blocks": {**RECORD["blocks"], "rows": rows}, "report": False}
     text = "\n".join(page.promise_lines(worse))
