@@ -167,8 +167,8 @@ def promise_lines(record: Row) -> list[str]:
         if worst is not None:
             kept = "kept" if abs(worst) <= LARGEST_DIFFERENCE else "**missed**"
             lines.append(
-                f"* `{verdict['recipe']}`, float16 within {100 * LARGEST_DIFFERENCE:.0f} % of float32: "
-                f"{kept} ({100 * worst:+.2f} % at most, {verdict['compared']} blocks; both judged "
+                f"* `{verdict['recipe']}`, float16 within {100 * LARGEST_DIFFERENCE:.0f} % of "
+                f"float32: {kept} ({100 * worst:+.2f} % at most, {verdict['compared']} blocks; both judged "
                 f"in float32 {100 * verdict['judged']:+.2f} %)."
             )
     return lines
@@ -184,7 +184,8 @@ def learned_lines(record: Row) -> list[str]:
         kept = sum(row["kept"] == "rtn" for row in rows)
         lines.append(
             f"* Blocks of `{recipe}` in the run: {len(rows)}, ratio to rtn {min(ratios):.3f} to "
-            f"{max(ratios):.3f}; {kept} kept rtn; at least {100 * share:.1f} % of the roundings decided."
+            f"{max(ratios):.3f}; {kept} kept rtn; at least {100 * share:.1f} % of the roundings "
+            "decided."
         )
     return lines
 
