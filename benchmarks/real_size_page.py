@@ -168,8 +168,8 @@ def promise_lines(record: Row) -> list[str]:
             kept = "kept" if abs(worst) <= LARGEST_DIFFERENCE else "**missed**"
             lines.append(
                 f"* `{verdict['recipe']}`, float16 within {100 * LARGEST_DIFFERENCE:.0f} % of "
-                f"float32: {kept} ({100 * worst:+.2f} % at most, {verdict['compared']} blocks; both judged "
-                f"in float32 {100 * verdict['judged']:+.2f} %)."
+                f"float32: {kept} ({100 * worst:+.2f} % at most, {verdict['compared']} blocks; "
+                f"both judged in float32 {100 * verdict['judged']:+.2f} %)."
             )
     return lines
 
