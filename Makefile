@@ -43,10 +43,11 @@ demo: setup
 	@test -f $(REPORT) || { echo 'the run ended without $(REPORT)' >&2; exit 1; }
 	@echo "The report: $$(pwd)/$(REPORT)"
 
-# Snakemake answers a configuration file that does not exist with a Python traceback.
+# Snakemake answers a configuration file that does not exist, or is none, with a Python traceback.
 run: setup
 	@test -z '$(CONFIGFILE)' || test -f '$(CONFIGFILE)' || { \
 	  echo 'There is no configuration file $(CONFIGFILE). In config/ there are:' config/*.yaml >&2; exit 2; }
+	@test -z '$(CONFIGFILE)' || PYTHONPATH=scripts $(BIN)/python -m ditquant.planning.config_files '$(CONFIGFILE)'
 	@$(BIN)/python -m snakemake $(if $(CONFIGFILE),--configfile '$(CONFIGFILE)') $(SNAKEMAKE_ARGS) -- $(TARGET)
 
 # With a GPU, 25 GB of disk and no network; its figures go to benchmarks/results/real_size.md.

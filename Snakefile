@@ -9,7 +9,10 @@ min_version("9.0")
 sys.path.append(str(Path(workflow.basedir) / "scripts"))
 
 
-configfile: Path(workflow.basedir) / "config" / "config.yaml"
+include: "rules/arguments.smk"
+
+
+configfile: CONFIGURATION
 
 
 include: "rules/common.smk"

@@ -33,7 +33,7 @@ from ditquant.demo.judge import compare, judge, look  # noqa: E402
 from ditquant.models.load import load_mmdit, load_text_encoder, load_vae_decoder  # noqa: E402
 from ditquant.models.spec import read_spec  # noqa: E402
 from ditquant.models.text import token_batch  # noqa: E402
-from ditquant.planning.settings import read_prompts  # noqa: E402
+from ditquant.planning.prompt_files import read_prompts  # noqa: E402
 
 STEPS, CFG_WEIGHT = 28, 4.0
 BATCH = 16

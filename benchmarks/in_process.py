@@ -78,12 +78,14 @@ def device() -> str:
 def read_configuration(files: Sequence[Path]) -> dict[str, Any]:
     """config/config.yaml with others laid over it, and the schema's defaults."""
     import yaml
-    from snakemake.utils import update_config, validate
+    from snakemake.utils import update_config
+
+    from ditquant.planning.configuration import complete
 
     config: dict[str, Any] = {}
     for file in (ROOT / "config" / "config.yaml", *files):
         update_config(config, yaml.safe_load(file.read_text("utf-8")))
-    validate(config, str(ROOT / "config" / "schema.yaml"))
+    complete(config, yaml.safe_load((ROOT / "config" / "schema.yaml").read_text("utf-8")))
     return config
 
 
@@ -92,7 +94,8 @@ def encode(path: Path, configfile: Path) -> None:
     import yaml
 
     from ditquant.models.text import encode_texts
-    from ditquant.planning.settings import read_prompts, recipe_options
+    from ditquant.planning.prompt_files import read_prompts
+    from ditquant.planning.settings import recipe_options
     from ditquant.planning.variant_names import activation_configs
 
     config = read_configuration([configfile])

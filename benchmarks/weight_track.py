@@ -31,7 +31,7 @@ from ditquant.models.load import load_mmdit  # noqa: E402
 from ditquant.models.spec import ModelSpec, read_spec  # noqa: E402
 from ditquant.models.text import encode_texts  # noqa: E402
 from ditquant.network.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule  # noqa: E402
-from ditquant.planning.settings import read_prompts  # noqa: E402
+from ditquant.planning.prompt_files import read_prompts  # noqa: E402
 from ditquant.weights.divergence import kept_text  # noqa: E402
 
 STEPS, CFG_WEIGHT, SEED, BATCH = 28, 4.0, 42, 8

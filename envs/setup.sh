@@ -29,6 +29,11 @@ case $extra in
     *) fail "EXTRA=$extra is unknown; choose cpu (also for macOS, where it means Metal) or cuda13" ;;
 esac
 
+# Snakemake reads braces and brackets in the path of a workflow as its own.
+case $(pwd) in
+    *[][{}]*) fail "the path of this folder, $(pwd), holds braces or brackets: move it to one without them" ;;
+esac
+
 # The path belongs to it: a virtual environment does not survive being moved.
 key="$extra $(cat pyproject.toml "$lock" envs/setup.sh | cksum) $(pwd)"
 
@@ -40,7 +45,8 @@ fi
 # Prints the first interpreter that is new enough; on failure, what was found instead.
 find_python() {
     found=
-    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
+    if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3.13 python3.12 python3.11 python3; fi
+    for candidate; do
         # The name on the PATH may be a launcher whose Python is missing, so it has to run.
         if version=$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3]); sys.exit(sys.version_info < (3, 11))' 2>/dev/null); then
             echo "$candidate"

@@ -2,38 +2,28 @@
 
 import yaml
 from snakemake.exceptions import WorkflowError
-from snakemake.utils import validate
+from snakemake.logging import logger
 
-from ditquant.planning import fitting, settings, variant_names
+from ditquant.planning import configuration, fitting, settings, variant_names
+from ditquant.planning.command_line import take_typed_text
 from ditquant.planning.digest import code_digest
 from ditquant.errors import UserError
-from ditquant.models.files import check_local_files
-from ditquant.models.spec import (
-    check_t5,
-    checkpoint_identity,
-    drawn_size,
-    read_spec,
-    text_identity,
-)
-from ditquant.planning.validation import check_schema
+from ditquant.models.plan import read_plan
+from ditquant.models.spec import checkpoint_identity, text_identity
 
 ROOT = Path(workflow.basedir)
-SCHEMA = ROOT / "config" / "schema.yaml"
+SCHEMA = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text("utf-8"))
 
 try:
-    check_schema(config, yaml.safe_load(SCHEMA.read_text("utf-8")))
-    validate(config, str(SCHEMA))  # fills in the defaults
-    settings.check_counts(config)
-    settings.check_recipes(config)
-    SPEC = read_spec(config["model"]["name"], config["model"]["checkpoint"])
-    check_local_files(SPEC)
-    IMAGE_SIZE = drawn_size(SPEC, config["calibration"]["image_size"])
-    check_t5(SPEC, config["text"]["t5"])
-    PROMPTS = settings.prompt_sets(config, ROOT)
-    INFERENCE_PROMPTS = settings.inference_prompts(config)
+    is_spawned = not workflow.is_main_process
+    take_typed_text(config, workflow.config_settings.config_args, is_spawned)
+    PLAN = read_plan(config, SCHEMA, ROOT)
 except UserError as error:
     raise WorkflowError(str(error)) from None
+if not is_spawned:
+    logger.info(configuration.summary(config))
 
+SPEC, IMAGE_SIZE, PROMPTS, INFERENCE_PROMPTS = PLAN
 IDENTITY = checkpoint_identity(SPEC)
 RESULTS = f"results/{config['run']}"
 IMAGES = [f"{index:04d}" for index in range(config["num_images"])]

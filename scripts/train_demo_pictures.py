@@ -2,7 +2,7 @@
 
 from ditquant.demo.data import draw_shard, save_shard
 from ditquant.job import job
-from ditquant.planning.settings import read_prompts
+from ditquant.planning.prompt_files import read_prompts
 
 
 def main(output: str, held_out: str, seed: int, shard: int, count: int) -> None:

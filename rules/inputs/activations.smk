@@ -28,7 +28,8 @@ def weighting(name):
 
 def is_measured(name):
     """Whether a configuration's tiers are chosen by forward passes of single inputs."""
-    return weighting(name) in ("latents", "velocity")
+    tiers = ACTIVATION_CONFIGS[name].get("tiers")
+    return tiers is not None and variant_names.measures_tiers(tiers)
 
 
 def config_name(wildcards):

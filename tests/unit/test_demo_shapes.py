@@ -10,7 +10,7 @@ import pytest
 
 from ditquant.demo import shapes
 from ditquant.demo.prompts import prompt_lists, to_csv
-from ditquant.planning.settings import read_prompts
+from ditquant.planning.prompt_files import read_prompts
 
 PROMPTS = Path(__file__).parents[2] / "config" / "prompts"
 

@@ -6,7 +6,6 @@ cannot express are here, each with a message that names the key.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
@@ -17,33 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .configuration import check_images
+from .prompt_files import read_prompts
 from .variant_names import FULL, WEIGHT_KINDS, activation_configs, check_variant, evaluated_variants
 
-
-def read_prompts(path: str | Path, key: str) -> list[str]:
-    """The column `prompt` of a CSV file, in order.
-
-    Args:
-        path: UTF-8, header line with a column `prompt`; quoted fields may hold quotes and newlines.
-        key: configuration key, for the message.
-
-    Raises:
-        UserError: no such file or column, no prompts, or an empty prompt.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{key}: there is no file {path}.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if "prompt" not in (reader.fieldnames or []):
-            raise UserError(f"{key}: {path} has no column `prompt` in its first line.")
-        prompts = [(row["prompt"] or "").strip() for row in reader]
-    if not prompts:
-        raise UserError(f"{key}: {path} holds no prompts below its first line.")
-    for number, prompt in enumerate(prompts, start=1):
-        if not prompt:
-            raise UserError(f"{key}: prompt {number} of {path} is empty.")
-    return prompts
+_MOST_SHARDS = 1000  # of a set; names of shards have three digits
 
 
 @dataclass(frozen=True)
@@ -74,7 +51,7 @@ class PromptSet:
 
 
 def _prompts_of(config: Mapping[str, Any], name: str, root: Path) -> list[str]:
-    path = Path(config["prompts"][name])
+    path = Path(config["prompts"][name]).expanduser()
     return read_prompts(path if path.exists() else root / path, f"prompts.{name}")
 
 
@@ -139,6 +116,17 @@ def prompt_sets(config: Mapping[str, Any], root: Path) -> dict[str, PromptSet]:
     sets["inference"] = PromptSet("inference", tuple(config["inference"]["prompts"]), size)
     if config["prompt"] is not None:
         sets["own"] = PromptSet("own", (config["prompt"],), size)
+    used = {
+        **{name: count for count, name in wanted.values()},
+        "inference": len(sets["inference"].prompts),
+    }
+    for name, count in used.items():
+        if count > _MOST_SHARDS * size:
+            raise UserError(
+                f"text.shard_size is {size}: {count} {name} prompts would take more than "
+                f"{_MOST_SHARDS:,} shards, whose names have three digits. Set it to "
+                f"{-(-count // _MOST_SHARDS)} or more."
+            )
     for name in ("inference", "own"):
         if name in sets and not all(prompt.strip() for prompt in sets[name].prompts):
             key = "prompt" if name == "own" else "inference.prompts"
@@ -161,8 +149,8 @@ def check_counts(config: Mapping[str, Any]) -> None:
     """Relations between numbers that the schema cannot express.
 
     Raises:
-        UserError: a track that wants more images than are calibrated, a stride beyond the steps, or
-            activation options that exclude each other.
+        UserError: a track, tiers or clips that want more images than there are, a stride beyond the
+            steps, or activation options that exclude each other.
     """
     for track in ("weights", "activations"):
         wanted = config[track]["num_images"]
@@ -176,6 +164,7 @@ def check_counts(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{track}.stride is {stride}, larger than num_steps = {config['num_steps']}."
             )
+    check_images(config)
     tiers = {"activations.tiers": config["activations"]["tiers"]}
     for name, own in config["activations"]["variants"].items():
         if name in (*WEIGHT_KINDS, "a8", "multitier", "full"):

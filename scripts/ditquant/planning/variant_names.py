@@ -63,6 +63,11 @@ def tries_clips(granularity: str, rule: str) -> bool:
     return rule == "measured" and not granularity.startswith("dynamic")
 
 
+def measures_tiers(tiers: Mapping[str, Any]) -> bool:
+    """Whether tiers are chosen by what measure_sensitivity finds: passes of single inputs."""
+    return tiers["mode"] == "sensitivity" and tiers["weighting"] in ("latents", "velocity")
+
+
 def config_file(name: str) -> str:
     """The file of an activation configuration, below `activations/`."""
     return "quant_config.json" if name == "a8" else f"quant_config_{name}.json"
