@@ -58,8 +58,12 @@ def job(snakemake: Any) -> Iterator[None]:
     except KeyboardInterrupt:
         LOG.error("%s was interrupted; the same command goes on from here", snakemake.rule)
         sys.exit(130)
-    except Exception:
-        LOG.exception("%s failed", snakemake.rule)
+    except Exception as error:
+        advice = None if backend is None else backend.compile_advice(error)
+        if advice is None:
+            LOG.exception("%s failed", snakemake.rule)
+        else:
+            LOG.error("Error in %s: %s", snakemake.rule, advice)
         sys.exit(1)
     finally:
         for handler in handlers:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from snakemake.utils import validate
 
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, to_numpy
@@ -32,8 +29,8 @@ from ditquant.simulation.fake_quantization import fake_quantize
 from ditquant.weights.lsq import ActivationQuantizer, quantize
 from support.activations import statistics
 from support.models import build_mmdit
+from support.planned import complete
 
-ROOT = Path(__file__).parents[2]
 STEP, ZERO, BITS = float(np.float32(0.0123)), 90.0, 8
 INTERVAL = (-ZERO * STEP, (255 - ZERO) * STEP)
 LEARNED = {"a.q_proj": INTERVAL, "fc2": (-0.25, 3.0)}
@@ -237,9 +234,8 @@ def test_intervals_of_all_blocks(tmp_path):
 @pytest.fixture(scope="module")
 def sound():
     """The demo's configuration with a range that is learned."""
-    loaded = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    loaded["activations"] |= {"granularity": "group", "channel_group": None, "range": "learned"}
-    validate(loaded, str(ROOT / "config" / "schema.yaml"))
+    changes = {"granularity": "group", "channel_group": None, "range": "learned"}
+    loaded = complete({"activations": changes})
     settings.check_counts(loaded)
     return loaded
 

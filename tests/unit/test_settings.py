@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from snakemake.utils import validate
 
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.errors import UserError
 from ditquant.planning import settings, variant_names
+from support.planned import complete
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,9 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config():
     """The demo's configuration, with the schema's defaults."""
-    loaded = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    validate(loaded, str(ROOT / "config" / "schema.yaml"))
-    return loaded
+    return complete()
 
 
 def write(path: Path, text: str) -> str:
@@ -39,35 +35,6 @@ def test_the_shipped_configuration_is_sound(config):
     assert len(sets["calibration"].prompts) >= 100
     assert len(sets["evaluation"].prompts) >= 200
     assert not set(sets["calibration"].prompts) & set(sets["evaluation"].prompts)
-
-
-def test_prompts_may_hold_anything(tmp_path):
-    prompts = ['a "red" star', "two\nlines", "эм-дит 拡散 🟥", "x" * 2000, "comma, here"]
-    rows = "\n".join('"' + prompt.replace('"', '""') + '"' for prompt in prompts)
-    path = write(tmp_path / "p.csv", f"prompt\n{rows}\n")
-    assert settings.read_prompts(path, "k") == prompts
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("prompt\n", "holds no prompts"),
-        ("", "no column `prompt`"),
-        ("caption\na star\n", "no column `prompt`"),
-        ('prompt\na star\n"  "\n', "prompt 2 of .* is empty"),
-    ],
-)
-def test_unusable_prompt_files_are_named(tmp_path, text, message):
-    path = write(tmp_path / "p.csv", text)
-    with pytest.raises(UserError, match=message) as error:
-        settings.read_prompts(path, "prompts.calibration")
-    assert "prompts.calibration" in str(error.value)
-
-
-def test_missing_prompt_file_is_named(config):
-    config["prompts"]["calibration"] = "nowhere.csv"
-    with pytest.raises(UserError, match=r"prompts\.calibration: there is no file .*nowhere\.csv"):
-        settings.prompt_sets(config, ROOT)
 
 
 def test_more_images_than_prompts(config):
@@ -92,12 +59,9 @@ def test_captions_of_both_files(config, tmp_path):
         ({"activations": {"tiers": {"linear": [9.0, 3.0]}}}, "tiers.linear"),
     ],
 )
-def test_impossible_counts(config, change, message):
-    changed = copy.deepcopy(config)
-    for key, values in change.items():
-        changed[key].update(values)
+def test_impossible_counts(change, message):
     with pytest.raises(UserError, match=message):
-        settings.check_counts(changed)
+        settings.check_counts(complete(change))
 
 
 @pytest.mark.parametrize(

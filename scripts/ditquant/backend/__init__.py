@@ -5,6 +5,7 @@ before the first `import mlx`) only works when it happens first.
 
 blas            a real BLAS for the Linux CPU
 diffusionkit    DiffusionKit without what it does not need here
+kernels         where MLX keeps what it compiles
 device          what MLX computes on, and arrays for it
 vector          functions in a form that a CPU vectorises
 cuda            kernels of our own
@@ -31,14 +32,20 @@ from .device import (  # noqa: E402
     peak_memory_bytes,
     reset_peak_memory,
     to_numpy,
+    try_compiling,
 )
 from .diffusionkit import hub_files, import_diffusionkit, with_names  # noqa: E402
+from .kernels import KERNELS, compile_advice, use_own_folder  # noqa: E402
 from .vector import normal_cdf, normal_density, polynomial  # noqa: E402
+
+use_own_folder(try_compiling, mx.disable_compile)
 
 __all__ = [
     "BLAS",
+    "KERNELS",
     "are_finite",
     "backend_name",
+    "compile_advice",
     "compiled",
     "cuda_kernel",
     "describe_device",

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from .blas import BLAS
+from .kernels import KERNELS
 
 # The highest peak before a reset.
 _highest = 0
@@ -32,13 +33,31 @@ def describe_device() -> str:
     """One line for the log: device, MLX version and the BLAS that serves."""
     version = getattr(mx, "__version__", "unknown")
     kind = "GPU" if is_accelerated() else "CPU"
-    return f"mlx {version} on {kind} ({platform.system()} {platform.machine()}), BLAS: {BLAS.name}"
+    line = f"mlx {version} on {kind} ({platform.system()} {platform.machine()}), BLAS: {BLAS.name}"
+    if KERNELS.problem is None:
+        return line
+    return (
+        f"{line}. Slower, since MLX can compile nothing ({KERNELS.problem}): set XDG_CACHE_HOME to "
+        "a folder of your own where programs may run"
+    )
+
+
+def try_compiling() -> None:
+    """Compiles a small function and runs it, on the CPU; on other devices MLX needs no folder.
+
+    Raises:
+        RuntimeError: MLX could not compile it, or not load what was compiled.
+    """
+    if is_accelerated():
+        return
+    mx.eval(mx.compile(lambda x: 1 + 2 * x)(mx.zeros(1)))
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`mx.compile(function)` where that works: on the CPU MLX calls g++ to build the fused kernels.
 
-    Without a compiler on the PATH the function runs eagerly: slower, same mathematics.
+    Without a compiler on the PATH, or a folder for what it makes (`kernels`), the function runs
+    eagerly: slower, same mathematics.
     """
     if not is_accelerated() and platform.system() == "Linux" and shutil.which("g++") is None:
         return function

@@ -1,6 +1,7 @@
 """Models as files.
 
 spec            what a model is
+plan            what a configuration asks of it, checked before anything is planned
 shapes          its sizes, and what follows from them before a weight is read
 load            how its parts are loaded
 files           whether the files are whole

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import UserError
 from ..planning import configuration, settings
 from .files import check_local_files
 from .spec import ModelSpec, check_t5, drawn_size, read_spec
@@ -22,7 +23,7 @@ class Plan(NamedTuple):
     """
 
     spec: ModelSpec
-    image_size: tuple[int, int]
+    image_size: list[int]
     prompts: dict[str, settings.PromptSet]
     inference_prompts: dict[str, tuple[str, int]]
 
@@ -40,9 +41,12 @@ def read_plan(config: dict[str, Any], schema: Mapping[str, Any], root: Path) -> 
     configuration.complete(config, schema)
     settings.check_counts(config)
     settings.check_recipes(config)
-    spec = read_spec(config["model"]["name"], config["model"]["checkpoint"])
-    check_local_files(spec)
+    try:
+        spec = read_spec(config["model"]["name"], config["model"]["checkpoint"])
+        check_local_files(spec)
+        prompts = settings.prompt_sets(config, root)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from None
     image_size = drawn_size(spec, config["calibration"]["image_size"])
     check_t5(spec, config["text"]["t5"])
-    prompts = settings.prompt_sets(config, root)
     return Plan(spec, image_size, prompts, settings.inference_prompts(config))

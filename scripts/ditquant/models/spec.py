@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def read_spec(name: str, checkpoint: str | None = None) -> ModelSpec:
     """
     if name not in MODEL_NAMES:
         raise UserError(f"Unknown model {name!r}: model.name is one of {', '.join(MODEL_NAMES)}.")
-    path = Path(checkpoint).expanduser() if checkpoint else None
+    path = Path(os.path.expanduser(checkpoint)) if checkpoint else None
     if name in PUBLISHED:
         if path is not None and not path.is_file():
             raise UserError(f"model.checkpoint: there is no file {path}.")

@@ -1,6 +1,10 @@
 """What a configuration means: everything that the workflow asks while it plans, and nothing heavy.
 
+config_files    what YAML would pass over in silence
+command_line    text behind --config, as it was typed
+configuration   defaults, types of numbers, and counts that follow others
 validation      what the schema says, in messages that name the key
+prompt_files    prompts from CSV
 settings        prompts and their ids, recipes, counts, what excludes what
 variant_names   activation configurations, and the variants that can be drawn
 baselines       what each evaluated variant is compared with

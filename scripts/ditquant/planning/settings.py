@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ class PromptSet:
 
 
 def _prompts_of(config: Mapping[str, Any], name: str, root: Path) -> list[str]:
-    path = Path(config["prompts"][name]).expanduser()
+    path = Path(os.path.expanduser(config["prompts"][name]))
     return read_prompts(path if path.exists() else root / path, f"prompts.{name}")
 
 
@@ -169,6 +170,11 @@ def check_counts(config: Mapping[str, Any]) -> None:
     for name, own in config["activations"]["variants"].items():
         if name in (*WEIGHT_KINDS, "a8", "multitier", "full"):
             raise UserError(f"activations.variants.{name}: this name is taken; choose another.")
+        if name == "floor" and "noise" in config["recipes"]:
+            raise UserError(
+                "recipes.noise: with activations.variants.floor there would be a variant "
+                "noise-floor, as the evaluation calls full precision from other noise: rename one."
+            )
         tiers |= {f"activations.variants.{name}.tiers": own["tiers"]} if "tiers" in own else {}
     for key, limits in tiers.items():
         for kind in ("linear", "post_gelu"):
