@@ -1,12 +1,14 @@
 """Input that a user gets wrong, and what must be said about it.
 
 `BAD_INPUT` is a table. `message(row, folder)` gives in process what the plan says of a row, by the
-calls that the Snakefile makes; `arguments(row, folder)` gives the words behind `snakemake` for a
-real run, which must end with the same message and change nothing.
+calls that the Snakefile makes; `dry_run(row, folder)` asks Snakemake itself, which must end with
+the same message and make nothing.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ import yaml
 
 from ditquant.errors import UserError
 
-from .planned import CONFIGURATION, plan
+from .planned import CONFIGURATION, ROOT, plan
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,22 @@ def message(row: BadInput, folder: Path) -> str | None:
     return None
 
 
-def arguments(row: BadInput, folder: Path) -> list[str]:
-    """Words behind `snakemake`, for a row that `reaches_us`."""
+def dry_run(row: BadInput, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Plans a row with Snakemake, in a folder `work` below the one for its files.
+
+    A row that does not `reaches_us` ends there with a message of Snakemake's own, or a traceback.
+    """
     path = write(row, folder)
     words = ["--configfile", str(path)] if path else []
-    return [*words, *(["--config", *row.typed] if row.typed else [])]
+    typed = ["--config", *row.typed] if row.typed else []
+    return subprocess.run(
+        [
+            sys.executable, "-m", "snakemake", "--dry-run", "--snakefile", str(ROOT / "Snakefile"),
+            "--workflow-profile", str(ROOT / "profiles" / "default"),
+            "--directory", str(folder / "work"), *words, *typed,
+        ],
+        capture_output=True, text=True,
+    )  # fmt: skip
 
 
 def _bomb(first: str, again: str) -> bytes:
@@ -269,6 +282,22 @@ CONFIGURATION_FILES = (
 _TIERS = {"mode": "sensitivity", "weighting": "latents"}
 
 VALUES = (
+    _value("a key that is unknown", "num_image: unknown key; did you mean num_images?",
+           num_image=3),
+    _value("a key of a group that is unknown", "weights.strid: unknown key; did you mean stride?",
+           weights={"strid": 3}),
+    _value("a word for a number", "num_images: 'three' is not a whole number.", num_images="three"),
+    _value("a word for a boolean", "text.t5: 'yes' is not true or false.", text={"t5": "yes"}),
+    _value("a stride of 0", "weights.stride: 0 is less than the minimum of 1.",
+           weights={"stride": 0}),
+    _value("a recipe that is unknown", "unknown recipe 'adaruond'", recipe="adaruond"),
+    _value("a pattern that fits nothing", "svd*-a8: no variant is named like this",
+           evaluation={"variants": ["svd*-a8"]}),
+    _value("a model that is unknown", "Unknown model 'sd4'", model={"name": "sd4"}),
+    _value("more images than prompts", "num_images is 4000, but config/prompts/demo-calibration"
+           ".csv holds only 128 prompts", num_images=4000),
+    _value("a group size that is none", "recipes.x.group_size: 48 is none of 32, 64, 128.",
+           recipes={"x": {"rounding": "adaround", "group_size": 48}}),
     _value("a boolean for a number", "seed: true is not a whole number.", seed=True),
     _value("a number for a boolean", "text.t5: 1 is not true or false.", text={"t5": 1}),
     _value("a number for text", "inference.prompts.0: 123 is not text. Put it into quotes.",

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from ditquant.models.files import read_header
+from support.bad_input import BAD_INPUT, dry_run
 from workflow.conftest import ROOT
 
 
@@ -18,39 +19,24 @@ def plain(message: str) -> str:
     return message
 
 
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"num_image": 3}, "num_image: unknown key; did you mean num_images?"),
-        ({"weights": {"strid": 3}}, "weights.strid: unknown key; did you mean stride?"),
-        ({"num_images": "three"}, "num_images: 'three' is not a whole number."),
-        ({"text": {"t5": "yes"}}, "text.t5: 'yes' is not true or false."),
-        ({"weights": {"stride": 0}}, "weights.stride: 0 is less than the minimum of 1."),
-        ({"activations": {"stride": 0}}, "activations.stride: 0 is less than the minimum of 1."),
-        ({"recipe": "adaruond"}, "unknown recipe 'adaruond'"),
-        ({"evaluation": {"variants": ["svd*-a8"]}}, "svd*-a8: no variant is named like this"),
-        ({"model": {"name": "sd4"}}, "Unknown model 'sd4'"),
-        ({"num_images": 4000}, "num_images is 4000"),
-        ({"inference": {"prompts": [" "]}}, "inference.prompts: a prompt is empty."),
-        ({"recipes": {"x": {"rounding": "adaround", "group_size": 48}}}, "48 is none of 32, 64"),
-    ],
-)
-def test_configuration_faults(workspace, change, expected):
-    workspace.config = {**workspace.config, **change}
-    message = plain(workspace.error("--dry-run"))
-    assert expected in message
-    assert not (workspace.folder / "results").exists()
+# The others of the table are told in process: tests/unit/test_bad_input.py.
+SAMPLE = [
+    next(row for row in BAD_INPUT if row.name == name)
+    for name in (
+        "prompt file: an unquoted comma",
+        "configuration file: a key twice",
+        "--config 'prompt=null'",
+        "a key that is unknown",
+    )
+]
 
 
-def test_command_line_faults_name_the_key(workspace):
-    message = plain(workspace.error("--dry-run", "--config", "num_image=3"))
-    assert "did you mean num_images?" in message
-
-
-def test_empty_prompt_file(workspace):
-    (workspace.folder / "empty.csv").write_text("prompt\n")
-    workspace.config["prompts"] = {"calibration": str(workspace.folder / "empty.csv")}
-    assert "holds no prompts below its first line" in plain(workspace.error("--dry-run"))
+@pytest.mark.parametrize("row", SAMPLE, ids=lambda row: row.name)
+def test_bad_input_ends_the_plan(tmp_path, row):
+    done = dry_run(row, tmp_path)
+    assert done.returncode != 0
+    assert row.says in plain(done.stdout + done.stderr)
+    assert not (tmp_path / "work" / "results").exists()
 
 
 @pytest.mark.parametrize(
