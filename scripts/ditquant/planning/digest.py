@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGE = "ditquant"
 # Changing these changes what a user reads while a job runs, never what the job makes.
-_PLUMBING = frozenset({"job", "job_times", "progress", "errors", "digest", "settings"})
+_PLUMBING = frozenset({"job", "job_times", "progress", "errors", "digest", "settings", "kernels"})
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
