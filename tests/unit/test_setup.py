@@ -152,3 +152,30 @@ def test_unknown_extra_and_unsupported_machine_are_refused(checkout: Checkout) -
     assert status != 0
     assert "MLX needs macOS 14 or newer" in said
     assert calls == []
+
+
+def test_a_folder_with_spaces_and_a_python_in_one(tmp_path: Path) -> None:
+    folder = tmp_path / "my 'own' folder"
+    folder.mkdir()
+    checkout = Checkout(folder)
+    status, _, calls = checkout.setup()
+    assert (status, steps(calls)) == (0, ["venv", *LOCKED])
+    python = folder / "a python"
+    shutil.copy(folder / "bin" / "python3", python)
+    shutil.rmtree(checkout.venv)
+    environment = {**os.environ, "PYTHON": str(python), "FAKE_LOG": str(checkout.log)}
+    setup = ["sh", str(folder / "envs" / "setup.sh")]
+    done = subprocess.run(setup, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"making .venv with {python}" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["a{b", "a}b", "a[b", "a]b"])
+def test_a_folder_that_snakemake_cannot_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    checkout = Checkout(tmp_path / name)
+    status, output, calls = checkout.setup()
+    assert status != 0
+    assert f"the path of this folder, {tmp_path / name}, holds braces or brackets" in output
+    assert calls == []
+    assert not checkout.venv.exists()
