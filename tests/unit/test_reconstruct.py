@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from ditquant.backend import mx
 from ditquant.weights.block_io import read_block
@@ -55,6 +58,41 @@ def test_full_precision_weights_have_no_error(problem):
     for rows in (problem.train, problem.held_out):
         # Rows in another batch: float32 rounding, squared, in units of the update's power.
         assert block_error(problem, problem.weights, rows) < 1e-9
+
+
+def test_an_error_in_float16_is_that_in_float32(tmp_path):
+    """8 bits leave less than what float16 rounds away inside of a block, which must not count."""
+    errors, noise = {}, 0.0
+    for dtype in (mx.float16, mx.float32):
+        network = build_mmdit(seed=4)
+        network.set_dtype(mx.float16)
+        network.set_dtype(dtype)
+        file = write_block_io(tmp_path / f"{dtype}.safetensors", network, seed=1, dtype=dtype)
+        data = read_block([file], ["mm00", "mm01"], "mm00")
+        # The small model's time embedding is float32's, and makes float32 of all behind it.
+        targets = tuple(target.astype(dtype) for target in data.targets)
+        data = replace(data, targets=targets, modulation=data.modulation.astype(dtype))
+        problem = block_problem(network, "mm00", data, lambda name: Grid("group", 8, 32), 0.5)
+        assert block_error(problem, problem.weights, problem.held_out) < 1e-9
+        weights = quantized_weights(problem, rtn_codes(problem))
+        errors[dtype] = block_error(problem, weights, problem.held_out)
+        if dtype == mx.float16:
+            before = problem.block.module.parameters()
+            with weights_restored(problem):
+                rows = mx.array(problem.held_out)
+                noise = sum(stream_errors(problem, weights, rows)).item() / 2
+            assert all(
+                after.dtype == dtype and mx.array_equal(after, one)
+                for (_, after), (_, one) in zip(
+                    tree_flatten(problem.block.module.parameters()),
+                    tree_flatten(before),
+                    strict=True,
+                )
+            )
+    # The weights are the same; the streams differ by float16's rounding, 2^-11 of each value, and
+    # the squares that are averaged by twice as much, in either direction.
+    assert errors[mx.float16] == pytest.approx(errors[mx.float32], rel=2**-9)
+    assert noise > 1.02 * errors[mx.float16], "this would not tell whether float16's noise counts"
 
 
 def test_dropping_a_streams_update_costs_its_whole_energy(problem, model):

@@ -58,6 +58,8 @@ def preload_blas() -> Blas:
         BLAS.name = "bundled with mlx (mlx was imported before ditquant)"
     elif any(_is_installed(name) for name in ("mlx-cuda-13", "mlx-cuda-12")):
         BLAS.name = "CUDA"
+        # MLX would multiply float32 there with ten bits of mantissa, as many as float16 has.
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")
     else:
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
         os.environ.setdefault("KMP_BLOCKTIME", "0")
