@@ -7,20 +7,14 @@ Does what the jobs of rule optimize_block do, by the library's own calls and the
 recipes, on the block inputs and outputs that the run cached, and walks through the blocks in their
 order. A recipe whose blocks learn behind quantized ones (`best`) walks
 through all blocks; a dtype that is not the run's computes the blocks' outputs anew from the cached
-inputs. What came out is judged in its own dtype, as the run does, and in float32 too ("judged"):
-float16 rounds also while it judges. Products of float32 are float32's here (`MLX_ENABLE_TF32=0`),
-which MLX on CUDA would round to ten bits, as float16 has them. The JSON is written after each
-block: a run that is cut short leaves what it had.
+inputs. The JSON is written after each block: a run that is cut short leaves what it had.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("MLX_ENABLE_TF32", "0")  # read when MLX is loaded
-
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,12 +30,10 @@ from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import ModelSpec, read_spec
 from ditquant.planning.settings import block_options, recipe_options
 from ditquant.weights.block_io import BlockData, read_block
-from ditquant.weights.grids import dequantize
 from ditquant.weights.prefix import streams_after
 from ditquant.weights.recipes import quantize_block, recipe_grid
 from ditquant.weights.reconstruct import (
     BlockProblem,
-    block_error,
     block_problem,
     weights_restored,
 )
@@ -124,17 +116,10 @@ def setting_of(spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype) 
     return Setting(network, block, data_of(network, spec, files, block, dtype))
 
 
-def quantized(spec: ModelSpec, own: Setting, single: Setting, chain: Chain, seed: int) -> Row:
-    """What a recipe makes of a block; moves a chained recipe on to the next.
-
-    Args:
-        single: the block in float32, to judge by.
-    """
+def quantized(spec: ModelSpec, own: Setting, chain: Chain, seed: int) -> Row:
+    """What a recipe makes of a block; moves a chained recipe on to the next."""
     problem = own.problem(chain)
     result = quantize_block(problem, chain.options, seed)
-    judge = single.problem(chain)
-    weights = [dequantize(result.packed[linear.name]) for linear in judge.linears]
-    judged = block_error(judge, weights, judge.held_out)
     if chain.is_chained:
         with weights_restored(problem):
             chain.entering = streams_after(
@@ -154,7 +139,6 @@ def quantized(spec: ModelSpec, own: Setting, single: Setting, chain: Chain, seed
         "kept": document["kept"],
         "kept_error": kept["held_out"],
         "ratio": kept["held_out"] / rtn["held_out"],
-        "judged": judged,
         "binary_share": document["binary_share"],
     }
 
@@ -183,12 +167,11 @@ def walk(
         if not asked:
             continue
         own = setting_of(spec, files, block, DTYPES[dtype])
-        single = own if dtype == "float32" else setting_of(spec, files, block, mx.float32)
         for name in asked:
             began = time.perf_counter()
             row = {"block": block, "recipe": name, "dtype": dtype}
             try:
-                row |= quantized(spec, own, single, chains[name], seed)
+                row |= quantized(spec, own, chains[name], seed)
             except UserError as error:
                 chains[name].broken = chains[name].is_chained
                 row["error"] = str(error)

@@ -48,7 +48,6 @@ def test_blocks_are_those_of_the_workflow(scripts, walked, finished):
         assert row["result"] == errors["result"]["held_out"]
         assert row["kept_error"] == document["kept_error"]["held_out"]
         assert row["ratio"] == row["kept_error"] / row["rtn"]
-        assert row["judged"] == row["kept_error"]
 
 
 def test_a_chained_recipe_walks_through_all_blocks(scripts, walked, finished, tmp_path):
@@ -73,10 +72,8 @@ def test_another_dtype_gives_nearly_the_same(scripts, walked):
     )
     assert rows[0]["dtype"] == "float16"
     assert rows[0]["rtn"] != single["rtn"]
-    # Rounding to float16 (relative variance 2^-22 / 12) is nothing beside 4 bits.
-    assert rows[0]["rtn"] == pytest.approx(single["rtn"], rel=0.02)
-    # Round-to-nearest codes of the same weights; float16's weights are those of the file.
-    assert rows[0]["judged"] == pytest.approx(single["judged"], rel=1e-3)
+    # Round-to-nearest codes of the same weights, judged in float32: only the streams differ.
+    assert rows[0]["rtn"] == pytest.approx(single["rtn"], rel=2e-3)
 
 
 def test_a_recipe_that_fails_ends_no_other(scripts, walked, monkeypatch):
