@@ -90,7 +90,7 @@ def test_the_configuration_is_the_published_one_with_less_of_it(benchmark):
 
     assert set(changed(published, ours)) == {
         ".run", ".num_images", ".model.checkpoint", ".weights.num_images",
-        ".activations.num_images", ".recipes.adaround.iterations",
+        ".activations.num_images", ".activations.clips.images", ".recipes.adaround.iterations",
         ".recipes.adaround.batch_size", ".recipes.adaround.learning_rate",
         ".recipes.best.iterations", ".recipes.best.batch_size", ".recipes.best.learning_rate",
         ".inference.prompts", ".evaluation.captions", ".evaluation.variants",
