@@ -62,16 +62,16 @@ def _type_advice(value: Any, wanted: list[str]) -> str:
             " It is text here: write plain digits (1000, not 1e3; 0.001, not 1e-3), and what is "
             "nested into a configuration file, since --config makes text of it."
         )
+    if value is None:
+        return " Leave the key out to keep its default."
     if "string" in wanted and isinstance(value, Mapping | list):
         return " YAML gives a colon, brackets and braces a meaning: put the text into quotes."
-    if "string" in wanted:
-        return " Put it into quotes."
-    return " Leave the key out to keep its default." if value is None else ""
+    return " Put it into quotes." if "string" in wanted else ""
 
 
 def _explain(error: ValidationError) -> list[str]:
     where = _path(error.absolute_path)
-    value, rule = error.instance, error.validator
+    value, rule, limit = error.instance, error.validator, error.validator_value
     if rule == "additionalProperties" and isinstance(value, Mapping):
         known = list(error.schema.get("properties", {}))
         lines = []
@@ -84,15 +84,19 @@ def _explain(error: ValidationError) -> list[str]:
             lines.append(f"{name}: unknown key; {advice}")
         return lines
     if rule == "type":
-        names = error.validator_value
-        names = [names] if isinstance(names, str) else names
+        names = [limit] if isinstance(limit, str) else limit
         wanted = " or ".join(_TYPES[name] for name in names)
         return [f"{where}: {_shown(value)} is not {wanted}.{_type_advice(value, names)}"]
     if rule == "enum":
-        choices = ", ".join(_shown(choice).strip("'") for choice in error.validator_value)
+        choices = ", ".join(_shown(choice).strip("'") for choice in limit)
         return [f"{where}: {_shown(value)} is none of {choices}."]
     if rule in ("pattern", "maxLength"):
         return [f"{where}: {_shown(value)} is no such name. {error.schema['description']}"]
+    if rule in ("minItems", "maxItems"):
+        least = "least" if rule == "minItems" else "most"
+        return [f"{where}: a list of {len(value)}, where it must have at {least} {limit}."]
+    if rule == "not":  # the schema has `not: {required: ...}` alone
+        return [f"{where}: {' and '.join(limit['required'])} exclude each other; leave one out."]
     if rule == "required":
         return [f"{where}: {error.message.replace(' is a required property', ' is missing')}."]
     return [f"{where}: {_short(error.message)}."]
