@@ -16,6 +16,7 @@ from typing import Any
 
 from . import job_times
 from .errors import UserError
+from .records import write_record
 
 LOG = logging.getLogger("ditquant")
 
@@ -49,6 +50,7 @@ def job(snakemake: Any) -> Iterator[None]:
         if backend is not None:
             LOG.info("%s", backend.describe_device())
         yield
+        write_record(snakemake.rule, snakemake.params, snakemake.input, snakemake.output)
         parts = job_times.split(age, time.monotonic() - began)
         peak = None if backend is None else backend.highest_memory_bytes()
         LOG.info("%s done in %s", snakemake.rule, job_times.describe(parts, peak))
