@@ -24,7 +24,7 @@ rule draw_reference:
         mem_mb=8000,
     params:
         model=model_params(),
-        shards=[str(shard) for shard in CAPTION_SHARDS],
+        shards=[Path(shard).name for shard in CAPTION_SHARDS],
         plan=EVALUATION_PLAN,
         code=code("draw_reference.py"),
     message:
@@ -58,7 +58,7 @@ rule evaluate_variant:
         mem_mb=8000,
     params:
         model=model_params(),
-        shards=[str(shard) for shard in CAPTION_SHARDS],
+        shards=[Path(shard).name for shard in CAPTION_SHARDS],
         plan=EVALUATION_PLAN,
         code=lambda wildcards: variant_code("evaluate_variant.py", wildcards.variant),
     message:

@@ -1,5 +1,7 @@
 """Rule draw_reference: the full-precision run that every variant is compared with."""
 
+from pathlib import Path
+
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.evaluation.block_errors import REFERENCE_BLOCKS, output_streams, stacked
 from ditquant.evaluation.trajectories import (
@@ -19,7 +21,7 @@ def _leave_alone(index: int, sigma: float) -> None:
 
 
 def main(
-    shards: list[str], reference: str, blocks: str, timing: str, model: dict, plan: dict
+    shards: list[Path], reference: str, blocks: str, timing: str, model: dict, plan: dict
 ) -> None:
     """Writes final latents, latents and velocities at the measured steps, pictures and sigmas.
 
@@ -50,8 +52,9 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         params = snakemake.params
+        folder = Path(snakemake.input.conditioning[0]).parent
         main(
-            params.shards,
+            [folder / name for name in params.shards],
             snakemake.output.reference,
             snakemake.output.blocks,
             snakemake.output.timing,

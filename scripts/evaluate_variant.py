@@ -1,6 +1,7 @@
 """Rule evaluate_variant: a variant's captions against the full-precision reference."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def main(
     reference_file: str,
     reference_blocks: str,
     reference_timing: str,
-    shards: list[str],
+    shards: list[Path],
     output: str,
     timing: str,
     variant: str,
@@ -150,11 +151,12 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         params = snakemake.params
+        folder = Path(snakemake.input.conditioning[0]).parent
         main(
             snakemake.input.reference,
             snakemake.input.reference_blocks,
             snakemake.input.reference_timing,
-            params.shards,
+            [folder / name for name in params.shards],
             snakemake.output.evaluation,
             snakemake.output.timing,
             snakemake.wildcards.variant,

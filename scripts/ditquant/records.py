@@ -108,7 +108,7 @@ def run_folder(path: str | Path) -> Path | None:
     return Path(*parts[: parts.index("results") + 2])
 
 
-def _as_snakemake_has_them(params: Iterable[Any]) -> tuple[str, ...]:
+def recorded_params(params: Iterable[Any]) -> tuple[str, ...]:
     """Values of parameters as Snakemake's records have them."""
     return tuple(sorted(repr(value) for value in params if isinstance(value, _RECORDED)))
 
@@ -129,7 +129,7 @@ def write_record(
         for path in outputs
     }
     read = tuple((str(path), content_digest(path)) for path in inputs)
-    record = Record(rule, _as_snakemake_has_them(params), read, written)
+    record = Record(rule, recorded_params(params), read, written)
     name = Path(outputs[0]).relative_to(folder)
     write_text(folder / FOLDER / f"{name}.json", json.dumps({"run": folder.name, **asdict(record)}))
 

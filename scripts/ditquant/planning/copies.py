@@ -31,6 +31,7 @@ from .snakemake_records import SnakemakeRecords
 
 # A shard of prompts may have grown since a row of it was read; see rules/inputs/model.smk.
 _GROWING = "conditioning"
+NOTES = Path(".snakemake") / "ditquant"
 
 State = tuple[int, int]
 
@@ -148,24 +149,23 @@ def _judge(
             run.set_time(benchmark, newest)
 
 
-def recognise_copies(folder: Path, store: Path = Path(".snakemake")) -> list[str]:
+def recognise_copies(folder: Path) -> list[str]:
     """Prepares Snakemake's planning of a run whose files may have come from elsewhere.
 
     Args:
         folder: `results/{run}`, from where Snakemake runs.
-        store: Snakemake's own folder.
 
     Returns:
         Warnings for the user.
     """
     if not folder.is_dir():
         return []
-    notes = store / "ditquant" / f"{folder.name}.json"
+    notes = NOTES / f"{folder.name}.json"
     noted, states = _noted(notes), dict(_states(folder))
     new = {path for path, state in states.items() if noted.get(path) != state}
     if not new:
         return []
-    run, snakemake = _Run(folder), SnakemakeRecords(store)
+    run, snakemake = _Run(folder), SnakemakeRecords()
     unfinished = snakemake.unfinished(new)
     outputs = [path for path in new - unfinished if f"/{FOLDER}/" not in path]
     copied = False

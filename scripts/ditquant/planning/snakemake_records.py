@@ -8,9 +8,8 @@ file for the right one. This is the only module that knows how Snakemake keeps i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
-from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
+from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord, PersistenceBase
 from snakemake.persistence.file import FilePersistence
 
 from ..records import Record
@@ -20,11 +19,16 @@ class SnakemakeRecords:
     """The records of the folder in which Snakemake runs, by the path of an output.
 
     Args:
-        folder: `.snakemake`.
+        store: Snakemake's own; None opens the one in `.snakemake` below the folder we are in.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._store = FilePersistence(nolock=True, path=folder)
+    def __init__(self, store: PersistenceBase | None = None) -> None:
+        self._store = store or FilePersistence(nolock=True)
+
+    def params(self, path: str) -> tuple[str, ...] | None:
+        """The parameters that a file was made with, see `records.recorded_params`."""
+        found = self._store._read_record(path)
+        return None if found is None or found.params is None else tuple(found.params)
 
     def is_known(self, path: str) -> bool:
         """Whether Snakemake has a record of a file."""
