@@ -145,12 +145,8 @@ rule render_report:
     resources:
         mem_mb=2000,
     params:
-        config=config,
-        prompts={
-            name: PROMPTS[kind].prompts[row]
-            for name, (kind, row) in INFERENCE_PROMPTS.items()
-            if name in ASKED_PROMPTS
-        },
+        recipe=config["recipe"],
+        prompts=ASKED_PROMPTS,
         variants=SHOWN_VARIANTS,
         evaluated=EVALUATED_VARIANTS,
         recipes=REPORTED_RECIPES,

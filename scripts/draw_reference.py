@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.evaluation.block_errors import REFERENCE_BLOCKS, output_streams, stacked
+from ditquant.evaluation.table import TIMING
 from ditquant.evaluation.trajectories import (
     count_parameters,
     measured_steps,
@@ -44,7 +45,7 @@ def main(
         "model": model["name"], "dtype": model["dtype"], "parameters": count_parameters(network),
     }  # fmt: skip
     save_run(reference, run, metadata)
-    write_json(timing, "ditquant.timing", {"variant": "full", **took})
+    write_json(timing, TIMING, {"variant": "full", **took})
     outputs = output_streams(network, _leave_alone, setting, run.latents, run.sigmas, dtype)
     save_tensors(blocks, stacked(outputs), REFERENCE_BLOCKS)
 

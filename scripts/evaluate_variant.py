@@ -14,7 +14,7 @@ from ditquant.evaluation.block_errors import (
     num_passes,
     output_streams,
 )
-from ditquant.evaluation.table import FORMAT, caption_scores, float16_bytes
+from ditquant.evaluation.table import FORMAT, TIMING, caption_scores, float16_bytes
 from ditquant.evaluation.trajectories import (
     REFERENCE,
     Run,
@@ -29,6 +29,7 @@ from ditquant.job import job
 from ditquant.models.load import DTYPES, load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.progress import ticking
+from ditquant.provenance import check_options
 from ditquant.ranges.single_tier import CONFIG_FORMAT
 from ditquant.simulation.simulate import Simulation
 
@@ -92,6 +93,7 @@ def main(
 
     `full` is the reference itself: its errors are zero by definition and it is only judged.
     """
+    check_options(reference_file, f"the evaluation of {variant}", plan=plan)
     spec = read_spec(model["name"], model["checkpoint"])
     dtype = DTYPES[model["dtype"]]
     setting = read_setting(plan, shards)
@@ -99,7 +101,7 @@ def main(
     blocks, inputs = None, None
     if variant == "full":
         run = reference
-        took = read_json(reference_timing, "ditquant.timing")
+        took = read_json(reference_timing, TIMING)
     else:
         decoder = load_vae_decoder(spec, dtype)
         with open_variant(spec, dtype, variant, checkpoint, quant_config) as opened:
@@ -145,7 +147,7 @@ def main(
     }
     write_json(output, FORMAT, document)
     times = {key: took[key] for key in ("step_seconds", "peak_bytes")}
-    write_json(timing, "ditquant.timing", {"variant": variant, **times})
+    write_json(timing, TIMING, {"variant": variant, **times})
 
 
 if "snakemake" in globals():

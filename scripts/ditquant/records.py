@@ -20,11 +20,9 @@ import xxhash
 
 from .errors import UserError
 from .files import write_text
-from .seals import digest_of, recorded_digest
+from .seals import SEALED, digest_of, place_of, recorded_digest
 
 FOLDER = ".records"
-# Formats that carry their own digest, see `seals`.
-_SEALED = {".safetensors", ".json", ".png", ".gif", ".svg", ".html"}
 # Snakemake writes it into folders that are outputs, to date them.
 TIMESTAMP = ".snakemake_timestamp"
 # Values of other types are no part of Snakemake's records.
@@ -89,7 +87,7 @@ def content_digest(path: str | Path) -> str:
         )
         lines = [f"{file.relative_to(path)} {_hashed(file)}" for file in files]
         return digest_of("\n".join(lines).encode())
-    if path.suffix in _SEALED:
+    if path.suffix in SEALED:
         with suppress(UserError):
             return recorded_digest(path)
     return _hashed(path)
@@ -98,14 +96,6 @@ def content_digest(path: str | Path) -> str:
 def size_of(path: Path) -> int:
     """Bytes of a file; a folder's own size depends on the file system and does not count."""
     return 0 if path.is_dir() else path.stat().st_size
-
-
-def run_folder(path: str | Path) -> Path | None:
-    """`results/{run}` of a file below it, as the path has it; None for a file elsewhere."""
-    parts = Path(path).parts
-    if "results" not in parts[:-2]:
-        return None
-    return Path(*parts[: parts.index("results") + 2])
 
 
 def recorded_params(params: Iterable[Any]) -> tuple[str, ...]:
@@ -121,16 +111,16 @@ def write_record(
     Args:
         params, inputs, outputs: as Snakemake gives them to a script.
     """
-    folder = run_folder(outputs[0]) if outputs else None
-    if folder is None:
+    name = place_of(outputs[0]) if outputs else ""
+    if not name:
         return
+    folder = Path(str(outputs[0]).removesuffix(name))
     written = {
         str(path): Output(content_digest(path), size_of(Path(path)), os.stat(path).st_ino)
         for path in outputs
     }
     read = tuple((str(path), content_digest(path)) for path in inputs)
     record = Record(rule, recorded_params(params), read, written)
-    name = Path(outputs[0]).relative_to(folder)
     write_text(folder / FOLDER / f"{name}.json", json.dumps({"run": folder.name, **asdict(record)}))
 
 

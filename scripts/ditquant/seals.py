@@ -70,6 +70,10 @@ VERSIONS = {
 }
 
 BLANK = "0" * 32
+# The keys of a document that are its seal.
+SEAL_KEYS = frozenset({"digest", "format", "version", "file"})
+# The kinds of files that carry a seal.
+SEALED = frozenset({".safetensors", ".json", ".png", ".gif", ".svg", ".html"})
 # Quotation marks inside of JSON strings are escaped: this matches a key alone.
 _IN_JSON = re.compile(rb'"digest": ?"([0-9a-f]{32})"')
 _IN_TEXT = re.compile(rb"(ditquant\.[a-z_.]+) (\d+) ([0-9a-f]{32})((?: [\w./-]+)?);")
@@ -202,22 +206,27 @@ def _chunk(text: bytes) -> bytes:
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def _sealed(data: bytes, suffix: str, text: str) -> bytes:
-    """`data` with a seal inserted where programs pass over it."""
-    seal = text.encode("ascii")
+def annotated(data: bytes, suffix: str, text: str) -> bytes:
+    """A picture or page with a text inserted where programs pass over it, behind earlier ones.
+
+    Args:
+        suffix: of its name; a GIF file takes 255 characters.
+        text: ASCII, without double hyphens.
+    """
+    note = text.encode("ascii")
     if suffix == ".png":  # before the chunk IEND, which has 12 bytes
-        return data[:-12] + _chunk(seal) + data[-12:]
+        return data[:-12] + _chunk(note) + data[-12:]
     if suffix == ".gif":  # a comment extension before the trailer, one byte
-        return data[:-1] + b"\x21\xfe" + bytes([len(seal)]) + seal + b"\0" + data[-1:]
-    return data + b"<!-- " + seal + b" -->\n"
+        return data[:-1] + b"\x21\xfe" + bytes([len(note)]) + note + b"\0" + data[-1:]
+    return data + b"<!-- " + note + b" -->\n"
 
 
 def seal_file(path: str | Path, data: bytes, kind: str) -> bytes:
     """The content of a PNG, GIF, SVG or HTML file with a seal in it."""
     suffix, place = Path(path).suffix, place_of(path)
     start, end = f"{kind} {VERSIONS[kind]}", f" {place};" if place else ";"
-    digest = digest_of(_sealed(data, suffix, f"{start} {BLANK}{end}"))
-    return _sealed(data, suffix, f"{start} {digest}{end}")
+    digest = digest_of(annotated(data, suffix, f"{start} {BLANK}{end}"))
+    return annotated(data, suffix, f"{start} {digest}{end}")
 
 
 def _last_seal(path: str | Path, data: bytes) -> re.Match[bytes]:
@@ -237,12 +246,12 @@ def check_file(path: str | Path, data: bytes, kind: str) -> None:
     text, suffix = found[0].decode(), Path(path).suffix
     # What is left without the seal must give the file again, and with a blank digest its digest.
     tail = {".png": 12, ".gif": 1}.get(suffix, 0)
-    cut = max(0, len(data) - tail - len(_sealed(b"", suffix, text)))
+    cut = max(0, len(data) - tail - len(annotated(b"", suffix, text)))
     plain = data[:cut] + data[len(data) - tail :]
     blank = text.replace(found[3].decode(), BLANK)
-    if _sealed(plain, suffix, text) != data:
+    if annotated(plain, suffix, text) != data:
         raise damaged(path, "its seal is incomplete")
-    if digest_of(_sealed(plain, suffix, blank)) != found[3].decode():
+    if digest_of(annotated(plain, suffix, blank)) != found[3].decode():
         raise damaged(path, "its digest does not match its content")
     check_seal(path, kind, found[1].decode(), int(found[2]), found[4].decode().strip())
 
