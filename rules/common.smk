@@ -9,8 +9,8 @@ from ditquant.planning.command_line import take_typed_text
 from ditquant.planning.copies import recognise_copies
 from ditquant.planning.digest import code_digest
 from ditquant.errors import UserError
+from ditquant.models.identity import checkpoint_identity, text_identity
 from ditquant.models.plan import read_plan
-from ditquant.models.spec import checkpoint_identity, text_identity
 
 ROOT = Path(workflow.basedir)
 SCHEMA = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text("utf-8"))

@@ -16,11 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from .errors import UserError
 from .files import write_text
-from .seals import SEALED, digest_of, place_of, recorded_digest
+from .seals import SEALED, digest_of, file_digest, place_of, recorded_digest
 
 FOLDER = ".records"
 # Snakemake writes it into folders that are outputs, to date them.
@@ -64,14 +62,6 @@ class Record:
     outputs: dict[str, Output]
 
 
-def _hashed(path: Path) -> str:
-    hasher = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while part := file.read(1 << 22):
-            hasher.update(part)
-    return hasher.hexdigest()
-
-
 def content_digest(path: str | Path) -> str:
     """32 hexadecimal digits that tell one content from another.
 
@@ -85,12 +75,12 @@ def content_digest(path: str | Path) -> str:
         files = sorted(
             file for file in path.rglob("*") if file.is_file() and file.name != TIMESTAMP
         )
-        lines = [f"{file.relative_to(path)} {_hashed(file)}" for file in files]
+        lines = [f"{file.relative_to(path)} {file_digest(file)}" for file in files]
         return digest_of("\n".join(lines).encode())
     if path.suffix in SEALED:
         with suppress(UserError):
             return recorded_digest(path)
-    return _hashed(path)
+    return file_digest(path)
 
 
 def size_of(path: Path) -> int:

@@ -87,6 +87,15 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def file_digest(path: str | Path) -> str:
+    """The same of a file's bytes, read in parts."""
+    hasher = xxhash.xxh3_128()
+    with Path(path).open("rb") as file:
+        while part := file.read(1 << 22):
+            hasher.update(part)
+    return hasher.hexdigest()
+
+
 def damaged(path: str | Path, what: str) -> UserError:
     """The error for a file that is not what was written."""
     return UserError(f"{path} is damaged ({what}): delete it and run the same command again.")
