@@ -1,7 +1,7 @@
-"""What tells one checkpoint from another: its content, wherever it lies and whenever it was copied.
+"""What tells one checkpoint from another: its content, wherever and whenever it was copied.
 
-Planning asks for it in every process, so the digest of a large file is noted in `.snakemake`, beside
-the size, time and inode that it had when it was read.
+Planning asks for it in every process, so the digest of a large file is noted in `.snakemake`, with
+the size, time and inode that the file had when it was read.
 """
 
 from __future__ import annotations
