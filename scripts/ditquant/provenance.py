@@ -20,7 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .seals import SEALED, annotated, damaged, header_bytes, place_of, recorded_digest
+from .seals import (
+    SEALED,
+    annotated,
+    check_file,
+    check_place,
+    checked_json,
+    damaged,
+    header_bytes,
+    missing,
+    place_of,
+    recorded_digest,
+    sealed_kind,
+)
 
 KEY = "made_by"
 _NO_SOURCES = ("conditioning/", "benchmarks/")
@@ -79,17 +91,27 @@ def with_note(data: bytes, suffix: str) -> bytes:
 def made_by(path: str | Path) -> Made:
     """What an artifact says of how it was made: "rule", "options" (not of pictures), "sources".
 
+    Of tensors only the header is read and checked.
+
     Raises:
-        UserError: it says nothing.
+        UserError: it is missing, damaged or in the wrong place, or says nothing.
     """
     path = Path(path)
+    if not path.is_file():
+        raise missing(path)
     try:
         if path.suffix == ".safetensors":
-            found = json.loads(json.loads(header_bytes(path))["__metadata__"][KEY])
+            seal = checked_json(path, header_bytes(path).rstrip(b" "))["__metadata__"]
+            check_place(path, seal["file"])
+            found = json.loads(seal[KEY])
         elif path.suffix == ".json":
-            found = json.loads(path.read_bytes())[KEY]
+            document = checked_json(path, path.read_bytes())
+            check_place(path, document.get("file", ""))
+            found = document[KEY]
         else:
-            found = json.loads(_NOTE.findall(path.read_bytes())[-1])
+            data = path.read_bytes()
+            check_file(path, data, sealed_kind(path, data))
+            found = json.loads(_NOTE.findall(data)[-1])
         return {"rule": found["rule"], "options": {}, **found, "sources": dict(found["sources"])}
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise damaged(path, "it does not say what it was made from") from error
@@ -138,7 +160,7 @@ def check_options(path: str | Path, meant: str, **options: Any) -> None:
     ]
     if lines:
         raise UserError(
-            f"{path} does not belong to {meant}: {'; '.join(lines[:5])}. Delete {path} and run the "
+            f"{path} does not belong to {meant}: {'; '.join(lines[:5])}: delete it and run the "
             "same command again."
         )
 
@@ -202,8 +224,7 @@ class Together:
                 if recorded_digest(file) != digest:
                     raise UserError(
                         f"{path} was made from another {file} than the one that is there: delete "
-                        f"{path} and run the same command again, or put back the file that it was "
-                        "made from."
+                        "it and run the same command again, or put back what it was made from."
                     )
                 self.check(file)
         return self._seen[place]

@@ -110,6 +110,24 @@ def place_of(path: str | Path) -> str:
     return "/".join(parts[start + 1 :])
 
 
+def missing(path: str | Path) -> UserError:
+    """The error for a file that is not there."""
+    return UserError(f"There is no file {path}: run the command that makes it.")
+
+
+def check_place(path: str | Path, place: str) -> None:
+    """Checks that a file lies where it was written.
+
+    Raises:
+        UserError: it does not.
+    """
+    if place and place_of(path) not in ("", place):
+        raise UserError(
+            f"{path} was written as {place} and stands in the wrong place: delete it and run the "
+            "same command again."
+        )
+
+
 def check_seal(path: str | Path, kind: str, found: str, version: int, place: str) -> None:
     """Compares what a file says of itself with what is expected.
 
@@ -129,8 +147,7 @@ def check_seal(path: str | Path, kind: str, found: str, version: int, place: str
             f"{path} is {kind} version {version}, this release reads version {VERSIONS[kind]}: "
             f"{advice}"
         )
-    if place and place_of(path) not in ("", place):
-        raise UserError(f"{path} was written as {place} and stands in the wrong place: {advice}")
+    check_place(path, place)
 
 
 # ------------------------------------------------------------------------- headers and documents
@@ -196,7 +213,7 @@ def header_bytes(path: str | Path) -> bytes:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no file {path}: run the command that makes it.")
+        raise missing(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -245,6 +262,14 @@ def _last_seal(path: str | Path, data: bytes) -> re.Match[bytes]:
     return matches[-1]
 
 
+def sealed_kind(path: str | Path, data: bytes) -> str:
+    """The format that a PNG, GIF, SVG or HTML file is said to have."""
+    kind = _last_seal(path, data)[1].decode()
+    if kind not in VERSIONS:
+        raise damaged(path, f"there is no format {kind}")
+    return kind
+
+
 def check_file(path: str | Path, data: bytes, kind: str) -> None:
     """Checks what `seal_file` made.
 
@@ -276,7 +301,7 @@ def recorded_digest(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no file {path}: run the command that makes it.")
+        raise missing(path)
     is_document = path.suffix in (".safetensors", ".json")
     with path.open("rb") as file:
         if not is_document:

@@ -120,6 +120,27 @@ def test_what_was_written_by_no_job_is_refused(run, suffix):
         made_by(write(run / f"a{suffix}"))
 
 
+@pytest.mark.parametrize("name", ["b.safetensors", "c.json", "d.svg"])
+def test_damaged_and_exchanged_files_are_told_as_such(run, name):
+    chain(run)
+    with making("a_rule", {}, [run / "c.json"]):
+        write(run / "d.svg")
+    path = run / name
+    exchanged = path.rename(run / f"moved{path.suffix}")
+    with pytest.raises(UserError, match=f"was written as {name} and stands in the wrong place"):
+        made_by(exchanged)
+    data = exchanged.read_bytes()
+    path.write_bytes(data.replace(b'"rule', b'"ruse'))
+    with pytest.raises(UserError, match=r"is damaged \(its digest does not match"):
+        made_by(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged"):
+        made_by(path)
+    path.unlink()
+    with pytest.raises(UserError, match="There is no file"):
+        made_by(path)
+
+
 def test_files_of_one_piece_pass(run):
     files = chain(run)
     together = Together(run)
@@ -157,7 +178,7 @@ def test_options_are_compared_leaf_by_leaf(run):
         check_options(path, "recipe fine", recipe={**recipe, "bits": 3, "layers": {"*.fc2": 4}})
     assert (
         f"{path} does not belong to recipe fine: recipe.bits is 4 and not 3; "
-        "recipe.layers.*.fc2 is 8 and not 4."
+        "recipe.layers.*.fc2 is 8 and not 4: delete it and run the same command again."
     ) in str(error.value)
 
 
