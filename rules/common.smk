@@ -6,10 +6,11 @@ from snakemake.logging import logger
 
 from ditquant.planning import configuration, fitting, settings, variant_names
 from ditquant.planning.command_line import take_typed_text
+from ditquant.planning.copies import recognise_copies
 from ditquant.planning.digest import code_digest
 from ditquant.errors import UserError
+from ditquant.models.identity import checkpoint_identity, text_identity
 from ditquant.models.plan import read_plan
-from ditquant.models.spec import checkpoint_identity, text_identity
 
 ROOT = Path(workflow.basedir)
 SCHEMA = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text("utf-8"))
@@ -30,6 +31,11 @@ IMAGES = [f"{index:04d}" for index in range(config["num_images"])]
 BLOCKS = SPEC.block_names
 LINEARS = SPEC.shape.block_linears()
 RECIPES = list(config["recipes"])
+
+# Jobs parse this file too, on other machines perhaps; only who plans may judge what is there.
+if not is_spawned:
+    for warning in recognise_copies(Path(RESULTS)):
+        logger.warning(warning)
 
 # Cores a model job: all of them where one runs at a time (the default profile's gpu=1). On a CPU more
 # jobs of fewer threads are faster, since only matrix products use several: `--resources gpu=2`.

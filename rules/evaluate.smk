@@ -24,7 +24,7 @@ rule draw_reference:
         mem_mb=8000,
     params:
         model=model_params(),
-        shards=[str(shard) for shard in CAPTION_SHARDS],
+        shards=[Path(shard).name for shard in CAPTION_SHARDS],
         plan=EVALUATION_PLAN,
         code=code("draw_reference.py"),
     message:
@@ -58,7 +58,7 @@ rule evaluate_variant:
         mem_mb=8000,
     params:
         model=model_params(),
-        shards=[str(shard) for shard in CAPTION_SHARDS],
+        shards=[Path(shard).name for shard in CAPTION_SHARDS],
         plan=EVALUATION_PLAN,
         code=lambda wildcards: variant_code("evaluate_variant.py", wildcards.variant),
     message:
@@ -145,12 +145,8 @@ rule render_report:
     resources:
         mem_mb=2000,
     params:
-        config=config,
-        prompts={
-            name: PROMPTS[kind].prompts[row]
-            for name, (kind, row) in INFERENCE_PROMPTS.items()
-            if name in ASKED_PROMPTS
-        },
+        recipe=config["recipe"],
+        prompts=ASKED_PROMPTS,
         variants=SHOWN_VARIANTS,
         evaluated=EVALUATED_VARIANTS,
         recipes=REPORTED_RECIPES,

@@ -6,6 +6,7 @@ from typing import Any
 from ditquant.artifacts import write_json
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
+from ditquant.provenance import check_options
 from ditquant.ranges.clip_errors import load_clip_errors
 from ditquant.ranges.configs import make_config
 from ditquant.ranges.learned_ranges import load_intervals
@@ -42,6 +43,8 @@ def main(
         assert model is not None
         return input_gains(load_measured(model, checkpoint)[1])
 
+    for path in (*sensitivity, *clips):
+        check_options(path, config, asked=asked)
     measured = load_statistics(statistics)
     document = make_config(
         measured,

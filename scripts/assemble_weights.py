@@ -14,6 +14,8 @@ from ditquant.checkpoints.checkpoint import (
 from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
+from ditquant.planning.settings import block_options
+from ditquant.provenance import check_options
 from ditquant.weights.block_files import read_packed, read_parameters, read_tuned
 from ditquant.weights.other_linears import quantize_other_linears
 from ditquant.weights.rotation import rotate
@@ -33,6 +35,10 @@ def main(
     Args:
         tuned: scales and biases of the blocks' linears, if the recipe is tuned.
     """
+    for path in blocks:
+        check_options(path, f"recipe {name}", recipe=block_options(recipe))
+    if tuned is not None:
+        check_options(tuned, f"recipe {name}", recipe=recipe)
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[])
     rotate(network, recipe.get("rotation"))

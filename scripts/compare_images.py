@@ -8,6 +8,7 @@ from ditquant.backend import to_numpy
 from ditquant.evaluation.comparison import FACTOR, side_by_side
 from ditquant.evaluation.pictures import LATENTS, png_bytes, read_picture
 from ditquant.job import job
+from ditquant.provenance import check_alike
 
 
 def main(
@@ -21,6 +22,7 @@ def main(
     prompt_id: str,
 ) -> None:
     """Writes the comparison and its numbers (psnr in dB, None for equal pictures)."""
+    check_alike([full_latents, latents], "prompt", "seed", "num_steps", "cfg_weight", "image_size")
     metadata = load_metadata(latents, LATENTS)
     image, reference = read_picture(picture), read_picture(full_picture)
     psnr = metrics.psnr(image, reference)

@@ -1,7 +1,10 @@
 """Rule draw_reference: the full-precision run that every variant is compared with."""
 
+from pathlib import Path
+
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.evaluation.block_errors import REFERENCE_BLOCKS, output_streams, stacked
+from ditquant.evaluation.table import TIMING
 from ditquant.evaluation.trajectories import (
     count_parameters,
     measured_steps,
@@ -19,7 +22,7 @@ def _leave_alone(index: int, sigma: float) -> None:
 
 
 def main(
-    shards: list[str], reference: str, blocks: str, timing: str, model: dict, plan: dict
+    shards: list[Path], reference: str, blocks: str, timing: str, model: dict, plan: dict
 ) -> None:
     """Writes final latents, latents and velocities at the measured steps, pictures and sigmas.
 
@@ -42,7 +45,7 @@ def main(
         "model": model["name"], "dtype": model["dtype"], "parameters": count_parameters(network),
     }  # fmt: skip
     save_run(reference, run, metadata)
-    write_json(timing, "ditquant.timing", {"variant": "full", **took})
+    write_json(timing, TIMING, {"variant": "full", **took})
     outputs = output_streams(network, _leave_alone, setting, run.latents, run.sigmas, dtype)
     save_tensors(blocks, stacked(outputs), REFERENCE_BLOCKS)
 
@@ -50,8 +53,9 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         params = snakemake.params
+        folder = Path(snakemake.input.conditioning[0]).parent
         main(
-            params.shards,
+            [folder / name for name in params.shards],
             snakemake.output.reference,
             snakemake.output.blocks,
             snakemake.output.timing,

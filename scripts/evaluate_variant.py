@@ -1,6 +1,7 @@
 """Rule evaluate_variant: a variant's captions against the full-precision reference."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ditquant.evaluation.block_errors import (
     num_passes,
     output_streams,
 )
-from ditquant.evaluation.table import FORMAT, caption_scores, float16_bytes
+from ditquant.evaluation.table import FORMAT, TIMING, caption_scores, float16_bytes
 from ditquant.evaluation.trajectories import (
     REFERENCE,
     Run,
@@ -28,6 +29,7 @@ from ditquant.job import job
 from ditquant.models.load import DTYPES, load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.progress import ticking
+from ditquant.provenance import check_options
 from ditquant.ranges.single_tier import CONFIG_FORMAT
 from ditquant.simulation.simulate import Simulation
 
@@ -78,7 +80,7 @@ def main(
     reference_file: str,
     reference_blocks: str,
     reference_timing: str,
-    shards: list[str],
+    shards: list[Path],
     output: str,
     timing: str,
     variant: str,
@@ -91,6 +93,7 @@ def main(
 
     `full` is the reference itself: its errors are zero by definition and it is only judged.
     """
+    check_options(reference_file, f"the evaluation of {variant}", plan=plan)
     spec = read_spec(model["name"], model["checkpoint"])
     dtype = DTYPES[model["dtype"]]
     setting = read_setting(plan, shards)
@@ -98,7 +101,7 @@ def main(
     blocks, inputs = None, None
     if variant == "full":
         run = reference
-        took = read_json(reference_timing, "ditquant.timing")
+        took = read_json(reference_timing, TIMING)
     else:
         decoder = load_vae_decoder(spec, dtype)
         with open_variant(spec, dtype, variant, checkpoint, quant_config) as opened:
@@ -144,17 +147,18 @@ def main(
     }
     write_json(output, FORMAT, document)
     times = {key: took[key] for key in ("step_seconds", "peak_bytes")}
-    write_json(timing, "ditquant.timing", {"variant": variant, **times})
+    write_json(timing, TIMING, {"variant": variant, **times})
 
 
 if "snakemake" in globals():
     with job(snakemake):
         params = snakemake.params
+        folder = Path(snakemake.input.conditioning[0]).parent
         main(
             snakemake.input.reference,
             snakemake.input.reference_blocks,
             snakemake.input.reference_timing,
-            params.shards,
+            [folder / name for name in params.shards],
             snakemake.output.evaluation,
             snakemake.output.timing,
             snakemake.wildcards.variant,

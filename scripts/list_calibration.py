@@ -5,11 +5,13 @@ from pathlib import Path
 from ditquant.artifacts import load_metadata, write_json
 from ditquant.job import job
 from ditquant.network.calibration import TRAJECTORY
+from ditquant.provenance import check_alike
 from ditquant.seals import recorded_digest
 
 
 def main(trajectories: list[str], manifest: str) -> None:
     """Writes one entry an image: file, prompt, seed, steps, guidance and digest."""
+    check_alike(trajectories, "num_steps", "cfg_weight", "image_size")
     images = []
     for path in trajectories:
         metadata = load_metadata(path, TRAJECTORY)

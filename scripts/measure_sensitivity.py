@@ -7,6 +7,7 @@ from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.network.calibration import load_trajectory
 from ditquant.progress import ticking
+from ditquant.provenance import check_options
 from ditquant.ranges.clip_errors import load_clip_errors
 from ditquant.ranges.configs import tier_configs
 from ditquant.ranges.learned_ranges import load_intervals
@@ -35,6 +36,8 @@ def main(
         checkpoint: of a recipe whose activations are its own; see `collect_activations`.
         learned, learned_bits, clips: see `analyze_activations`.
     """
+    for path in clips:
+        check_options(path, output, asked=asked)
     _, network = load_measured(model, checkpoint)
     stored = load_trajectory(trajectory)
     steps = measured_steps(stored.num_steps, asked["tiers"]["stride"])

@@ -2,12 +2,14 @@
 
 from ditquant.artifacts import write_json
 from ditquant.job import job
+from ditquant.provenance import check_alike
 from ditquant.ranges.summary import layer_summary, temporal_analysis
 from ditquant.statistics.input_statistics import load_statistics, merge, save_statistics
 
 
 def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None:
     """Writes the merged statistics, and per layer and step what people want to know of them."""
+    check_alike(parts, "stride")
     merged = merge([load_statistics(part) for part in parts])
     save_statistics(statistics, merged)
     write_json(summary, "ditquant.layer_statistics", layer_summary(merged))

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import remove, save_tensors, write_json
+from ditquant.artifacts import load_metadata, remove, save_tensors, write_json
 from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
+from ditquant.provenance import check_alike, check_options
 from ditquant.statistics.input_statistics import load_statistics
 from ditquant.weights.block_files import BLOCK_WEIGHTS
-from ditquant.weights.block_io import read_block
+from ditquant.weights.block_io import BLOCK_IO, read_block
 from ditquant.weights.divergence import told
 from ditquant.weights.learning_state import resume_key
 from ditquant.weights.prefix import prefix_streams
@@ -39,6 +40,9 @@ def main(
 
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
+    check_alike(block_io, "stride")
+    for path in before or ():
+        check_options(path, f"the recipe of block {block}", recipe=recipe)
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[block])
     rotate(network, recipe.get("rotation"))
@@ -69,7 +73,9 @@ def main(
         "activations": quantized.activations,
     }
     save_tensors(weights, tensors, BLOCK_WEIGHTS, metadata)
-    write_json(result, "ditquant.block_result", quantized.document)
+    stride = int(load_metadata(block_io[0], BLOCK_IO)["stride"])
+    streams = {"images": len(block_io), "stride": stride}
+    write_json(result, "ditquant.block_result", {**quantized.document, "streams": streams})
     remove(resume)
 
 

@@ -4,7 +4,8 @@ from ditquant.artifacts import read_json, write_file
 from ditquant.job import job
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.history_plots import draw_histories
-from ditquant.report.block_report import BLOCK_FORMAT, TUNING_FORMAT
+from ditquant.report.block_report import TUNING_FORMAT
+from ditquant.report.what_was_run import BLOCK_FORMAT
 
 
 def main(results: list[str], png: str, svg: str, recipe: str, tuned: str | None = None) -> None:

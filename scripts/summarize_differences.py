@@ -5,6 +5,8 @@ import numpy as np
 from ditquant.artifacts import read_json, write_json
 from ditquant.job import job
 from ditquant.metrics import finite
+from ditquant.provenance import KEY
+from ditquant.seals import SEAL_KEYS
 
 SUMMARIZED = ("psnr", "ssim", "latent_relative_error", "max_absolute_difference")
 
@@ -26,7 +28,7 @@ def main(numbers: list[str], output: str, variant: str) -> None:
     """Writes one entry a prompt, in the order asked for, and a summary."""
     entries = [read_json(path, "ditquant.image_difference") for path in numbers]
     prompts = [
-        {key: entry[key] for key in entry if key not in ("format", "version", "variant")}
+        {key: entry[key] for key in entry if key not in (*SEAL_KEYS, KEY, "variant")}
         for entry in entries
     ]
     document = {"variant": variant, "summary": summarize(prompts), "prompts": prompts}

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from ditquant.artifacts import read_json, write_file, write_text
-from ditquant.evaluation.table import FORMAT, summary_csv, summary_row
+from ditquant.evaluation.table import FORMAT, TIMING, summary_csv, summary_row
 from ditquant.job import LOG, job
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.evaluation_charts import CHARTS
+from ditquant.provenance import check_alike
 from ditquant.readable import fmt
 
 
@@ -24,12 +25,13 @@ def main(
             stand beside them.
         baselines: variant -> the variant that its error is divided by.
     """
+    check_alike(evaluations, "plan")
     documents = [read_json(path, FORMAT) for path in evaluations]
     by_name = {document["variant"]: document for document in documents}
     rows = []
     for document, path in zip(documents, timings, strict=True):
         baseline = by_name.get(baselines.get(document["variant"], ""))
-        rows.append(summary_row(document, read_json(path, "ditquant.timing"), baseline))
+        rows.append(summary_row(document, read_json(path, TIMING), baseline))
     write_text(summary, summary_csv(rows))
     for row in rows:
         LOG.info(

@@ -7,6 +7,8 @@ from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
+from ditquant.planning.settings import block_options
+from ditquant.provenance import check_alike, check_options
 from ditquant.weights.block_files import TUNED_WEIGHTS, read_packed, read_parameters
 from ditquant.weights.divergence import told
 from ditquant.weights.learning_state import resume_key
@@ -28,6 +30,9 @@ def main(
 
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
+    check_alike(trajectories, "num_steps", "cfg_weight", "image_size")
+    for path in blocks:
+        check_options(path, "the recipe that is tuned", recipe=block_options(recipe))
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
     rotate(network, recipe.get("rotation"))

@@ -12,11 +12,9 @@ def image_index(wildcards):
 
 
 def image_conditioning(wildcards):
-    return conditioning_of(
-        "calibration",
-        image_index(wildcards),
-        f"{RESULTS}/calibration/{wildcards.image}.safetensors",
-    )
+    shard = conditioning_of("calibration", image_index(wildcards))
+    trajectory = f"{RESULTS}/calibration/{wildcards.image}.safetensors"
+    return unless_made(shard, "generate_calibration", wildcards, trajectory)
 
 
 def image_params(wildcards):

@@ -47,9 +47,12 @@ def asked_prompt(wildcards):
 
 
 def drawing_inputs(wildcards):
+    shard, files = conditioning_of(*asked_prompt(wildcards)), variant_files(
+        wildcards.variant
+    )
     latents = f"{RESULTS}/images/{wildcards.variant}/{wildcards.prompt}.safetensors"
-    shard = conditioning_of(*asked_prompt(wildcards), latents)
-    return {"conditioning": shard, **variant_files(wildcards.variant)}
+    shard = unless_made(shard, "generate_image", wildcards, latents, files.values())
+    return {"conditioning": shard, **files}
 
 
 def drawing_prompt(wildcards):

@@ -1,5 +1,10 @@
 """Shards of prompts, and what a job must know of its prompt."""
 
+import os
+
+from ditquant.planning.snakemake_records import SnakemakeRecords
+from ditquant.records import recorded_params
+
 # What a shard's content depends on beside its prompts is part of its name: a shard file never has to
 # be made again for another model, and Snakemake plans what follows from the name.
 ENCODING = settings.short_digest(
@@ -17,19 +22,37 @@ def shard_set(wildcards):
     return PROMPTS[name].shard_prompts(wildcards.shard)
 
 
-def conditioning_of(name, index, product=None):
-    """The shard file that holds a prompt's conditioning.
-
-    A shard that grew by appended prompts holds the same rows for the old ones. So where `product`,
-    the file that is made from the row, exists and records the same prompt, the shard's date does
-    not count (`ancient`). Where it does not, the shard must be a plain input: Snakemake plans
-    nothing behind an existing `ancient` input that is itself about to be made.
-    """
+def conditioning_of(name, index):
+    """The shard file that holds a prompt's conditioning."""
     shard = f"{PROMPTS[name].shard_of(index)}-{ENCODING}"
-    path = f"{RESULTS}/conditioning/{shard}.safetensors"
-    if product and settings.recorded_prompt(product) == PROMPTS[name].prompts[index]:
-        return ancient(path)
-    return path
+    return f"{RESULTS}/conditioning/{shard}.safetensors"
+
+
+def unless_made(shard, rule, wildcards, product, others=()):
+    """The shard as the input of a job that reads one row of it.
+
+    A shard that grew by appended prompts holds the same rows for the old ones. So its date does not
+    count (`ancient`) where `product` lies there as the job would make it now. Snakemake plans
+    nothing behind an existing `ancient` input that it is about to make, whatever else has changed:
+    all that could have is therefore looked at here.
+
+    Args:
+        rule: name of the job's rule; the functions of its parameters take wildcards alone.
+        product: an output of the job.
+        others: its other inputs.
+    """
+    if not os.path.exists(product):
+        return shard
+    values = workflow.get_rule(rule).params
+    asked = [value(wildcards) if callable(value) else value for value in values]
+    known = SnakemakeRecords(workflow.persistence).params(product)
+    made = os.path.getmtime(product)
+    newer = [
+        path
+        for path in others
+        if not os.path.exists(path) or os.path.getmtime(path) > made
+    ]
+    return ancient(shard) if known == recorded_params(asked) and not newer else shard
 
 
 def prompt_params(name, index):

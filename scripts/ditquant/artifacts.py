@@ -21,6 +21,7 @@ import numpy as np
 from .backend import mx
 from .errors import UserError
 from .files import atomic_path, remove, write_bytes, write_text
+from .provenance import KEY, current, with_note
 from .seals import (
     blank_seal,
     check_file,
@@ -60,7 +61,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PIECE, _THREADS = 1 << 24, 4
 _FLOATS = (mx.float16, mx.bfloat16, mx.float32)
 # Keys of the metadata that are not the caller's.
-_OWN_KEYS = frozenset({"digest", "digests", "ditquant", "version", "file"})
+_OWN_KEYS = frozenset({"digest", "digests", "ditquant", "version", "file", KEY})
 
 
 # ------------------------------------------------------------------------------------- documents
@@ -91,7 +92,8 @@ def write_json(path: str | Path, kind: str, payload: Mapping[str, Any]) -> None:
             f"{path} was not written: {place} is not a finite number. Something before it went "
             "wrong; look at the log, and try model.dtype: float32."
         )
-    write_bytes(path, sealed_json({**blank_seal(path, kind), **payload}, indent=1))
+    made = {KEY: current()} if current() else {}
+    write_bytes(path, sealed_json({**blank_seal(path, kind), **made, **payload}, indent=1))
 
 
 def read_json(path: str | Path, kind: str) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def read_json(path: str | Path, kind: str) -> dict[str, Any]:
 
 def write_file(path: str | Path, data: bytes, kind: str) -> None:
     """Writes a PNG, GIF, SVG or HTML file with a seal in it; programs that show it pass over it."""
-    write_bytes(path, seal_file(path, data, kind))
+    write_bytes(path, seal_file(path, with_note(data, Path(path).suffix), kind))
 
 
 def read_file(path: str | Path, kind: str) -> bytes:
@@ -198,6 +200,7 @@ def save_tensors(
         for key, value in sorted((metadata or {}).items())
     }
     assert not _OWN_KEYS & set(texts), "these keys of the metadata are taken"
+    made = {KEY: json.dumps(current(), sort_keys=True)} if current() else {}
 
     def header(digests: Mapping[str, str]) -> bytes:
         seal = blank_seal(path, kind)
@@ -209,7 +212,7 @@ def save_tensors(
             "format": "mlx",
             "version": str(seal["version"]),
         }
-        return sealed_json({"__metadata__": {**own, **texts}, **entries})
+        return sealed_json({"__metadata__": {**own, **made, **texts}, **entries})
 
     with atomic_path(path) as temporary, temporary.open("r+b") as file:
         blank = header(dict.fromkeys(names, digest_of(b"")))

@@ -16,6 +16,8 @@ from typing import Any
 
 from . import job_times
 from .errors import UserError
+from .provenance import check_inputs, making
+from .records import write_record
 
 LOG = logging.getLogger("ditquant")
 
@@ -48,7 +50,11 @@ def job(snakemake: Any) -> Iterator[None]:
     try:
         if backend is not None:
             LOG.info("%s", backend.describe_device())
-        yield
+        params = dict(snakemake.params.items())
+        check_inputs(snakemake.input, params.get("model"))
+        with making(snakemake.rule, params, snakemake.input):
+            yield
+        write_record(snakemake.rule, snakemake.params, snakemake.input, snakemake.output)
         parts = job_times.split(age, time.monotonic() - began)
         peak = None if backend is None else backend.highest_memory_bytes()
         LOG.info("%s done in %s", snakemake.rule, job_times.describe(parts, peak))

@@ -70,6 +70,10 @@ VERSIONS = {
 }
 
 BLANK = "0" * 32
+# The keys of a document that are its seal.
+SEAL_KEYS = frozenset({"digest", "format", "version", "file"})
+# The kinds of files that carry a seal.
+SEALED = frozenset({".safetensors", ".json", ".png", ".gif", ".svg", ".html"})
 # Quotation marks inside of JSON strings are escaped: this matches a key alone.
 _IN_JSON = re.compile(rb'"digest": ?"([0-9a-f]{32})"')
 _IN_TEXT = re.compile(rb"(ditquant\.[a-z_.]+) (\d+) ([0-9a-f]{32})((?: [\w./-]+)?);")
@@ -81,6 +85,15 @@ _LARGEST_HEADER = 100_000_000
 def digest_of(data: bytes | bytearray | memoryview) -> str:
     """32 hexadecimal digits of some bytes."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def file_digest(path: str | Path) -> str:
+    """The same of a file's bytes, read in parts."""
+    hasher = xxhash.xxh3_128()
+    with Path(path).open("rb") as file:
+        while part := file.read(1 << 22):
+            hasher.update(part)
+    return hasher.hexdigest()
 
 
 def damaged(path: str | Path, what: str) -> UserError:
@@ -95,6 +108,24 @@ def place_of(path: str | Path) -> str:
         return ""
     start = len(parts) - parts[::-1].index("results")
     return "/".join(parts[start + 1 :])
+
+
+def missing(path: str | Path) -> UserError:
+    """The error for a file that is not there."""
+    return UserError(f"There is no file {path}: run the command that makes it.")
+
+
+def check_place(path: str | Path, place: str) -> None:
+    """Checks that a file lies where it was written.
+
+    Raises:
+        UserError: it does not.
+    """
+    if place and place_of(path) not in ("", place):
+        raise UserError(
+            f"{path} was written as {place} and stands in the wrong place: delete it and run the "
+            "same command again."
+        )
 
 
 def check_seal(path: str | Path, kind: str, found: str, version: int, place: str) -> None:
@@ -116,8 +147,7 @@ def check_seal(path: str | Path, kind: str, found: str, version: int, place: str
             f"{path} is {kind} version {version}, this release reads version {VERSIONS[kind]}: "
             f"{advice}"
         )
-    if place and place_of(path) not in ("", place):
-        raise UserError(f"{path} was written as {place} and stands in the wrong place: {advice}")
+    check_place(path, place)
 
 
 # ------------------------------------------------------------------------- headers and documents
@@ -183,7 +213,7 @@ def header_bytes(path: str | Path) -> bytes:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no file {path}: run the command that makes it.")
+        raise missing(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -202,22 +232,27 @@ def _chunk(text: bytes) -> bytes:
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def _sealed(data: bytes, suffix: str, text: str) -> bytes:
-    """`data` with a seal inserted where programs pass over it."""
-    seal = text.encode("ascii")
+def annotated(data: bytes, suffix: str, text: str) -> bytes:
+    """A picture or page with a text inserted where programs pass over it, behind earlier ones.
+
+    Args:
+        suffix: of its name; a GIF file takes 255 characters.
+        text: ASCII, without double hyphens.
+    """
+    note = text.encode("ascii")
     if suffix == ".png":  # before the chunk IEND, which has 12 bytes
-        return data[:-12] + _chunk(seal) + data[-12:]
+        return data[:-12] + _chunk(note) + data[-12:]
     if suffix == ".gif":  # a comment extension before the trailer, one byte
-        return data[:-1] + b"\x21\xfe" + bytes([len(seal)]) + seal + b"\0" + data[-1:]
-    return data + b"<!-- " + seal + b" -->\n"
+        return data[:-1] + b"\x21\xfe" + bytes([len(note)]) + note + b"\0" + data[-1:]
+    return data + b"<!-- " + note + b" -->\n"
 
 
 def seal_file(path: str | Path, data: bytes, kind: str) -> bytes:
     """The content of a PNG, GIF, SVG or HTML file with a seal in it."""
     suffix, place = Path(path).suffix, place_of(path)
     start, end = f"{kind} {VERSIONS[kind]}", f" {place};" if place else ";"
-    digest = digest_of(_sealed(data, suffix, f"{start} {BLANK}{end}"))
-    return _sealed(data, suffix, f"{start} {digest}{end}")
+    digest = digest_of(annotated(data, suffix, f"{start} {BLANK}{end}"))
+    return annotated(data, suffix, f"{start} {digest}{end}")
 
 
 def _last_seal(path: str | Path, data: bytes) -> re.Match[bytes]:
@@ -225,6 +260,14 @@ def _last_seal(path: str | Path, data: bytes) -> re.Match[bytes]:
     if not matches:
         raise damaged(path, "it has no seal" if data else "it is empty")
     return matches[-1]
+
+
+def sealed_kind(path: str | Path, data: bytes) -> str:
+    """The format that a PNG, GIF, SVG or HTML file is said to have."""
+    kind = _last_seal(path, data)[1].decode()
+    if kind not in VERSIONS:
+        raise damaged(path, f"there is no format {kind}")
+    return kind
 
 
 def check_file(path: str | Path, data: bytes, kind: str) -> None:
@@ -237,12 +280,12 @@ def check_file(path: str | Path, data: bytes, kind: str) -> None:
     text, suffix = found[0].decode(), Path(path).suffix
     # What is left without the seal must give the file again, and with a blank digest its digest.
     tail = {".png": 12, ".gif": 1}.get(suffix, 0)
-    cut = max(0, len(data) - tail - len(_sealed(b"", suffix, text)))
+    cut = max(0, len(data) - tail - len(annotated(b"", suffix, text)))
     plain = data[:cut] + data[len(data) - tail :]
     blank = text.replace(found[3].decode(), BLANK)
-    if _sealed(plain, suffix, text) != data:
+    if annotated(plain, suffix, text) != data:
         raise damaged(path, "its seal is incomplete")
-    if digest_of(_sealed(plain, suffix, blank)) != found[3].decode():
+    if digest_of(annotated(plain, suffix, blank)) != found[3].decode():
         raise damaged(path, "its digest does not match its content")
     check_seal(path, kind, found[1].decode(), int(found[2]), found[4].decode().strip())
 
@@ -258,7 +301,7 @@ def recorded_digest(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no file {path}: run the command that makes it.")
+        raise missing(path)
     is_document = path.suffix in (".safetensors", ".json")
     with path.open("rb") as file:
         if not is_document:

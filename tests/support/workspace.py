@@ -126,9 +126,13 @@ class Workspace:
 
 
 def is_timed(path: Path) -> bool:
-    """True for what may differ between two runs: logs, and everything that reports seconds."""
+    """True for what may differ between two runs: logs, records, and what reports seconds."""
     timed = ("summary.csv", "index.html")
-    return path.parts[0] in ("logs", "benchmarks") or path.name in timed or "timing" in path.name
+    return (
+        path.parts[0] in ("logs", "benchmarks", ".records")
+        or path.name in timed
+        or "timing" in path.name
+    )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:

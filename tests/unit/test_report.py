@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import html
 import re
 import shutil
@@ -16,34 +15,54 @@ import yaml
 from PIL import Image
 
 from ditquant.artifacts import read_json, write_json
+from ditquant.errors import UserError
 from ditquant.plots.evaluation_charts import CHARTS
 from ditquant.report import page as report
 from ditquant.report import report_data
-from support.run_folder import EVALUATED, PROMPTS, SHOWN, write_run
+from ditquant.report.what_was_run import Shown
+from ditquant.seals import SEAL_KEYS
+from support import run_folder
+from support.run_folder import (
+    EVALUATED,
+    MODEL,
+    PLOT,
+    PROMPTS,
+    SHOWN,
+    checkpoint,
+    made,
+    picture,
+    write_block,
+    write_checkpoint,
+    write_comparison,
+    write_image,
+    write_quant_configs,
+    write_run,
+    write_tuning,
+    write_weights,
+)
 
-ROOT = Path(__file__).parents[2]
+OPTIONS = {"bits": 4, "grid": "group", "group_size": 64, "balance": "none"}
+RECIPES = {
+    "rtn": {"rounding": "rtn", **OPTIONS},
+    "adaround": {"rounding": "adaround", "iterations": 300, **OPTIONS},
+}
+ALL = Shown("adaround", list(PROMPTS), SHOWN, EVALUATED, ["rtn", "adaround"])
 
 
 @pytest.fixture(scope="module")
-def config() -> dict:
-    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    options = {"bits": 4, "grid": "group", "group_size": 64, "balance": "none"}
-    config["recipes"] = {
-        name: {**options, **recipe}
-        for name, recipe in config["recipes"].items()
-        if name in ("rtn", "adaround")
-    }
-    return config
+def results(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("page") / "results" / "demo", RECIPES)
+
+
+@pytest.fixture
+def other(results, tmp_path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(results, tmp_path / "results" / "demo"))
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, config) -> Path:
-    return write_run(tmp_path_factory.mktemp("results") / "demo", config)
-
-
-@pytest.fixture(scope="module")
-def data(results, config):
-    return report.collect(results, config, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
+def data(results):
+    return report.collect(results, ALL)
 
 
 @pytest.fixture(scope="module")
@@ -130,31 +149,28 @@ def test_blocks_layers_and_activations(data, page):
     assert "simulated" in page
 
 
-def test_recipes_with_activations_of_their_own_are_named(tmp_path, results, config, page):
+def test_recipes_with_activations_of_their_own_are_named(other, page):
     assert "measured on their own model" not in page
-    run = tmp_path / "own"
-    shutil.copytree(results, run)
+    # Nothing was made of the activations of taqdit.
     recipes = {
-        "rtn": config["recipes"]["rtn"],
-        "adaround": {**config["recipes"]["adaround"], "balance": "csb"},
-        # Nothing was made of this one.
-        "taqdit": {**config["recipes"]["adaround"], "rounding": "taqdit"},
+        "adaround": {**RECIPES["adaround"], "balance": "csb"},
+        "taqdit": {**RECIPES["adaround"], "rounding": "taqdit"},
     }
-    folder = run / "weights" / "adaround" / "activations"
-    own = {"bits": 6, "granularity": "static", "range": "mse"}
-    write_json(folder / "quant_config.json", "ditquant.quant_config", {"configuration": own})
-    tiers = {"shares": {"A8": 1.0}, "average_bits": 7.25}
-    write_json(folder / "quant_config_multitier.json", "ditquant.quant_config", {"summary": tiers})
+    shutil.rmtree(other / "compare")
+    for name, options in recipes.items():
+        write_weights(other, name, options)
+    own = {"bits": 6, "granularity": "static"}
+    write_quant_configs(other, "weights/adaround/activations", own, "mse", 7.25)
     # Left by an earlier run, in which rtn balanced too.
-    shutil.copytree(folder, run / "weights" / "rtn" / "activations")
-    rows = report_data.own_activations(run, recipes)
+    write_quant_configs(other, "weights/rtn/activations", own)
+    rows = report_data.own_activations(other, {"rtn": RECIPES["rtn"], **recipes})
     assert [(row["recipe"], row["why"]) for row in rows] == [("adaround", "channels balanced")]
-    everything = {**config, "recipes": recipes}
-    data = report.collect(run, everything, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
-    text = " ".join(report.render(data).split())
+    shown = Shown("adaround", [], ["adaround-a8"], [], ["rtn", "adaround", "taqdit"])
+    text = " ".join(report.render(report.collect(other, shown)).split())
     assert "<b>adaround</b> (channels balanced): 6 bits; one scale for each layer, range by" in text
     assert "range by predicted error." in text
     assert "With tiers 7.25 bits on average." in text
+    assert "their inputs are rounded to 6 bits" in text
 
 
 @pytest.mark.parametrize(
@@ -208,17 +224,27 @@ def test_stage_times_add_up(data):
     assert "2 min 21 s" in lines[-1]
 
 
-def test_a_run_without_evaluation_or_tiers_has_a_page(tmp_path, results, config):
-    run = tmp_path / "bare"
-    shutil.copytree(results / "images", run / "images")
-    shutil.copytree(results / "compare", run / "compare")
-    data = report.collect(run, config, PROMPTS, SHOWN[:1], [], [])
+def test_a_run_without_evaluation_or_tiers_has_a_page(tmp_path):
+    run = tmp_path / "results" / "bare"
+    run_folder.write_calibration(run)
+    for recipe, options in RECIPES.items():
+        write_weights(run, recipe, options)
+    for variant in ("full", "adaround-weights"):
+        write_image(run, variant, "p00", 1)
+    write_comparison(run, "adaround-weights", "p00")
+    for name in ("weights", "calibration", "block_io"):
+        shutil.rmtree(run / name)
+    data = report.collect(run, Shown("adaround", ["p00"], ["adaround-weights"], [], []))
     page = report.render(data)
     assert "adaround-weights" in page
     assert 'id="evaluation"' not in page
     assert 'id="weights"' not in page
     assert 'id="activations"' not in page
     assert data["cards"] == []
+    assert data["facts"] == {
+        "Model": "demo, computed in float32",
+        "Pictures": "28 steps, guidance 4, noise seeds 42",
+    }
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -242,12 +268,12 @@ def test_chromium_shows_the_page(tmp_path, page, width):
 
 
 @pytest.mark.parametrize("kept", ["tuned", "start"])
-def test_a_tuned_recipe_says_what_tuning_did(results, config, kept):
-    config = copy.deepcopy(config)
-    config["recipes"]["adaround"]["tune_iterations"] = 100
+def test_a_tuned_recipe_says_what_tuning_did(other, kept):
+    options = {**RECIPES["adaround"], "tune_iterations": 100}
+    write_weights(other, "adaround", options)
     document = {"error": {"start": 0.004, "tuned": 0.003}, "kept": kept, "diverged": None}
-    write_json(results / "weights" / "adaround" / "tuned.json", "ditquant.tuning", document)
-    data = report.collect(results, config, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
+    write_tuning(other, "adaround", options, document)
+    data = report.collect(other, Shown("adaround", [], [], [], ["rtn", "adaround"]))
     tunings = {recipe["name"]: recipe["tuning"] for recipe in data["recipes"]}
     assert tunings["rtn"] is None
     assert tunings["adaround"]["ratio"] == pytest.approx(0.75)
@@ -256,23 +282,17 @@ def test_a_tuned_recipe_says_what_tuning_did(results, config, kept):
     assert ("the start was kept" in page) == (kept == "start")
 
 
-def test_learning_that_diverged_stands_at_the_top(results, config, tmp_path):
-    results = Path(shutil.copytree(results, tmp_path / "results" / "demo"))
-    config = copy.deepcopy(config)
-    config["recipes"]["adaround"]["tune_iterations"] = 100
-    weights = results / "weights" / "adaround"
-    block = read_json(weights / "blocks" / "mm01.json", "ditquant.block_result")
-    for own in ("digest", "format", "version", "file"):
-        block.pop(own, None)
-    del block["hard_error"]["result"]
-    block["diverged"] = {"reason": "Its error is <nan>", "advice": "Take a smaller learning rate"}
-    block |= {"accepted": False, "kept": "rtn", "binary_share": None}
-    write_json(weights / "blocks" / "mm01.json", "ditquant.block_result", block)
+def test_learning_that_diverged_stands_at_the_top(other):
+    options = {**RECIPES["adaround"], "tune_iterations": 100}
+    write_weights(other, "adaround", options)
+    diverged = {"reason": "Its error is <nan>", "advice": "Take a smaller learning rate"}
+    lost = {"diverged": diverged, "accepted": False, "kept": "rtn", "binary_share": None}
+    write_block(other, "adaround", options, 1, hard_error={"rtn": {"held_out": 0.04}}, **lost)
+    write_checkpoint(other, "adaround", options)
     lost = {"reason": "Its gradients overflow", "advice": "Set model.dtype to float32"}
     document = {"error": {"start": 0.004}, "kept": "start", "diverged": lost}
-    write_json(weights / "tuned.json", "ditquant.tuning", document)
-    data = report.collect(results, config, PROMPTS, SHOWN, EVALUATED, ["rtn", "adaround"])
-    page = report.render(data)
+    write_tuning(other, "adaround", options, document)
+    page = report.render(report.collect(other, Shown("adaround", [], [], [], ["rtn", "adaround"])))
     top = page[: page.index('id="pictures"')]
     alert = html.unescape(top[top.index('role="alert"') :])
     text = " ".join(re.sub(r"<(?!nan)[^>]*>", "", alert).split())
@@ -287,3 +307,135 @@ def test_learning_that_diverged_stands_at_the_top(results, config, tmp_path):
 
 def test_without_divergence_there_is_no_alert(page):
     assert 'role="alert"' not in page
+
+
+# ------------------------------------------------------------------- what does not belong together
+
+
+def refusal(results: Path) -> str:
+    with pytest.raises(UserError) as error:
+        report.collect(results, ALL)
+    return str(error.value)
+
+
+def test_the_page_says_what_the_artifacts_tell(data, page):
+    assert data["facts"] == {
+        "Model": "demo, computed in float32",
+        "Calibration": "2 images of 50 steps, guidance 4, noise seeds 42 to 43",
+        "Weight track": "2 images, one step in 10",
+        "Activation track": "2 images, 3 steps, 8 bits, step scales by absmax",
+        "Pictures": "28 steps, guidance 4, noise seeds 42",
+        "Evaluation": "4 captions, 28 steps, guidance 4, noise seeds 10042 to 10045",
+        "Recipes": "rtn, adaround",
+    }
+    told = yaml.safe_load(data["configuration"])
+    assert told["recipes"] == RECIPES
+    assert told["calibration"]["num_steps"] == 50
+    assert "4-bit weights (groups of 64), chosen by adaround, and their inputs" in page
+
+
+def test_the_page_follows_a_run_by_other_options(other):
+    options = {**RECIPES["adaround"], "bits": 3, "group_size": 32, "iterations": 20}
+    write_weights(other, "adaround", options)
+    run = other.rename(other.with_name("small"))
+    data = report.collect(run, Shown("adaround", [], [], [], ["rtn", "adaround"]))
+    assert yaml.safe_load(data["configuration"])["recipes"]["adaround"]["iterations"] == 20
+    assert data["run"]["name"] == "small"
+    adaround = data["recipes"][1]
+    assert (adaround["bits"], adaround["grid"]) == (3, "groups of 32")
+    assert "3-bit weights (groups of 32)" in data["lede"]
+
+
+def test_an_evaluation_of_another_checkpoint_is_refused(other):
+    write_weights(other, "adaround", {**RECIPES["adaround"], "iterations": 20})
+    message = refusal(other)
+    assert "was made from another" in message
+    assert "weights/adaround/model/config.json" in message
+    assert "run the same command again" in message
+
+
+def test_blocks_by_other_options_are_refused(other):
+    options = {**RECIPES["adaround"], "iterations": 20}
+    write_block(other, "adaround", options, 1)
+    message = refusal(other)
+    assert "model/config.json was made from another" in message
+    assert "weights/adaround/blocks/mm01" in message
+
+
+def test_a_checkpoint_of_blocks_by_other_options_is_refused(other):
+    """As a release would have joined them that did not look."""
+    shutil.rmtree(other / "evaluation")
+    shutil.rmtree(other / "compare")
+    write_weights(other, "adaround", {**RECIPES["adaround"], "iterations": 20})
+    config, _ = checkpoint("adaround")
+    document = read_json(other / config, "ditquant.checkpoint")
+    sources = list(document["made_by"]["sources"])
+    recipe = {"name": "adaround", **RECIPES["adaround"]}
+    payload = {key: value for key, value in document.items() if key not in (*SEAL_KEYS, "made_by")}
+    with made(other, "assemble_weights", *sources, model=MODEL, recipe=RECIPES["adaround"]):
+        write_json(other / config, "ditquant.checkpoint", {**payload, "recipe": recipe})
+    with pytest.raises(UserError, match="iterations is 20 and not 300"):
+        report.collect(other, Shown("adaround", [], [], [], ["rtn", "adaround"]))
+
+
+def test_pictures_of_other_steps_are_refused(other):
+    write_image(other, "adaround-a8", "p01", 12, num_steps=8)
+    message = refusal(other)
+    assert "compare/adaround-a8/p01.json was made from another" in message
+    write_image(other, "full", "p01", 10, num_steps=8)
+    for variant in SHOWN:
+        write_image(other, variant, "p01", 12, num_steps=8)
+        write_comparison(other, variant, "p01", num_steps=8)
+    message = refusal(other)
+    assert "do not belong together" in message
+    assert "'num_steps': 8" in message
+
+
+def test_statistics_of_another_model_are_refused(other, monkeypatch):
+    monkeypatch.setattr(run_folder, "MODEL", {**MODEL, "identity": "4567"})
+    run_folder.write_activations(other)
+    shutil.rmtree(other / "evaluation")
+    shutil.rmtree(other / "compare")
+    with pytest.raises(UserError, match=r'model\.identity is "4567" and not "0123"') as error:
+        report.collect(other, Shown("adaround", [], [], [], ["rtn", "adaround"]))
+    assert "activations/stats/0000.safetensors does not belong to" in str(error.value)
+
+
+def test_statistics_of_other_images_are_refused(other):
+    run_folder.write_calibration(other, num_steps=20)
+    message = refusal(other)
+    assert "was made from another" in message
+    assert "calibration/0000.safetensors than the one that is there" in message
+
+
+def test_a_summary_of_other_statistics_is_refused(other):
+    with made(other, "merge_statistics", "activations/stats/0000.safetensors"):
+        run_folder.tensors(
+            other / "activations" / "layer_statistics.safetensors", run_folder.STATISTICS, 2.0
+        )
+    assert "layer_statistics.safetensors" in refusal(other)
+
+
+def test_a_plot_of_something_else_is_refused(other):
+    with made(other, "visualize_activations", "activations/stats/0000.safetensors"):
+        picture(other / "activations" / "plots" / "absmax.png", 99, PLOT)
+    report.collect(other, ALL)  # what it was drawn from is there
+    run_folder.write_activations(other)
+    (other / "activations/plots/absmax.png").write_bytes(b"")
+    assert "absmax.png is damaged" in refusal(other)
+
+
+@pytest.mark.parametrize("change", ["", "variant\n", "header", "number", "row", "baseline", "more"])
+def test_an_emptied_or_foreign_table_is_refused(other, change):
+    file = other / "evaluation" / "summary.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    changed = {
+        "header": lines[:1],
+        "row": lines[:-1],
+        "number": [*lines[:-1], lines[-1].replace(",4,", ",5,", 1)],
+        "baseline": [line.replace("rtn-weights,0.", "noise-floor,0.") for line in lines],
+        "more": [*lines, lines[-1]],
+    }
+    file.write_text("".join(changed.get(change, [change])))
+    assert file.read_text().splitlines(keepends=True) != lines
+    assert "summary.csv is not the table of the evaluations" in refusal(other)

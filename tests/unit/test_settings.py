@@ -8,8 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditquant.artifacts import save_tensors
-from ditquant.backend import mx
 from ditquant.errors import UserError
 from ditquant.planning import settings, variant_names
 from support.planned import complete
@@ -167,19 +165,6 @@ def test_ids_of_prompts_are_short_file_names(prompt):
     name = settings.own_prompt_id(prompt)
     assert 8 <= len(name) <= 49
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-
-
-def test_recorded_prompt_reads_what_a_job_wrote(tmp_path):
-    path = tmp_path / "a.safetensors"
-    save_tensors(
-        path, {"a": mx.zeros(1)}, "ditquant.calibration", {"prompt": 'ein "roter" Stern\n'}
-    )
-    assert settings.recorded_prompt(path) == 'ein "roter" Stern\n'
-    save_tensors(path, {"a": mx.zeros(1)}, "ditquant.calibration")
-    assert settings.recorded_prompt(path) is None
-    path.write_bytes(path.read_bytes()[:20])
-    assert settings.recorded_prompt(path) is None
-    assert settings.recorded_prompt(tmp_path / "nothing") is None
 
 
 def test_appending_prompts_changes_only_the_last_shard():

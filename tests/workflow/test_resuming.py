@@ -61,6 +61,14 @@ def test_a_shard_that_grows_hides_nothing_that_is_missing(finished, tmp_path):
     }}  # fmt: skip
 
 
+def test_a_shard_that_grows_hides_no_other_change(finished, tmp_path):
+    copy = finished.copy(tmp_path / "copy")
+    append_prompt(copy, tmp_path)
+    copy.config["num_steps"] = 8
+    plan = copy.plan("calibrate")
+    assert (plan["encode_prompts"], plan["generate_calibration"]) == (1, 3)
+
+
 def test_another_prompt_in_a_row_redoes_its_image(finished, tmp_path):
     copy = finished.copy(tmp_path / "copy")
     text = Path(copy.config["prompts"]["calibration"]).read_text().replace("green", "pink")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from .. import metrics
+from ..errors import UserError
 from .trajectories import Run
 
 FORMAT = "ditquant.evaluation"
+TIMING = "ditquant.timing"
 
 COLUMNS = (
     "variant", "captions", "latent_relative_error_median", "latent_relative_error_mean",
@@ -145,6 +148,50 @@ def read_summary(path: str | Path) -> list[dict[str, Any]]:
             }
             for row in csv.DictReader(file)
         ]
+
+
+def checked_summary(
+    path: str | Path,
+    documents: Mapping[str, Mapping[str, Any]],
+    timings: Mapping[str, Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    """Rows of summary.csv, after they were found to be those of the evaluations.
+
+    Args:
+        documents, timings: evaluations and what they took, by variant, in the table's order.
+
+    Raises:
+        UserError: the file holds another table, or none.
+    """
+    try:
+        found = read_summary(path)
+        names = [row["variant"] for row in found]
+        baselines = [row["baseline"] for row in found]
+        expected = [
+            summary_row(documents[name], timings[name], documents.get(baseline))
+            for name, baseline in zip(names, baselines, strict=True)
+        ]
+        is_same = names == list(documents) and all(map(_is_row, found, expected))
+    except (KeyError, TypeError, ValueError, csv.Error):
+        is_same = False
+    if not is_same:
+        raise UserError(
+            f"{path} is not the table of the evaluations that lie beside it: delete it and run the "
+            "same command again."
+        )
+    return found
+
+
+def _is_row(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Whether a line of the file holds a row, to the six digits that are written."""
+
+    def is_same(name: str) -> bool:
+        value, other = found[name], expected[name]
+        if isinstance(other, float) and isinstance(value, float) and math.isfinite(other):
+            return math.isclose(value, other, rel_tol=1e-5)
+        return _field(value) == _field(other) or bool(value == other)
+
+    return set(found) == set(expected) and all(map(is_same, expected))
 
 
 def error_ratio(

@@ -153,7 +153,7 @@ class Setting:
     """
 
     captions: Sequence[str]
-    shards: Sequence[str]
+    shards: Sequence[str | Path]
     rows: Sequence[int]
     seeds: Sequence[int]
     num_steps: int
@@ -167,7 +167,7 @@ class Setting:
         return [slice(start, start + self.batch_size) for start in starts]
 
 
-def read_setting(plan: Mapping[str, Any], shards: Sequence[str]) -> Setting:
+def read_setting(plan: Mapping[str, Any], shards: Sequence[str | Path]) -> Setting:
     """The setting of a job's parameters.
 
     Args:

@@ -3,6 +3,7 @@
 spec            what a model is
 plan            what a configuration asks of it, checked before anything is planned
 shapes          its sizes, and what follows from them before a weight is read
+identity        what tells one checkpoint from another
 load            how its parts are loaded
 files           whether the files are whole
 weights         how their tensors are read

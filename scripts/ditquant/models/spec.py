@@ -7,7 +7,6 @@ entry, not a fork.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -181,31 +180,3 @@ def check_t5(spec: ModelSpec, asked: bool) -> None:
     """
     if asked and spec.text.second_sequence != "t5":
         raise UserError(f"text.t5 is true, but {spec.name} reads no T5: set it to false.")
-
-
-# Larger checkpoints are told apart by size and time: hashing them would delay every plan.
-_HASHED_BYTES = 256 * 2**20
-
-
-def checkpoint_identity(spec: ModelSpec) -> str:
-    """What tells checkpoints apart: a small file's content, a large one's size and time, the key.
-
-    Where a file lies does not matter, so that another checkout redoes nothing.
-    """
-    return spec.repository if spec.checkpoint is None else _identity(spec.checkpoint)
-
-
-def text_identity(spec: ModelSpec) -> str:
-    """The same of the text encoders."""
-    if spec.folder is None:
-        return spec.text_repository
-    return _identity(spec.folder / "clip_l" / "model.fp16.safetensors")
-
-
-def _identity(path: Path) -> str:
-    if not path.is_file():
-        return path.name
-    status = path.stat()
-    if status.st_size > _HASHED_BYTES:
-        return f"{path.name} {status.st_size} {status.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()

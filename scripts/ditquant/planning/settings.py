@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,18 +53,6 @@ class PromptSet:
 def _prompts_of(config: Mapping[str, Any], name: str, root: Path) -> list[str]:
     path = Path(os.path.expanduser(config["prompts"][name]))
     return read_prompts(path if path.exists() else root / path, f"prompts.{name}")
-
-
-def recorded_prompt(path: str | Path) -> str | None:
-    """The prompt in the metadata of a safetensors file; None: no such file, or none recorded."""
-    try:
-        with Path(path).open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        prompt = header.get("__metadata__", {}).get("prompt")
-    except (OSError, ValueError, struct.error, AttributeError):
-        return None
-    return str(prompt) if prompt is not None else None
 
 
 def short_digest(*parts: Any) -> str:

@@ -20,8 +20,8 @@ from ..plots.charts import (
     styled,
 )
 from ..weights.divergence import kept_text
+from .what_was_run import BLOCK_FORMAT, block_files
 
-BLOCK_FORMAT = "ditquant.block_result"
 TUNING_FORMAT = "ditquant.tuning"
 
 Data = dict[str, Any]
@@ -50,9 +50,9 @@ def _grid(options: Mapping[str, Any]) -> str:
     return "per channel" if options["grid"] == "channel" else f"groups of {options['group_size']}"
 
 
-def _tuning(file: Path) -> Data:
+def _tuning(results: Path, recipe: str) -> Data:
     """Held-out velocity error before and after the tuning of a whole network."""
-    document = read_json(file, TUNING_FORMAT)
+    document = read_json(results / "weights" / recipe / "tuned.json", TUNING_FORMAT)
     start, tuned = document["error"]["start"], document["error"].get("tuned")
     return {
         "start": start,
@@ -63,22 +63,21 @@ def _tuning(file: Path) -> Data:
     }
 
 
-def recipe_results(weights: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Data]:
+def recipe_results(results: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Data]:
     """One entry a recipe with its blocks in order.
 
     Args:
-        weights: the folder `weights` of a run.
-        recipes: name -> options.
+        results: a run's folder.
+        recipes: name -> options, of those whose checkpoints exist.
     """
-    results = []
+    entries = []
     for name, options in recipes.items():
-        files = sorted((weights / name / "blocks").glob("*.json"))
-        blocks = [_block(read_json(file, BLOCK_FORMAT)) for file in files]
+        blocks = [_block(read_json(file, BLOCK_FORMAT)) for file in block_files(results, name)]
         if not blocks:
             continue
         shares = [block["binary_share"] for block in blocks if block["binary_share"] is not None]
         error, rtn = (fmean(block[key] for block in blocks) for key in ("error", "rtn_error"))
-        results.append(
+        entries.append(
             {
                 "name": name,
                 "rounding": options["rounding"],
@@ -89,11 +88,11 @@ def recipe_results(weights: Path, recipes: Mapping[str, Mapping[str, Any]]) -> l
                 "smallest_binary_share": min(shares, default=None),
                 "learned": options["rounding"] != "rtn",
                 "accepted": sum(block["accepted"] for block in blocks),
-                "tuning": _tuning(weights / name / "tuned.json") if is_tuned(options) else None,
+                "tuning": _tuning(results, name) if is_tuned(options) else None,
                 "blocks": blocks,
             }
         )
-    return results
+    return entries
 
 
 def divergences(recipes: Sequence[Data]) -> list[Data]:
@@ -116,10 +115,10 @@ def divergences(recipes: Sequence[Data]) -> list[Data]:
     return found
 
 
-def weight_sqnr(blocks: Path) -> dict[str, float]:
+def weight_sqnr(files: Sequence[Path]) -> dict[str, float]:
     """Linear name -> signal-to-quantization-noise ratio of its weights in dB, of one recipe."""
     found: dict[str, float] = {}
-    for file in sorted(blocks.glob("*.json")):
+    for file in files:
         for name, layer in read_json(file, BLOCK_FORMAT)["linears"].items():
             found[name] = layer["weight_sqnr_db"]
     return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..evaluation.table import error_ratio
-from ..planning.baselines import baseline_recipe
+from ..planning.variant_names import split_variant
 from ..readable import fmt
 
 Data = dict[str, Any]
@@ -21,10 +21,14 @@ def _between(low: float, high: float, how: str) -> str:
 
 
 def headline_cards(
-    config: Mapping[str, Any], rows: Mapping[str, Data], documents: Mapping[str, Data]
+    recipe: str, rows: Mapping[str, Data], documents: Mapping[str, Data]
 ) -> list[Data]:
-    """The numbers that answer: how small, how close, what learning and activations change."""
-    recipe = config["recipe"]
+    """The numbers that answer: how small, how close, what learning and activations change.
+
+    Args:
+        recipe: that the page is about.
+        rows, documents: of the evaluation's table and its files, by variant.
+    """
     weights, a8 = f"{recipe}-weights", f"{recipe}-a8"
     cards = []
     if weights in rows and "full" in rows:
@@ -38,11 +42,11 @@ def headline_cards(
                 row["psnr_median_low"], row["psnr_median_high"], "1"
             )
             cards.append(_card(label, fmt(row["psnr_median"], "db"), detail))
-    baseline = baseline_recipe(config["recipes"], recipe)
-    pairs = [
-        (weights, f"{baseline}-weights", f"Error against {baseline}"),
-        (a8, weights, "Error of A8 against weights alone"),
-    ]
+    pairs = [(a8, weights, "Error of A8 against weights alone")]
+    baseline = rows[weights]["baseline"] if weights in rows else None
+    if baseline:
+        label = f"Error against {split_variant(baseline)[0]}"
+        pairs.insert(0, (weights, baseline, label))
     for name, against, label in pairs:
         if name in documents and against in documents:
             ratio, low, high = error_ratio(documents[name], documents[against])
@@ -60,21 +64,29 @@ def headline_cards(
     return cards
 
 
-def lede(config: Mapping[str, Any], sizes: Sequence[Data]) -> str:
-    """One or two sentences on what was done to what."""
-    options = config["recipes"][config["recipe"]]
+def lede(
+    recipe: str, options: Data, kinds: Collection[str], bits: int | None, sizes: Sequence[Data]
+) -> str:
+    """One or two sentences on what was done to what.
+
+    Args:
+        recipe, options: that the page is about.
+        kinds: of its variants that are shown: "weights", "a8", ...
+        bits: of its single-tier activations; None: there are none.
+        sizes: of the checkpoints.
+    """
     text = (
         f"The linears of every transformer block hold {options['bits']}-bit weights "
         f"({grid_text(options)}), chosen by {options['rounding']}"
     )
-    if any(kind in ("a8", "multitier") for kind in config["inference"]["variants"]):
-        text += f", and their inputs are rounded to {config['activations']['bits']} bits"
+    if bits and {"a8", "multitier"} & set(kinds):
+        text += f", and their inputs are rounded to {bits} bits"
     others = options.get("quantize", "blocks")
     if others != "blocks":
         which = "adaLN" if others == "blocks+adaln" else "all other linears"
         text += f"; {which} hold {options['other_bits']}-bit weights"
     text += "; everything else is full precision."
-    own = [size for size in sizes if size["name"] == config["recipe"]]
+    own = [size for size in sizes if size["name"] == recipe]
     if own and own[0]["rest"] > own[0]["quantized"]:
         text += " Most of the bytes that are left are layers that it does not touch."
     return text

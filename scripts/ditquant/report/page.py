@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page about a run.
 
-`report_data` and `block_report` read the run's folder, `headlines` says what comes first, and
-`templates/report.html.j2` lays it out. All text is escaped by the template engine.
+`what_was_run`, `report_data` and `block_report` read the run's folder, `headlines` says what comes
+first, and `templates/report.html.j2` lays it out. All text is escaped by the template engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..artifacts import read_file, read_json
-from ..evaluation.table import FORMAT, read_summary
+from ..evaluation.table import FORMAT, TIMING, checked_summary
+from ..planning.variant_names import split_variant
 from ..plots.activation_plots import PLOTS
 from ..plots.charts import for_page
 from ..plots.evaluation_charts import CHARTS
@@ -26,6 +27,7 @@ from . import report_data
 from .block_report import block_chart, divergences, recipe_results, weight_sqnr
 from .headlines import headline_cards, lede
 from .report_data import Data
+from .what_was_run import Shown, block_files, check_run, facts, what_was_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -52,24 +54,6 @@ def _heat(values: Mapping[str, float], darker_is_larger: bool) -> Data:
     return {"columns": grid["columns"], "rows": rows}
 
 
-def _facts(config: Mapping[str, Any]) -> dict[str, str]:
-    inference, weights, activations = (
-        config[part] for part in ("inference", "weights", "activations")
-    )
-    return {
-        "Model": f"{config['model']['name']}, computed in {config['model']['dtype']}",
-        "Calibration": f"{config['num_images']} images of {config['num_steps']} steps, "
-        f"guidance {config['calibration']['cfg_weight']:g}, noise seed {config['seed']}",
-        "Weight track": f"{weights['num_images']} images, every {weights['stride']}th step",
-        "Activation track": f"{activations['num_images']} images, every "
-        f"{activations['stride']}th step, {activations['bits']} bits, {activations['granularity']} "
-        f"scales by {activations['range']}",
-        "Pictures and evaluation": f"{inference['num_steps']} steps, guidance "
-        f"{inference['cfg_weight']:g}, noise seed {inference['seed']}",
-        "Recipes": ", ".join(config["recipes"]),
-    }
-
-
 def _sizes(results: Path, recipes: Sequence[str], full_bytes: float | None) -> list[Data]:
     sizes: list[Data] = []
     if full_bytes:
@@ -85,48 +69,39 @@ def _sizes(results: Path, recipes: Sequence[str], full_bytes: float | None) -> l
     return sizes
 
 
-def collect(
-    results: Path,
-    config: Mapping[str, Any],
-    prompts: Mapping[str, str],
-    variants: Sequence[str],
-    evaluated: Sequence[str],
-    recipes: Sequence[str],
-) -> Data:
-    """Everything that the template shows.
+def collect(results: Path, shown: Shown) -> Data:
+    """Everything that the template shows of a run's folder.
 
-    Args:
-        results: the run's folder.
-        config: validated configuration with all defaults.
-        prompts: prompt id -> text, of the pictures to show.
-        variants: of these pictures, beside full precision.
-        evaluated: rows of the evaluation, in order; empty if there was none.
-        recipes: whose checkpoints exist.
+    Raises:
+        UserError: files that are damaged, or that do not belong together.
     """
+    run = what_was_run(results, shown, check_run(results, shown))
     folder = results / "evaluation"
-    summary = read_summary(folder / "summary.csv") if evaluated else []
-    documents = {name: read_json(folder / f"{name}.json", FORMAT) for name in evaluated}
+    documents = {name: read_json(folder / f"{name}.json", FORMAT) for name in shown.evaluated}
+    timings = results / "benchmarks" / "evaluation"
+    took = {name: read_json(timings / f"{name}.json", TIMING) for name in shown.evaluated}
+    summary = checked_summary(folder / "summary.csv", documents, took) if documents else []
     rows = {row["variant"]: row for row in summary}
-    own = config["recipe"]
-    options = {name: config["recipes"][name] for name in recipes}
-    blocks = recipe_results(results / "weights", options)
-    sqnr = weight_sqnr(results / "weights" / own / "blocks") if own in recipes else {}
+    recipes = run.get("recipes", {})
+    blocks = recipe_results(results, recipes)
+    has_weights = shown.recipe in recipes
+    sqnr = weight_sqnr(block_files(results, shown.recipe)) if has_weights else {}
     ranges = report_data.activation_ranges(results)
     notes = {name: plot.note for name, plot in PLOTS.items()}
-    activations = report_data.activation_summary(results, notes, options)
-    sizes = _sizes(results, recipes, rows["full"]["model_bytes"] if "full" in rows else None)
+    activations = report_data.activation_summary(results, notes, recipes)
+    sizes = _sizes(results, list(recipes), rows["full"]["model_bytes"] if "full" in rows else None)
     stages = report_data.stage_times(results / "benchmarks")
     return {
         "version": __version__,
         "run": {
-            "name": config["run"],
-            "model": config["model"]["name"],
-            "dtype": config["model"]["dtype"],
-            "recipe": own,
+            "name": results.name,
+            "model": run.get("model", {}).get("name", "a model"),
+            "dtype": run.get("model", {}).get("dtype", "the model's precision"),
+            "recipe": shown.recipe,
         },
-        "lede": lede(config, sizes),
-        "cards": headline_cards(config, rows, documents),
-        "pictures": report_data.pictures(results, prompts, variants),
+        "lede": _lede(results, shown, recipes, sizes),
+        "cards": headline_cards(shown.recipe, rows, documents),
+        "pictures": report_data.pictures(results, shown.prompts, shown.variants),
         "summary": summary,
         "judged": any(row["judge_accuracy"] is not None for row in summary),
         "evaluation_charts": _evaluation_charts(folder / "plots"),
@@ -139,9 +114,18 @@ def collect(
         "sizes": sizes,
         "stages": stages,
         "total_seconds": sum(stage["seconds"] for stage in stages),
-        "facts": _facts(config),
-        "configuration": yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        "facts": facts(run),
+        "configuration": yaml.safe_dump(run, sort_keys=False, allow_unicode=True),
     }
+
+
+def _lede(results: Path, shown: Shown, recipes: Mapping[str, Data], sizes: Sequence[Data]) -> str:
+    options = recipes.get(shown.recipe)
+    if options is None:
+        return ""
+    kinds = {split_variant(variant)[1] for variant in shown.variants}
+    bits = report_data.activation_bits(results, shown.recipe, options)
+    return lede(shown.recipe, options, kinds, bits, sizes)
 
 
 def _evaluation_charts(folder: Path) -> list[Data]:

@@ -60,15 +60,15 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def pictures(results: Path, prompts: Mapping[str, str], variants: Sequence[str]) -> list[Data]:
+def pictures(results: Path, prompts: Sequence[str], variants: Sequence[str]) -> list[Data]:
     """One entry a prompt: its text, the full-precision picture, and each variant's with numbers.
 
     Args:
-        prompts: prompt id -> text.
+        prompts: their ids.
         variants: as in the comparisons that exist.
     """
     rows = []
-    for name, text in prompts.items():
+    for name in prompts:
         full = results / "images" / "full" / f"{name}.png"
         reference = read_picture(full)
         shown = []
@@ -89,7 +89,7 @@ def pictures(results: Path, prompts: Mapping[str, str], variants: Sequence[str])
         rows.append(
             {
                 "id": name,
-                "text": text,
+                "text": shown[0]["prompt"] if shown else name,
                 "full": data_uri(read_file(full, PICTURE)),
                 "seed": shown[0]["seed"] if shown else None,
                 "factor": shown[0]["amplification"] if shown else None,
@@ -209,6 +209,13 @@ def _chosen(folder: Path) -> Data:
     if tiers.is_file():
         chosen["tiers"] = read_json(tiers, "ditquant.quant_config")["summary"]
     return chosen
+
+
+def activation_bits(results: Path, recipe: str, options: Data) -> int | None:
+    """Bits of the single-tier activations that a recipe's variants have."""
+    own = results / "weights" / recipe / "activations"
+    single = _chosen(own if has_own_activations(options) else results / "activations")["single"]
+    return single["bits"] if single else None
 
 
 def own_activations(results: Path, recipes: Mapping[str, Data]) -> list[Data]:
