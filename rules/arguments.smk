@@ -23,5 +23,7 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-# `script:` hands the interpreter's path to a shell as it is, which cuts it at the first space.
-sys.executable = shlex.quote(sys.executable)
+# `script:` hands the interpreter's path to a shell as it is, which cuts it at the first space. A path
+# that does not exist is quoted already, by a workflow that this process ran before.
+if Path(sys.executable).exists():
+    sys.executable = shlex.quote(sys.executable)

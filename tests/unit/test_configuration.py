@@ -151,6 +151,12 @@ def test_tracks_follow_the_number_of_images_within_a_bound(images, expected):
     assert configuration.MOST_IMAGES == 32, "the schema and the README say 32"
 
 
+def test_the_long_run_of_sd3_medium_uses_more_images():
+    config, _ = plan(ROOT / "config" / "sd3-medium.yaml", ("num_images=1000",))
+    assert counts(config)[:2] == (32, 32)
+    assert counts(plan(ROOT / "config" / "sd3-medium.yaml")[0])[:2] == (10, 5)
+
+
 def test_counts_that_are_set_stay():
     own = {"weights": {"num_images": 3}, "activations": {"num_images": 7, "tiers": {"images": 6}}}
     assert counts(complete({"num_images": 50, **own})) == (3, 7, 6, 4)

@@ -16,11 +16,10 @@ import pytest
 
 from ditquant.backend import is_accelerated, kernels
 from ditquant.job import job
+from support.users import NOBODY, another_user, as_nobody, needs_root
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(platform.system() != "Linux", reason="Metal has folders of its own")
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def planted_by_another(cache: Path) -> None:
         planted_open,
         planted_file,
         open_cache,
-        pytest.param(planted_by_another, marks=root_only),
+        pytest.param(planted_by_another, marks=needs_root),
     ],
 )
 def test_a_folder_that_others_can_write_to_is_avoided(places, plant):
@@ -116,26 +115,7 @@ def test_where_nothing_compiles_the_reasons_are_kept(places):
     assert os.environ["TMPDIR"] == str(places.temporary)
 
 
-def as_nobody(function: Callable[[], object]) -> str:
-    """What a function returns in a process of another user."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            os.write(writing, str(function()).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with os.fdopen(reading, "rb") as file:
-        return file.read().decode()
-
-
-@root_only
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@another_user
 def test_two_users_have_two_folders(places):
     shared = Path(tempfile.mkdtemp(dir="/tmp"))  # tmp_path is closed to others
     shared.chmod(0o1777)
@@ -192,7 +172,7 @@ def test_kernels_stay_and_two_processes_may_compile_at_once(places):
     assert bool(made) == (shutil.which("g++") is not None and not is_accelerated())
 
 
-@root_only
+@needs_root
 def test_where_nothing_may_be_executed_the_work_goes_on(places):
     mounted = places.cache / "mounted"
     mounted.mkdir()

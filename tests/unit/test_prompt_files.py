@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import tempfile
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from ditquant.errors import UserError
 from ditquant.planning.prompt_files import read_prompts
+from support.users import another_user, as_nobody
 
 
 def test_prompts_may_hold_anything(tmp_path):
@@ -44,8 +46,6 @@ def test_what_a_writer_of_csv_wrote_is_read_back(prompts):
     file = io.StringIO(newline="")
     writer = csv.writer(file, quoting=csv.QUOTE_ALL)
     writer.writerows([["prompt"], *([prompt] for prompt in prompts)])
-    import tempfile
-
     with tempfile.NamedTemporaryFile(suffix=".csv") as written:
         written.write(file.getvalue().encode("utf-8"))
         written.flush()
@@ -56,13 +56,18 @@ def test_what_a_writer_of_csv_wrote_is_read_back(prompts):
                 read_prompts(written.name, "k")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@another_user
 def test_a_file_without_permission(tmp_path):
     path = tmp_path / "p.csv"
     path.write_bytes(b"prompt\na\n")
-    path.chmod(0)
-    with pytest.raises(UserError, match=r"p\.csv cannot be read: Permission denied\."):
-        read_prompts(path, "k")
+    path.chmod(0o600)
+
+    def message() -> str:
+        with pytest.raises(UserError) as error:
+            read_prompts(path, "k")
+        return str(error.value)
+
+    assert as_nobody(message) == f"k: {path} cannot be read: Permission denied."
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
