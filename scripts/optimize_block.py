@@ -2,56 +2,46 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import remove, save_tensors, write_json
-from ditquant.job import LOG, job
+from ditquant.artifacts import save_tensors, write_json
+from ditquant.job import LOG, input_files, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.statistics.input_statistics import load_statistics
 from ditquant.weights.block_files import BLOCK_WEIGHTS
 from ditquant.weights.block_io import read_block
 from ditquant.weights.divergence import told
-from ditquant.weights.learning_state import resume_key
+from ditquant.weights.learning_state import Resume, resume_key
 from ditquant.weights.prefix import prefix_streams
 from ditquant.weights.recipes import quantize_block, recipe_grid
 from ditquant.weights.reconstruct import block_problem
 from ditquant.weights.rotation import rotate
 
 
-def main(
-    block_io: list[str],
-    weights: str,
-    result: str,
-    model: dict,
-    block: str,
-    recipe: dict,
-    seed: int,
-    code: str,
-    before: list[str] | None = None,
-    statistics: str | None = None,
-) -> None:
+def main(files: dict[str, list[str]], weights: str, result: str, params: dict) -> None:
     """Writes the packed weights ("mm03.img.attn.q_proj.weight", .scales, .biases) and the result.
 
     Beside them, as "parameters.<module path>", full-precision parameters that balancing changed.
 
     Args:
-        before: weights of the blocks before this one, if the recipe learns behind them.
-        statistics: of the activation track, if the recipe balances by them.
+        files: "block_io" of each image; where the recipe asks for them "before", weights of the
+            blocks before this one, and "statistics" of the activation track.
+        params: of the rule.
 
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
+    model, block, recipe = params["model"], params["block"], params["recipe"]
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[block])
     rotate(network, recipe.get("rotation"))
+    block_io, before = files["block_io"], files.get("before")
     prefix = prefix_streams(network, spec.block_names, block_io, before) if before else None
     data = read_block(block_io, spec.block_names, block, prefix)
     problem = block_problem(network, block, data, recipe_grid(recipe), recipe["holdout"])
-    settings = {"model": model, "block": block, "recipe": recipe, "seed": seed, "code": code}
-    resume = Path(weights).with_name(f".{block}.resume.safetensors")
-    sources = [*block_io, *(before or [])]
-    measured = load_statistics(statistics) if statistics else None
-    quantized = quantize_block(
-        problem, recipe, seed, measured, resume, resume_key(sources, settings)
+    measured = load_statistics(files["statistics"][0]) if "statistics" in files else None
+    resume = Resume(
+        Path(weights).with_name(f".{block}.resume.safetensors"), resume_key(files, params)
     )
+    quantized = quantize_block(problem, recipe, params["seed"], measured, resume)
     log_result(quantized.document)
     tensors = {}
     for name, packed in quantized.packed.items():
@@ -70,7 +60,7 @@ def main(
     }
     save_tensors(weights, tensors, BLOCK_WEIGHTS, metadata)
     write_json(result, "ditquant.block_result", quantized.document)
-    remove(resume)
+    resume.discard()
 
 
 def log_result(document: dict) -> None:
@@ -95,16 +85,9 @@ def log_result(document: dict) -> None:
 
 if "snakemake" in globals():
     with job(snakemake):
-        params = snakemake.params
         main(
-            snakemake.input.block_io,
+            input_files(snakemake),
             snakemake.output.weights,
             snakemake.output.result,
-            params.model,
-            snakemake.wildcards.block,
-            params.recipe,
-            params.seed,
-            params.code,
-            snakemake.input.get("before"),
-            snakemake.input.get("statistics"),
+            dict(snakemake.params.items()),
         )

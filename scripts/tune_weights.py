@@ -2,46 +2,40 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import remove, save_tensors, write_json
-from ditquant.job import LOG, job
+from ditquant.artifacts import save_tensors, write_json
+from ditquant.job import LOG, input_files, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
 from ditquant.weights.block_files import TUNED_WEIGHTS, read_packed, read_parameters
 from ditquant.weights.divergence import told
-from ditquant.weights.learning_state import resume_key
+from ditquant.weights.learning_state import Resume, resume_key
 from ditquant.weights.rotation import rotate
 from ditquant.weights.tuning import FORMAT, tune_recipe
 
 
-def main(
-    blocks: list[str],
-    trajectories: list[str],
-    weights: str,
-    result: str,
-    model: dict,
-    recipe: dict,
-    seed: int,
-    code: str,
-) -> None:
+def main(files: dict[str, list[str]], weights: str, result: str, params: dict) -> None:
     """Writes "mm03.img.attn.q_proj.scales", .biases, ... and the result.
+
+    Args:
+        files: "blocks", all of the recipe, and "trajectories".
+        params: of the rule.
 
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
+    model, recipe, blocks = params["model"], params["recipe"], files["blocks"]
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_mmdit(spec, DTYPES[model["dtype"]])
     rotate(network, recipe.get("rotation"))
-    resume = Path(weights).with_name(".tuned.resume.safetensors")
-    settings = {"model": model, "recipe": recipe, "seed": seed, "code": code}
+    resume = Resume(Path(weights).with_name(".tuned.resume.safetensors"), resume_key(files, params))
     tuned = tune_recipe(
         network,
         read_packed(blocks),
         read_parameters(blocks),
-        [load_trajectory(path) for path in trajectories],
+        [load_trajectory(path) for path in files["trajectories"]],
         recipe,
-        seed,
+        params["seed"],
         resume,
-        resume_key([*blocks, *trajectories], settings),
     )
     log_result(tuned.document)
     tensors = {}
@@ -50,7 +44,7 @@ def main(
         tensors[f"{name}.biases"] = packed.biases
     save_tensors(weights, tensors, TUNED_WEIGHTS)
     write_json(result, FORMAT, tuned.document)
-    remove(resume)
+    resume.discard()
 
 
 def log_result(document: dict) -> None:
@@ -69,14 +63,9 @@ def log_result(document: dict) -> None:
 
 if "snakemake" in globals():
     with job(snakemake):
-        params = snakemake.params
         main(
-            snakemake.input.blocks,
-            snakemake.input.trajectories,
+            input_files(snakemake),
             snakemake.output.weights,
             snakemake.output.result,
-            params.model,
-            params.recipe,
-            params.seed,
-            params.code,
+            dict(snakemake.params.items()),
         )

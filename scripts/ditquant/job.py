@@ -30,6 +30,16 @@ def _handlers(log_path: str | None) -> list[logging.Handler]:
     return handlers
 
 
+def input_files(snakemake: Any) -> dict[str, list[str]]:
+    """All files that a job reads, by their names in its rule.
+
+    Args:
+        snakemake: the object that Snakemake puts into a script.
+    """
+    named = snakemake.input.items()
+    return {name: [files] if isinstance(files, str) else list(files) for name, files in named}
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
     """Runs a script's work: `with job(snakemake): main(...)`.

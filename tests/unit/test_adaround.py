@@ -9,12 +9,12 @@ import pytest
 
 from ditquant.backend import mx
 from ditquant.network.blocks import shared_input
-from ditquant.weights import adaround
+from ditquant.weights import adaround, learning_state
 from ditquant.weights.adaround import Learner, Options, annealed_beta, batch_rows
 from ditquant.weights.block_io import read_block
 from ditquant.weights.grids import Grid, steps_of
 from ditquant.weights.joint_steps import Joint
-from ditquant.weights.learning_state import load_state
+from ditquant.weights.learning_state import Resume
 from ditquant.weights.lsq import range_quantizer
 from ditquant.weights.reconstruct import (
     block_error,
@@ -139,26 +139,18 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
 ):
     more = {"joint": joint_of(problem)} if joint else {}
     straight = learn(problem, options, rtn[0], seed=7, **more)
-    resume = tmp_path / ".mm00.resume.safetensors"
+    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    resume = Resume(tmp_path / ".mm00.resume.safetensors", "k")
     with monkeypatch.context() as patched:
         stop_after(patched, 27)
         with pytest.raises(Stop):
-            learn(problem, options, rtn[0], seed=7, resume=resume, key="k", **more)
-    kept = load_state(resume, "k")
+            learn(problem, options, rtn[0], seed=7, resume=resume, **more)
+    kept = resume.load()
     assert kept is not None
-    assert 0 < kept.iteration <= 27
-    again = learn(problem, options, rtn[0], seed=7, resume=resume, key="k", **more)
+    assert kept.iteration == 27
+    again = learn(problem, options, rtn[0], seed=7, resume=resume, **more)
     assert len(again.steps) == (8 if joint else 0)
     assert_equal(again, straight)
-
-
-def test_a_stale_or_broken_state_is_ignored(problem, rtn, tmp_path):
-    resume = tmp_path / ".mm00.resume.safetensors"
-    learn(problem, SHORT, rtn[0], seed=8, resume=resume, key="other settings")
-    straight = learn(problem, SHORT, rtn[0], seed=7)
-    assert_equal(learn(problem, SHORT, rtn[0], seed=7, resume=resume, key="k"), straight)
-    resume.write_bytes(resume.read_bytes()[:1000])
-    assert load_state(resume, "k") is None
 
 
 def test_the_model_keeps_its_weights(problem, rtn):

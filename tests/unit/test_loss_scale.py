@@ -9,11 +9,11 @@ import pytest
 
 from ditquant.backend import mx
 from ditquant.network.blocks import all_linears, shared_input
-from ditquant.weights import adaround, loss_scale
+from ditquant.weights import adaround, learning_state, loss_scale
 from ditquant.weights.adaround import Options
 from ditquant.weights.grids import Grid, steps_of
 from ditquant.weights.joint_steps import Joint
-from ditquant.weights.learning_state import load_state, save_state
+from ditquant.weights.learning_state import Resume
 from ditquant.weights.loss_scale import GROWTH_INTERVAL, Diverged, LossScale
 from ditquant.weights.lsq import range_quantizer
 from ditquant.weights.other_linears import round_to_nearest
@@ -196,7 +196,8 @@ def test_a_run_that_stops_behind_a_skipped_step_ends_with_the_same_bits(
     first = straight.state.history[0]["iteration"]
     behind = [first + at for at in range(1, len(skipped)) if skipped[at] > skipped[at - 1]]
     assert behind
-    resume = tmp_path / "state.safetensors"
+    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    resume = Resume(tmp_path / "state.safetensors", "k")
     iterate = adaround.Learner.iterate
 
     def dying(self, state):
@@ -204,15 +205,14 @@ def test_a_run_that_stops_behind_a_skipped_step_ends_with_the_same_bits(
             raise Stop
         iterate(self, state)
 
-    how = {"resume": resume, "key": "k"}
     with monkeypatch.context() as patched:
         patched.setattr(adaround.Learner, "iterate", dying)
         with pytest.raises(Stop):
-            learn(problems[mx.float16], joint, options, **how)
-    kept = load_state(resume, "k")
+            learn(problems[mx.float16], joint, options, resume=resume)
+    kept = resume.load()
     assert kept is not None
     assert kept.iteration == behind[0]
-    _, again = learn(problems[mx.float16], joint, options, **how)
+    _, again = learn(problems[mx.float16], joint, options, resume=resume)
     for one, other in zip(again.state.arrays(), straight.state.arrays(), strict=True):
         assert mx.array_equal(one, other)
     assert again.state.history == straight.state.history
@@ -262,22 +262,25 @@ def test_a_tuning_that_stops_behind_a_skipped_step_ends_with_the_same_bits(
 ):
     monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 2)
     straight = tuned(mx.float16)
-    resume = tmp_path / "state.safetensors"
+    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    resume = Resume(tmp_path / "state.safetensors", "k")
     iterate = Tuner.iterate
     taken: list[float] = []
 
     def dying(self, state):
+        if len(taken) > 6 and taken[-1] == taken[-2]:
+            raise Stop
         iterate(self, state)
         taken.append(self.loss_scale.read(state.scaling).taken)
-        if len(taken) > 6 and taken[-1] == taken[-2]:
-            save_state(resume, state, "k")
-            raise Stop
 
     with monkeypatch.context() as patched:
         patched.setattr(Tuner, "iterate", dying)
         with pytest.raises(Stop):
-            tuned(mx.float16, resume=resume, key="k")
-    again = tuned(mx.float16, resume=resume, key="k")
+            tuned(mx.float16, resume=resume)
+    kept = resume.load()
+    assert kept is not None
+    assert kept.iteration == len(taken)
+    again = tuned(mx.float16, resume=resume)
     assert again.document == straight.document
     for name, one in again.packed.items():
         assert mx.array_equal(one.scales, straight.packed[name].scales)

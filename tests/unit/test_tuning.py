@@ -14,10 +14,10 @@ from ditquant.errors import UserError
 from ditquant.network.blocks import ANY_TIMESTEP, all_linears
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import velocity_at
-from ditquant.weights import tuner
+from ditquant.weights import learning_state, tuner
 from ditquant.weights.divergence import told
 from ditquant.weights.grids import Grid, dequantize
-from ditquant.weights.learning_state import load_state
+from ditquant.weights.learning_state import Resume
 from ditquant.weights.other_linears import round_to_nearest
 from ditquant.weights.tuner import Options, Tuner, row_errors
 from ditquant.weights.tuning import tune, tune_recipe
@@ -199,7 +199,8 @@ class Stop(Exception):
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(straight, tmp_path, monkeypatch):
-    resume = tmp_path / ".tuned.resume.safetensors"
+    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    resume = Resume(tmp_path / ".tuned.resume.safetensors", "k")
     iterate = Tuner.iterate
 
     def stopping(self, state):
@@ -210,23 +211,15 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(straight, tmp_path, m
     with monkeypatch.context() as patched:
         patched.setattr(Tuner, "iterate", stopping)
         with pytest.raises(Stop):
-            tuned(resume=resume, key="k")
-    kept = load_state(resume, "k")
+            tuned(resume=resume)
+    kept = resume.load()
     assert kept is not None
-    assert 0 < kept.iteration <= 13
-    _, result = tuned(resume=resume, key="k")
+    assert kept.iteration == 13
+    # What collects errors between two points of the history goes on too.
+    assert kept.pending or kept.history[-1]["iteration"] == 13
+    _, result = tuned(resume=resume)
     assert same(result.packed, straight[1].packed)
     assert result.document == straight[1].document
-
-
-def test_a_state_of_another_job_is_ignored(straight, tmp_path):
-    resume = tmp_path / ".tuned.resume.safetensors"
-    tuned(Options(4, 4, 0.5), resume=resume, key="other")
-    assert load_state(resume, "k") is None
-    _, result = tuned(resume=resume, key="k")
-    assert same(result.packed, straight[1].packed)
-    resume.write_bytes(resume.read_bytes()[:500])
-    assert load_state(resume, "k") is None
 
 
 def test_linears_that_are_left_alone_stay(straight):

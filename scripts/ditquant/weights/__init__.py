@@ -8,7 +8,8 @@ balance, balance_factors, balance_search, block_balance, rotation, rotation_cuda
                             what is done to channels before
 block_io, prefix, block_files, layer_inputs
                             what a block's job reads and writes
-reconstruct, block_gradients, loss_scale, learning_state, divergence, recipes
+reconstruct, block_gradients, loss_scale, divergence, learning_state, learning,
+recipes
                             learning on a block, by a recipe
 velocity_rows, tuned_grids, tuner, tuning
                             scales and biases of all blocks, together

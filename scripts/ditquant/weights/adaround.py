@@ -29,17 +29,15 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..backend import device_arrays, mx
-from ..progress import ticking
+from . import learning
 from .block_gradients import cheap_gradients
-from .divergence import history_kept
 from .joint_steps import Joint, moved_steps, quantizing
-from .learning_state import State, load_state, new_state, save_state
+from .learning_state import Resume, State, new_state
 from .loss_scale import LossScale
 from .lsq import dropped
 from .reconstruct import BlockProblem, dealt_rows, stream_errors, weights_restored
@@ -48,7 +46,6 @@ from .rounding_kernels import advance, advance_where, softening, stored_line
 
 _BETA_START, _BETA_END = 20, 2
 _HISTORY_POINTS = 50
-_SAVES = 20
 
 
 @dataclass(frozen=True)
@@ -262,8 +259,7 @@ def learn(
     seed: int,
     row_weights: mx.array | None = None,
     joint: Joint | None = None,
-    resume: Path | None = None,
-    key: str = "",
+    resume: Resume | None = None,
 ) -> Learned:
     """Learns the rounding of a block's weights.
 
@@ -274,27 +270,15 @@ def learn(
         seed: of the batches.
         row_weights: (rows,) how much each row counts in the error; None: all the same.
         joint: activation quantizers that are learned too.
-        resume: where to keep the state now and then; a run that finds it there under the same
-            `key` goes on from it and ends with the same bits as one that was never interrupted.
+        resume: see `learning.run`.
 
     Raises:
         Diverged: see `LossScale`.
     """
     learner = Learner(problem, starts, options, rtn_error, seed, row_weights, joint)
-    state = (load_state(resume, key) if resume else None) or learner.start()
-    total = options.iterations
-    with (
-        history_kept(state.history),
-        weights_restored(problem),
-        cheap_gradients(problem.block),
-        ticking(f"rounding of {problem.block.name}", total, state.iteration) as tick,
-    ):
-        while state.iteration < total:
-            learner.iterate(state)
-            if resume and state.iteration % max(1, total // _SAVES) == 0:
-                save_state(resume, state, key)
-            tick()
-        loss_scale = learner.loss_scale.finished(state.scaling, state.values)
+    label = f"rounding of {problem.block.name}"
+    with weights_restored(problem), cheap_gradients(problem.block):
+        state, loss_scale = learning.run(learner, options.iterations, label, resume)
     alphas, steps = state.values[: len(starts)], state.values[len(starts) :]
     codes = [
         hard_codes(start, alpha, 2**scales.bits)

@@ -161,6 +161,21 @@ class LossScale:
             return {}
         return {"loss_scale": scaling.scale, "skipped": iteration - scaling.taken}
 
+    def check(self, state: mx.array, values: Sequence[mx.array]) -> Scaling:
+        """What the state says, after a look at all that was learned.
+
+        Raises:
+            Diverged: as `read`, or a value is no number.
+        """
+        scaling = self.read(state)
+        if not mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in values])).item():
+            raise Diverged(
+                f"After {scaling.taken} of {self._iterations} steps what it learned is no finite "
+                "number",
+                "Take a smaller learning rate",
+            )
+        return scaling
+
     def finished(self, state: mx.array, values: Sequence[mx.array]) -> dict[str, float] | None:
         """The last scale and how many steps of all were not taken; None without scaling.
 
@@ -168,11 +183,9 @@ class LossScale:
             values: all that was learned.
 
         Raises:
-            Diverged: as `read`, or no step was taken, or a value is no number.
+            Diverged: as `check`, or no step was taken.
         """
-        scaling = self.read(state)
-        if not mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in values])).item():
-            raise Diverged("What it learned is no finite number", "Take a smaller learning rate")
+        scaling = self.check(state, values)
         if scaling.taken == 0:
             raise Diverged(
                 f"Its gradients overflowed float16 in each of its {self._iterations} steps",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..backend import mx
@@ -20,6 +19,7 @@ from ..statistics.input_statistics import Statistics
 from .block_balance import balanced_block
 from .divergence import Diverged, check_error, check_finite
 from .grids import Grid, Packed, pack
+from .learning_state import Resume
 from .reconstruct import BlockProblem, block_error, quantized_weights, weights_restored
 from .rounding import nearest_codes
 from .roundings import ROUNDINGS, Proposal, Task, rtn_codes
@@ -171,15 +171,14 @@ def quantize_block(
     recipe: Mapping[str, Any],
     seed: int,
     statistics: Statistics | None = None,
-    resume: Path | None = None,
-    key: str = "",
+    resume: Resume | None = None,
 ) -> BlockResult:
     """Quantizes a block by a recipe and measures what that did to its output.
 
     Args:
         recipe: a validated entry of the configuration's `recipes`.
         statistics: of the activations, for `balance: smoothquant` and `csb`.
-        resume, key: see `roundings.Task`.
+        resume: see `roundings.Task`.
     """
     with weights_restored(problem):
         rtn = _judged("rtn", problem, Proposal(rtn_codes(problem), problem.scales))
@@ -193,7 +192,7 @@ def quantize_block(
             bits = recipe.get("activation_bits")
             balanced = balanced_block(problem, balance_kind(recipe), bits, statistics, seed)
             prepared, parameters, balancing = balanced.problem, balanced.parameters, balanced.record
-        task = Task(prepared, recipe, seed, rtn.errors.train, resume, key)
+        task = Task(prepared, recipe, seed, rtn.errors.train, resume)
         if has_choice and (recipe["rounding"] != "rtn" or parameters is not None):
             result, diverged = _tried(task, parameters, candidates)
         # Of equal ones the first: nothing is changed that does not gain from it.

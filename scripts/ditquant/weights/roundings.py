@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from .gptq import Factor, factorize, gptq_steps
 from .grids import Scales, steps_of
 from .joint_steps import Joint
 from .layer_inputs import sampled_inputs, second_moments
+from .learning_state import Resume
 from .lsq import ActivationQuantizer, range_quantizer
 from .reconstruct import BlockProblem
 from .rounding import nearest_codes
@@ -62,16 +62,14 @@ class Task:
         recipe: a validated entry of the configuration's `recipes`.
         seed: of everything random.
         rtn_error: of round-to-nearest on the training rows.
-        resume: file that keeps the state of an interrupted job, or None.
-        key: names the job that may continue from it.
+        resume: where the state of an interrupted job is kept, or None.
     """
 
     problem: BlockProblem
     recipe: Mapping[str, Any]
     seed: int
     rtn_error: float
-    resume: Path | None = None
-    key: str = ""
+    resume: Resume | None = None
 
     @cached_property
     def moments(self) -> dict[str, np.ndarray]:
@@ -190,7 +188,6 @@ def _learn(task: Task, joint: Joint | None = None) -> Proposal:
         row_weights=step_weights(recipe["step_weights"], problem.data.sigmas),
         joint=joint,
         resume=task.resume,
-        key=task.key,
     )
     activations = None
     if joint is not None:

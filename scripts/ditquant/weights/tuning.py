@@ -19,23 +19,21 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..backend import mx, nn
 from ..network.blocks import walk_blocks
 from ..network.calibration import Trajectory
-from ..progress import ticking
+from . import learning
 from .block_gradients import cheap_gradients
-from .divergence import Diverged, check_error, check_finite, history_kept
+from .divergence import Diverged, check_error, check_finite
 from .grids import Packed, dequantize
-from .learning_state import State, load_state, save_state
+from .learning_state import Resume, State
 from .other_linears import quantize_other_linears
 from .tuner import Options, Tuner
 from .velocity_rows import VelocityRows, velocity_rows
 
 FORMAT = "ditquant.tuning"
-_SAVES = 20
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ def tune(
     options: Options,
     seed: int,
     holdout: float,
-    resume: Path | None = None,
-    key: str = "",
+    resume: Resume | None = None,
 ) -> Tuned:
     """Tunes the scales and biases of a network's packed linears.
 
@@ -72,8 +69,7 @@ def tune(
         rows: what the network is to give back.
         seed: of the batches.
         holdout: share of the rows that only judge, whole images.
-        resume: where to keep the state now and then; a run that finds it there under the same
-            `key` goes on from it and ends with the same bits as one that was never interrupted.
+        resume: see `learning.run`.
 
     Raises:
         UserError: the error of the start is NaN or infinite.
@@ -88,7 +84,9 @@ def tune(
         result |= {"loss_scale": None, "history": []}
         tuned: dict[str, Packed] = {}
         try:
-            state, result["loss_scale"] = _learn(tuner, resume, key)
+            state, result["loss_scale"] = learning.run(
+                tuner, options.iterations, "tuning of the whole network", resume
+            )
             result["history"] = state.history
             errors["tuned"] = state.history[-1]["held_out"]
             result["offsets"] = _offset_sizes(state)
@@ -107,26 +105,6 @@ def tune(
         **result,
     }
     return Tuned({**packed, **tuned}, document)
-
-
-def _learn(tuner: Tuner, resume: Path | None, key: str) -> tuple[State, dict[str, float] | None]:
-    """The final state, and where its loss scale ended.
-
-    Raises:
-        Diverged: see `LossScale`, `Tuner.iterate`.
-    """
-    state = (load_state(resume, key) if resume else None) or tuner.start()
-    total = tuner.options.iterations
-    with (
-        history_kept(state.history),
-        ticking("tuning of the whole network", total, state.iteration) as tick,
-    ):
-        while state.iteration < total:
-            tuner.iterate(state)
-            if resume and state.iteration % max(1, total // _SAVES) == 0:
-                save_state(resume, state, key)
-            tick()
-        return state, tuner.loss_scale.finished(state.scaling, state.values)
 
 
 def _offset_sizes(state: State) -> dict[str, float]:
@@ -155,8 +133,7 @@ def tune_recipe(
     trajectories: Sequence[Trajectory],
     recipe: Mapping[str, Any],
     seed: int,
-    resume: Path | None = None,
-    key: str = "",
+    resume: Resume | None = None,
 ) -> Tuned:
     """Tunes what a recipe made of all blocks.
 
@@ -175,5 +152,5 @@ def tune_recipe(
     for path, one in others.packed.items():
         modules[path].weight = dequantize(one, modules[path].weight.dtype)
     options = tuning_options(recipe)
-    tuned = tune(model, packed, recipe["grid"], rows, options, seed, recipe["holdout"], resume, key)
+    tuned = tune(model, packed, recipe["grid"], rows, options, seed, recipe["holdout"], resume)
     return Tuned(tuned.packed, {"recipe": dict(recipe), **tuned.document})
