@@ -55,7 +55,7 @@ def make_problem(
     **model: Any,
 ) -> BlockProblem:
     """A block of a random MMDiT of two blocks; the last of 5 images is held out."""
-    network = build_mmdit(seed=4, **model)
+    network = build_mmdit(seed=4, dtype=dtype, float16_dtype=dtype, **model)
     network.set_dtype(dtype)
     data = read_block(write_images(folder, network, dtype=dtype), BLOCKS, block)
     rotate(network, recipe.get("rotation"))

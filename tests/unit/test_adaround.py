@@ -32,7 +32,7 @@ SHORT = Options(iterations=40, batch_size=4, learning_rate=0.05, regularizer=500
 
 
 def make_problem(folder, grid, dtype=mx.float32):
-    model = build_mmdit(seed=4)
+    model = build_mmdit(seed=4, dtype=dtype, float16_dtype=dtype)
     model.set_dtype(dtype)
     files = [
         write_block_io(folder / f"{i}.safetensors", model, seed=i, dtype=dtype)

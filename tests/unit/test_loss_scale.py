@@ -229,7 +229,7 @@ def test_a_block_whose_gradients_always_overflow_is_told(problems):
 
 
 def tuned(dtype, **how):
-    model = build_mmdit(seed=4, depth_multimodal=1)
+    model = build_mmdit(seed=4, depth_multimodal=1, dtype=dtype, float16_dtype=dtype)
     model.set_dtype(dtype)
     packed = {
         linear.name: round_to_nearest(linear.module.weight, Grid("group", 3, 32))

@@ -244,7 +244,7 @@ def test_a_channel_grid_is_tuned_row_by_row():
 
 
 def test_half_precision_learns_too():
-    model = network()
+    model = network(dtype=mx.float16, float16_dtype=mx.float16)
     model.set_dtype(mx.float16)
     packed = packed_of(model)
     rows = velocity_rows(model, trajectories(dtype=mx.float16), 1)

@@ -130,10 +130,13 @@ def _is_finite(array: mx.array) -> bool:
 
 
 def are_finite(arrays: Sequence[mx.array]) -> list[bool]:
-    """Evaluates arrays, and says of each whether it holds neither NaN nor infinity."""
-    mx.eval(arrays)
+    """Evaluates arrays, and says of each whether it holds neither NaN nor infinity.
+
+    The device is waited for once.
+    """
     if not is_accelerated():
+        mx.eval(arrays)
         return [_is_finite(array) for array in arrays]
     flags = [mx.all(mx.isfinite(array)) for array in arrays]
-    mx.eval(flags)
+    mx.eval(arrays, flags)
     return [bool(flag.item()) for flag in flags]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import mx, nn, to_numpy
+from ..finite import check_finite
 from ..metrics import decibels
 from ..network.blocks import boundaries, walk_blocks
 from ..network.calibration import load_conditioning
@@ -99,6 +100,9 @@ def output_streams(
 
     Yields:
         For each batch of the first captions, the measured steps in order.
+
+    Raises:
+        UserError: a stream is NaN or infinite.
     """
     schedule = mx.array(sigmas)
     timesteps = (schedule * 1000).astype(dtype)
@@ -117,7 +121,8 @@ def output_streams(
                     conditioning.pooled,
                     cfg_weight=0.0,
                 )
-                mx.eval(streams)
+                named = {f"the stream {name}": array for name, array in streams.items()}
+                check_finite(named, f"behind its block at step {step + 1}")
                 yield Outputs(rows, column, dict(streams))
                 streams.clear()
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..artifacts import load_tensors, save_tensors
 from ..backend import mx, nn, peak_memory_bytes, reset_peak_memory, to_numpy
+from ..finite import check_finite
 from ..models.spec import ModelSpec
 from ..network.calibration import Conditioning, load_conditioning
 from ..network.sampling import (
@@ -121,6 +122,9 @@ def teacher_forced(
     Args:
         latents: (N, steps, h, w, channels) of the reference.
         sigmas: the whole schedule.
+
+    Raises:
+        UserError: a velocity is NaN or infinite.
     """
     timesteps = (sigmas * 1000).astype(conditioning.tokens.dtype)
     velocities = []
@@ -135,7 +139,7 @@ def teacher_forced(
             conditioning.pooled,
             cfg_weight,
         )
-        mx.eval(velocity)
+        check_finite({"the velocity": velocity}, f"at the reference's latents of step {index + 1}")
         velocities.append(velocity)
         tick()
     return mx.stack(velocities, axis=1)

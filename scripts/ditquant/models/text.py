@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from ..backend import mx, nn
+from ..finite import check_finite
 from .load import load_t5, load_text_encoder
 from .spec import ModelSpec
 
@@ -57,13 +58,26 @@ def token_batch(tokenizer: Any, texts: Sequence[str]) -> mx.array:
     return mx.array([row + [padding] * (tokenizer.max_length - len(row)) for row in rows])
 
 
-def _encode_clip(model: nn.Module, tokens: mx.array, rows: int) -> tuple[mx.array, mx.array]:
+def _check_conditioning(states: Sequence[mx.array], encoder: str, texts: Sequence[str]) -> None:
+    """Evaluates and checks token states and, if there are two arrays, pooled ones."""
+    names = ("the conditioning", "the pooled conditioning")
+    prompts = " or ".join(repr(text[:60]) for text in texts)
+    check_finite(
+        dict(zip(names, states, strict=False)), f"by text encoder {encoder} of prompt {prompts}"
+    )
+
+
+def _encode_clip(
+    model: nn.Module, tokenizer: Any, encoder: str, texts: Sequence[str], rows: int
+) -> tuple[mx.array, mx.array]:
     hidden, pooled = [], []
+    tokens = token_batch(tokenizer, texts)
     for start in range(0, len(tokens), rows):
         output = model(tokens[start : start + rows])
-        mx.eval(output.hidden_states[-2], output.pooled_output)
-        hidden.append(output.hidden_states[-2])
-        pooled.append(output.pooled_output)
+        states = output.hidden_states[-2], output.pooled_output
+        _check_conditioning(states, encoder, texts[start : start + rows])
+        hidden.append(states[0])
+        pooled.append(states[1])
     return mx.concatenate(hidden), mx.concatenate(pooled)
 
 
@@ -79,12 +93,15 @@ def encode_texts(
 
     Returns:
         conditioning (n, tokens, channels) and pooled (n, pooled channels).
+
+    Raises:
+        UserError: an encoder's output is NaN or infinite.
     """
     hidden_states, pooled_outputs = [], []
     for encoder in spec.text.encoders:
         model, tokenizer = load_text_encoder(spec, encoder, dtype)
         # Two rows at a time, as DiffusionKit encodes a prompt with its negative prompt.
-        hidden, pooled = _encode_clip(model, token_batch(tokenizer, texts), rows=2)
+        hidden, pooled = _encode_clip(model, tokenizer, encoder.name, texts, rows=2)
         hidden_states.append(hidden)
         pooled_outputs.append(pooled)
         del model
@@ -108,7 +125,7 @@ def _encode_t5(spec: ModelSpec, texts: Sequence[str], dtype: mx.Dtype) -> mx.arr
         ids = tokenizer.tokenize(text)
         tokens = mx.array([ids + [0] * (tokenizer.max_length - len(ids))])
         states.append(encoder(tokens).astype(dtype))
-        mx.eval(states[-1])
+        _check_conditioning([states[-1]], "t5", [text])
     del encoder
     mx.clear_cache()
     return mx.concatenate(states)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import mx, nn
+from ..finite import check_finite
 from .blocks import ANY_TIMESTEP, modulated_modules, set_modulation
 
 
@@ -157,9 +158,13 @@ def sample_euler(
         observer: called after each step's velocity is known.
         before_step: called with (index, sigma) before each forward pass; simulated activation
             quantization looks its scales up by this sigma.
+
+    Raises:
+        UserError: the latents behind a step are NaN or infinite.
     """
     timesteps = (sigmas * 1000).astype(conditioning.dtype)
-    for index, value in enumerate(sigmas.tolist()[:-1]):
+    levels = sigmas.tolist()[:-1]
+    for index, value in enumerate(levels):
         sigma, timestep = sigmas[index], timesteps[index]
         if before_step is not None:
             before_step(index, value)
@@ -167,7 +172,8 @@ def sample_euler(
         if observer is not None:
             observer(Step(index, sigma, timestep, latents, velocity))
         latents = latents + velocity * (sigmas[index + 1] - sigma)
-        mx.eval(latents)
+        where = f"behind step {index + 1} of {len(levels)} (sigma {value:.4g})"
+        check_finite({"the latents": latents}, where)
     return latents
 
 
@@ -177,7 +183,12 @@ def to_vae(latents: mx.array, scale: float, shift: float) -> mx.array:
 
 
 def decode(decoder: nn.Module, latents: mx.array, scale: float, shift: float) -> np.ndarray:
-    """Final latents (N, h, w, c) -> uint8 images (N, 8h, 8w, 3), truncated as DiffusionKit does."""
+    """Final latents (N, h, w, c) -> uint8 images (N, 8h, 8w, 3), truncated as DiffusionKit does.
+
+    Raises:
+        UserError: the decoder's output is NaN or infinite.
+    """
     images = decoder(to_vae(latents, scale, shift).astype(decoder.conv_in.weight.dtype))
+    check_finite({"the picture": images}, "behind the VAE's decoder")
     images = mx.clip(images / 2 + 0.5, 0, 1).astype(mx.float32)
     return np.array((images * 255).astype(mx.uint8))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..finite import check_finite
 from ..statistics.input_statistics import Statistics
 from .channel_ranges import average_midrange, channel_ranges, check_groups
 from .intervals import GELU_LOW, largest_code, range_and_shift, shift_errors
@@ -121,7 +122,11 @@ def layer_entry(
         row_of: row of each measured step, see `rows_of_steps`.
         bits: (R,) of each row, or (1,) for all; R where scales are listed.
         half, shift: (R,) half ranges and shifts, see `row_ranges`.
+
+    Raises:
+        UserError: a range or a shift is NaN or infinite.
     """
+    check_finite({"the ranges": half, "the shifts": shift}, f"of the inputs of {name}")
     measured = statistics.of(name)
     is_learned = statistics.input_of[name] in options.learned
     is_shifted = is_learned or name in statistics.post_gelu

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..backend import mx, nn, to_numpy
+from ..finite import check_finite
 from ..network.blocks import Linear, all_linears, tapped
 from ..network.calibration import Trajectory
 from ..network.sampling import predict
@@ -40,6 +41,9 @@ def measure_clip_errors(
         steps: of the trajectory.
         configs: bits -> configurations whose ranges end at each of SHARES.
         tick: called after each forward pass.
+
+    Raises:
+        UserError: an error is NaN or infinite.
     """
     simulations = [Simulation(config) for of_bits in configs.values() for config in of_bits]
     (first, *_) = next(iter(configs.values()))
@@ -63,7 +67,10 @@ def measure_clip_errors(
 
         with tapped(linears, see):
             mx.eval(predict(model, *trajectory.at(step)), found)
-        by_step.append({name: to_numpy(sum(errors)) for name, errors in found.items()})
+        errors_of = {name: to_numpy(sum(errors)) for name, errors in found.items()}
+        named = {f"the errors of {name}": errors for name, errors in errors_of.items()}
+        check_finite(named, f"with shorter ranges at step {step + 1}")
+        by_step.append(errors_of)
         tick()
     shape = len(steps), len(configs), len(SHARES)
     errors = {

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..backend import mx, nn, to_numpy
+from ..finite import check_finite
 from ..network.calibration import Trajectory
 from ..network.sampling import velocity_at
 from ..ranges.quant_config import QuantConfig
@@ -68,7 +69,8 @@ def velocity_errors(
             return velocity_at(model, *trajectory.at(step)).astype(mx.float32)
 
         exact = velocity()
-        mx.eval(exact)
+        where = f"at step {step + 1}"
+        check_finite({"the full-precision velocity": exact}, where)
         tick()
         sigma = float(trajectory.sigmas[step].item())
         for name in inputs:
@@ -76,7 +78,7 @@ def velocity_errors(
                 with simulated_activations(model, config, only=[name]) as before_step:
                     before_step(step, sigma)
                     error = mx.mean(mx.square(velocity() - exact))
-                    mx.eval(error)
+                    check_finite({f"the velocity with {name} quantized": error}, where)
                 errors[name][row, column] = error.item()
                 tick()
     return errors
@@ -127,7 +129,9 @@ def error_gains(
             mx.eval(both)
             tick()
         moved = mx.mean(mx.square(both[:1] - both[1:]))
-        gains[sigma] = (moved / mx.mean(mx.square(error))).item()
+        gain = moved / mx.mean(mx.square(error))
+        check_finite({"the gain of an error": gain}, f"from step {step + 1} to the end")
+        gains[sigma] = gain.item()
     return {**gains, float(trajectory.sigmas[-2].item()): 1.0}
 
 

@@ -31,12 +31,15 @@ def to_fixed(values: np.ndarray) -> np.ndarray:
     """Rounds to int64 multiples of 2^-20, so that sums do not depend on their order.
 
     Raises:
-        ValueError: a value that is not below 2^30.
+        UserError: a value that is not below 2^30.
     """
     scaled = np.multiply(values, 1 / _UNIT, dtype=np.float64)
     largest = max(scaled.max(), -scaled.min())
     if not largest < _LARGEST / _UNIT:
-        raise ValueError(f"a statistic of {largest * _UNIT} exceeds the range of 2^30")
+        raise UserError(
+            f"A linear reads values of about {largest * _UNIT:.3g}; statistics end at 2^30. The "
+            "checkpoint may be damaged: get it again."
+        )
     return np.rint(scaled, out=scaled).astype(np.int64)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_name, mx, nn, to_numpy
-from ..errors import UserError
+from ..finite import not_finite
 from ..network.blocks import Linear, all_linears, tapped
 from ..network.calibration import Trajectory
 from ..network.sampling import predict
@@ -71,14 +71,15 @@ class _Recorder:
         return dict(zip(self._measurements, found, strict=True))
 
 
-def _input_statistics(name: str, values: Mapping[str, np.ndarray]) -> InputStatistics:
+def _input_statistics(
+    name: str, values: Mapping[str, np.ndarray], steps: Sequence[int]
+) -> InputStatistics:
     """Statistics of an input from the fields of its measurements, each (S, ...)."""
     # A value that is not finite leaves no finite sum of squares.
-    if not np.isfinite(values["square_sum"]).all():
-        raise UserError(
-            f"The inputs of {name} are not finite: the model overflows in this dtype. Set "
-            "model.dtype to bfloat16 or float32."
-        )
+    for field in ("square_sum", "channel_sum", "channel_min", "channel_max"):
+        is_wrong = ~np.isfinite(values[field]).all(axis=1)
+        if is_wrong.any():
+            raise not_finite(f"the inputs of {name}", f"at step {steps[is_wrong.argmax()] + 1}")
     histogram = values["histogram"].astype(np.int64)
     token_histogram = values["token_histogram"].astype(np.int64)
     square_sum = values["square_sum"][:, 0].astype(np.float64)
@@ -129,7 +130,7 @@ def measure_image(
         input_of={linear.name: recorder.input_of[linear.name] for linear in linears},
         post_gelu=frozenset(linear.name for linear in linears if linear.is_post_gelu),
         inputs={
-            linear.name: _input_statistics(linear.name, inputs[linear.name])
+            linear.name: _input_statistics(linear.name, inputs[linear.name], steps)
             for linear in linears
             if linear.name in inputs
         },

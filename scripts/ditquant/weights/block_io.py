@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..artifacts import load_metadata, load_tensors
 from ..backend import mx, nn
+from ..finite import check_finite
 from ..network.blocks import boundaries
 from ..network.calibration import Trajectory
 from ..network.sampling import modulation_inputs, predict
@@ -68,6 +69,9 @@ def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dic
     Returns:
         "mm00.img", "mm00.txt", ..., "out.img" -> (rows, tokens, 1, hidden), evaluated; see the
         module's docstring.
+
+    Raises:
+        UserError: a stream is NaN or infinite.
     """
     streams: dict[str, mx.array] = {}
 
@@ -86,8 +90,21 @@ def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dic
     streams["modulation"] = modulation_inputs(
         model, trajectory.conditioning.pooled, trajectory.timesteps[step]
     )
-    mx.eval(output, streams)
+    mx.eval(output)
+    check_finite(_places(streams), f"at step {step + 1} of {trajectory.num_steps}")
     return streams
+
+
+def _places(streams: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The streams by where they arise, in order of computation."""
+    places, before, now = {}, "", ""
+    for name, array in streams.items():
+        boundary, _, stream = name.partition(".")
+        if boundary != now:
+            before, now = now, boundary
+        place = f"{stream} stream behind block {before}" if before else f"first {stream} stream"
+        places[f"the {place}" if stream else f"the {name}"] = array
+    return places
 
 
 def cached_steps(num_steps: int, stride: int) -> list[int]:

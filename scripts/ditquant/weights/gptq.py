@@ -30,6 +30,7 @@ import numpy as np
 
 from ..backend import mx, to_numpy
 from ..errors import UserError
+from ..finite import check_finite
 from .grids import Scales
 from .rounding import nearest_codes
 
@@ -101,11 +102,7 @@ def factorize(
     Raises:
         UserError: H is not finite, or cannot be factorised with any damping up to 1.
     """
-    if not np.isfinite(second_moment).all():
-        raise UserError(
-            f"{name}: its calibration inputs are not finite, so GPTQ has nothing to go by. The "
-            "model overflows in this dtype: set model.dtype to bfloat16 or float32."
-        )
+    check_finite({"the second moments": second_moment}, f"of the inputs of {name}")
     inputs = len(second_moment)
     diagonal = np.asarray(second_moment).diagonal()
     order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(inputs)

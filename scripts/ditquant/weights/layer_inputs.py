@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..backend import mx
+from ..finite import check_finite
 from ..network.blocks import Linear, call_block, set_modulation, shared_input, tapped, walk_linears
 from .gptq import moment
 from .reconstruct import BlockProblem
@@ -34,6 +35,8 @@ def _passes(problem: BlockProblem, rows: np.ndarray) -> Iterator[dict[str, mx.ar
         with tapped(walk_linears(problem.block), note):
             streams = [stream[part] for stream in problem.data.entering]
             mx.eval(call_block(problem.block, streams, problem.positions), seen)
+        named = {f"the inputs of {name}": x for name, x in seen.items()}
+        check_finite(named, "on cached streams")
         yield seen
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..backend import mx, nn
+from ..finite import check_finite
 from ..network.blocks import call_block, set_modulation, walk_blocks, walk_linears
 from .block_files import read_packed, read_parameters
 from .block_io import BlockData, positional_encodings, read_block, stream_names
@@ -41,6 +42,9 @@ def streams_after(
     Returns:
         (rows, tokens, 1, hidden) each in the model's dtype, in the order in which `following`
         takes them.
+
+    Raises:
+        UserError: a stream is NaN or infinite.
     """
     own = next(one for one in walk_blocks(model) if one.name == block)
     dtype = data.inputs[0].dtype
@@ -56,7 +60,8 @@ def streams_after(
         for stream, values in zip(own.streams.values(), modulation, strict=True):
             set_modulation(stream, values[rows])
         outputs = call_block(own, [stream[rows] for stream in data.entering], positions)
-        mx.eval(outputs)
+        names = (f"the {stream} stream" for stream in own.streams)
+        check_finite(dict(zip(names, outputs, strict=False)), f"behind quantized block {block}")
         parts.append(outputs)
     streams = [mx.concatenate(column) for column in zip(*parts, strict=True)]
     if stream_names(following) == ("uni",) and len(streams) > 1:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..backend import mx, nn
+from ..finite import check_finite
 from ..network.blocks import ANY_TIMESTEP
 from ..network.calibration import Trajectory
 from ..network.sampling import modulate, modulation_inputs
@@ -90,6 +91,9 @@ def velocity_rows(
     Args:
         model: the full-precision MMDiT.
         trajectories: with the same guidance.
+
+    Raises:
+        UserError: a velocity is NaN or infinite.
     """
     steps = mx.array(cached_steps(trajectories[0].num_steps, stride))
     count, images = steps.size, len(trajectories)
@@ -109,7 +113,8 @@ def velocity_rows(
         for start in range(0, count * images, _ROWS_AT_ONCE):
             index = np.arange(start, min(start + _ROWS_AT_ONCE, count * images))
             parts.append(guided(rows, model(*enter(model, rows, index), ANY_TIMESTEP)))
-            mx.eval(parts[-1])
+            seen = sorted({f"{image:04d}" for image in rows.image_of[index]})
+            check_finite({"the full-precision velocity": parts[-1]}, f"of image {', '.join(seen)}")
             for _ in index:
                 tick()
     targets = mx.concatenate(parts)
