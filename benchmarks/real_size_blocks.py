@@ -30,6 +30,7 @@ from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import ModelSpec, read_spec
 from ditquant.planning.settings import block_options, recipe_options
 from ditquant.weights.block_io import BlockData, read_block
+from ditquant.weights.divergence import told
 from ditquant.weights.prefix import streams_after
 from ditquant.weights.recipes import quantize_block, recipe_grid
 from ditquant.weights.reconstruct import (
@@ -120,6 +121,8 @@ def quantized(spec: ModelSpec, own: Setting, chain: Chain, seed: int) -> Row:
     """What a recipe makes of a block; moves a chained recipe on to the next."""
     problem = own.problem(chain)
     result = quantize_block(problem, chain.options, seed)
+    if result.document["diverged"]:
+        raise UserError(f"Learning diverged. {told(result.document)}")
     if chain.is_chained:
         with weights_restored(problem):
             chain.entering = streams_after(

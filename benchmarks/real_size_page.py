@@ -191,12 +191,14 @@ def learned_lines(record: Row) -> list[str]:
     for recipe in dict.fromkeys(row["recipe"] for row in record["learned"]):
         rows = [row for row in record["learned"] if row["recipe"] == recipe]
         ratios = [row["ratio"] for row in rows]
-        share = min(row["binary_share"] for row in rows)
-        kept = sum(row["kept"] == "rtn" for row in rows)
+        share = min(row["binary_share"] or 0.0 for row in rows)
+        diverged = sum(row.get("diverged", False) for row in rows)
+        kept = sum(row["kept"] == "rtn" and not row.get("diverged") for row in rows)
+        astray = f"{diverged} diverged; " if diverged else ""
         lines.append(
             f"* Blocks of `{recipe}` in the run: {len(rows)}, ratio to rtn {min(ratios):.3f} to "
-            f"{max(ratios):.3f}; {kept} kept rtn; at least {100 * share:.1f} % of the roundings "
-            "decided."
+            f"{max(ratios):.3f}; {kept} kept rtn; {astray}at least {100 * share:.1f} % of the "
+            "roundings decided."
         )
     return lines
 

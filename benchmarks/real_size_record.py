@@ -130,6 +130,7 @@ def learned_rows(run: Path) -> list[Row]:
                     "recipe": path.parts[-3],
                     "block": document["block"],
                     "kept": document["kept"],
+                    "diverged": document["diverged"] is not None,
                     "ratio": kept["held_out"] / rtn["held_out"],
                     "binary_share": document["binary_share"],
                 }

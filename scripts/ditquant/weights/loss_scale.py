@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..backend import mx
+from ..backend import are_finite, mx
 from .divergence import Diverged
 from .rounding_kernels import ADAM_DECAY
 
@@ -168,7 +168,7 @@ class LossScale:
             Diverged: as `read`, or a value is no number.
         """
         scaling = self.read(state)
-        if not mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in values])).item():
+        if not all(are_finite(values)):
             raise Diverged(
                 f"After {scaling.taken} of {self._iterations} steps what it learned is no finite "
                 "number",
