@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from .reference import Reference
 
 TRACEBACK = "Traceback (most recent call last)"
 ADVICE = ("delete it and run the same command again",)
-# Where Snakemake's own records of seconds go: read by the report, and sealed by nobody.
-BENCHMARKS = re.compile(r"/benchmarks/\w+(/[^/]+)?\.tsv$")
 
 
 @dataclass(frozen=True)
@@ -189,6 +186,37 @@ def try_damage(
         trial = Trial(words, "fault" if problem else "told", problem)
     reference.restore(workspace)
     return trial
+
+
+def try_plan(
+    path: str, what: str, data: bytes, targets: Sequence[str], workspace: Workspace,
+    reference: Reference,
+) -> Trial:  # fmt: skip
+    """Plans with a damaged file in place; nothing may be redone by mistake, and nothing crash."""
+    words = f"{path}, {what}, while planning"
+    replace_content(workspace.folder / path, data)
+    done = workspace.snakemake(*targets, "--dry-run", "--quiet", "host", ok=False)
+    reference.restore(workspace)
+    text = done.stdout + done.stderr
+    if done.returncode == 0 and TRACEBACK not in text:
+        return Trial(words, "not read")
+    problem = judge(text, done.returncode, path)
+    return Trial(words, "fault" if problem else "told", problem)
+
+
+def try_benchmark(
+    path: str, what: str, data: bytes, reader: Job, workspace: Workspace, reference: Reference
+) -> Trial:
+    """Snakemake's records of seconds carry no seal: a number is shown as it stands there."""
+    words = f"{path}, {what}, read by {reader.rule}"
+    replace_content(workspace.folder / path, data)
+    done = jobs.run(reader, workspace)
+    same = all(reference.is_same(workspace, output) for output in reader.outputs)
+    reference.restore(workspace)
+    if done.returncode == 0 and TRACEBACK not in done.stderr:
+        return Trial(words, "not read" if same else "shown as it is")
+    problem = judge(done.stdout + done.stderr, done.returncode, path)
+    return Trial(words, "fault" if problem else "told", problem)
 
 
 def remade(use: Use, workspace: Workspace, reference: Reference) -> list[str]:

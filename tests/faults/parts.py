@@ -11,7 +11,7 @@ from typing import Any
 
 from support.workspace import Workspace
 
-from . import corruption, kills, power, runs
+from . import corruption, elsewhere, kills, power, runs
 from .jobs import Job
 from .record import Count
 from .reference import Reference
@@ -36,14 +36,25 @@ class Bench:
         self._number += 1
         return self.folder / "places" / f"{self._number:05d}"
 
-    def each(self, cases: Iterable[Any], attempt: Callable[[Any, Workspace], Any]) -> Iterable[Any]:
-        """`attempt` of each case in a spare copy, several at once; results in the cases' order."""
+    def each(
+        self,
+        cases: Iterable[Any],
+        attempt: Callable[[Any, Workspace], Any],
+        renewed: bool = False,
+    ) -> Iterable[Any]:
+        """`attempt` of each case in a spare copy, several at once; results in the cases' order.
+
+        Args:
+            renewed: copy the finished run anew after each, with Snakemake's records.
+        """
 
         def in_a_spare(case: Any) -> Any:
             workspace = self._spares.get()
             try:
                 return attempt(case, workspace)
             finally:
+                if renewed:
+                    kills.spare(self.reference.workspace, workspace.folder)
                 self._spares.put(workspace)
 
         with ThreadPoolExecutor(self.workers) as pool:
@@ -64,7 +75,7 @@ def steady(bench: Bench) -> Count:
 
 def killed_jobs(bench: Bench, every: int = 1) -> Count:
     """Jobs by themselves, killed at each of their moments; of `every` so many kills one."""
-    count = Count("kills of single jobs at chosen moments")
+    count = Count("kills of single jobs at chosen moments", "kills")
     cases = [
         (job, kill)
         for job in kills.one_of_each(bench.jobs)
@@ -81,7 +92,7 @@ def killed_jobs(bench: Bench, every: int = 1) -> Count:
 
 def killed_at_random(bench: Bench, number: int, seed: int) -> Count:
     """Jobs by themselves, killed at random moments."""
-    count = Count("kills of single jobs at random moments")
+    count = Count("kills of single jobs at random moments", "kills")
 
     def attempt(case: tuple[Job, float], workspace: Workspace) -> Problems:
         job, share = case
@@ -96,7 +107,7 @@ def killed_at_random(bench: Bench, number: int, seed: int) -> Count:
 
 def killed_runs(bench: Bench, all_jobs: Sequence[Job], targets: Sequence[str], seed: int) -> Count:
     """A run from an empty folder that is killed in a job of every rule on its way."""
-    count = Count(f"kills of runs of Snakemake on their way (seed {seed})")
+    count = Count(f"kills of runs of Snakemake on their way (seed {seed})", "kills")
     workspace = fresh(bench.reference.workspace, bench.folder / f"pass-{seed}")
     places = bench.folder / "places" / f"pass-{seed}"
     for kill, problems in runs.kill_pass(
@@ -108,15 +119,14 @@ def killed_runs(bench: Bench, all_jobs: Sequence[Job], targets: Sequence[str], s
 
 def outrun_orphans(bench: Bench, all_jobs: Sequence[Job]) -> Count:
     """Jobs that are still at work when the run after theirs has ended."""
-    count = Count("kills of Snakemake alone, whose orphan ends after the next run")
+    count = Count("kills of Snakemake alone, whose orphan ends after the next run", "kills")
     cases = [(job, ("rename", "renamed")[index % 2]) for index, job in enumerate(all_jobs)]
 
     def attempt(case: tuple[Job, str], workspace: Workspace) -> Problems:
         kill, problems = runs.outrun_an_orphan(*case, workspace, bench.reference, bench.place())
-        bench.reference.restore(workspace)
         return str(kill), problems
 
-    for case, problems in bench.each(cases, attempt):
+    for case, problems in bench.each(cases, attempt, renewed=True):
         count.add(case, problems)
     return count
 
@@ -129,7 +139,7 @@ def _add_trials(count: Count, trials: Iterable[corruption.Trial]) -> None:
 
 def damaged_files(bench: Bench, seed: int, every: int = 1) -> Count:
     """Every kind of file damaged in every way, each read by every script that reads its kind."""
-    count = Count("damaged files, read by a job")
+    count = Count("damaged files, read by a job", "corruption")
     cases = []
     for number, use in enumerate(corruption.uses(bench.jobs, bench.reference)):
         data, other, foreign = corruption.contents(use, bench.reference)
@@ -143,9 +153,55 @@ def damaged_files(bench: Bench, seed: int, every: int = 1) -> Count:
     return count
 
 
+def damaged_plans(bench: Bench, seed: int) -> Count:
+    """Every kind of file damaged while a run is planned."""
+    count = Count("damaged files while planning", "corruption")
+    cases, chance = [], random.Random(seed)
+    targets = everything(bench.reference.workspace.config)
+    for use in {use.kind: use for use in corruption.uses(bench.jobs, bench.reference)}.values():
+        data, other, foreign = corruption.contents(use, bench.reference)
+        ways = list(corruption.damages(data, other, foreign, chance))
+        cases += [(use.path, *way) for way in chance.sample(ways, 2)]
+
+    def attempt(case: Any, workspace: Workspace) -> corruption.Trial:
+        return corruption.try_plan(*case, targets, workspace, bench.reference)
+
+    _add_trials(count, bench.each(cases, attempt))
+    return count
+
+
+def damaged_benchmarks(bench: Bench, seed: int, every: int = 1) -> Count:
+    """Snakemake's own records of seconds, which the report reads."""
+    count = Count("damaged records of Snakemake, read by the report", "corruption")
+    (report,) = (job for job in bench.jobs if job.rule == "render_report")
+    (path, *_) = (path for path in bench.reference.digests if path.endswith(".tsv"))
+    data = (bench.reference.workspace.folder / path).read_bytes()
+    ways = list(corruption.damages(data, None, b"{}", random.Random(seed)))
+
+    def attempt(way: tuple[str, bytes], workspace: Workspace) -> corruption.Trial:
+        return corruption.try_benchmark(path, *way, report, workspace, bench.reference)
+
+    _add_trials(count, bench.each(ways[::every], attempt))
+    return count
+
+
+def damaged_sources(bench: Bench, seed: int, places: slice = slice(None)) -> Count:
+    """The model's own files and the prompts, one after the other: all copies read the same."""
+    count = Count("damaged files of the model and of prompts", "corruption")
+    workspace = kills.spare(bench.reference.workspace, bench.folder / "sources")
+    targets = everything(workspace.config)
+    for source in elsewhere.sources(workspace, bench.jobs):
+        chance = random.Random(f"{seed} {source.path.name}")
+        _add_trials(
+            count,
+            elsewhere.try_sources(source, targets, workspace, bench.reference, chance, places),
+        )
+    return count
+
+
 def remade_files(bench: Bench) -> Count:
     """Every kind of file deleted, made again, and read."""
-    count = Count("files deleted as the message says, and made again")
+    count = Count("files deleted as the message says, and made again", "corruption")
     cases = {use.kind: use for use in corruption.uses(bench.jobs, bench.reference)}
 
     def attempt(use: corruption.Use, workspace: Workspace) -> Problems:
@@ -158,7 +214,7 @@ def remade_files(bench: Bench) -> Count:
 
 def damaged_states(bench: Bench, seed: int) -> Count:
     """States of learning jobs, damaged before the job goes on."""
-    count = Count("damaged states of learning jobs")
+    count = Count("damaged states of learning jobs", "corruption")
     learning = [job for job in kills.one_of_each(bench.jobs) if job.script in kills.RESUMING]
 
     def attempt(job: Job, workspace: Workspace) -> list[corruption.Trial]:
@@ -172,7 +228,7 @@ def damaged_states(bench: Bench, seed: int) -> Count:
 
 def damaged_in_runs(bench: Bench, seed: int, number: int) -> Count:
     """Some damaged files through Snakemake: told, deleted, and the same command again."""
-    count = Count("damaged files in runs of Snakemake, deleted and made again")
+    count = Count("damaged files in runs of Snakemake, deleted and made again", "corruption")
     chance = random.Random(seed)
     everywhere = corruption.uses(bench.jobs, bench.reference)
     cases = chance.sample(everywhere, min(number, len(everywhere)))
@@ -181,32 +237,32 @@ def damaged_in_runs(bench: Bench, seed: int, number: int) -> Count:
         data = bytearray(corruption.contents(use, bench.reference)[0])
         data[len(data) * 2 // 3] ^= 1
         problems = corruption.through_snakemake(use, bytes(data), workspace, bench.reference)
-        bench.reference.restore(workspace)
         return str(use), problems
 
-    for case, problems in bench.each(cases, attempt):
+    for case, problems in bench.each(cases, attempt, renewed=True):
         count.add(case, problems)
     return count
 
 
 def power_cuts(bench: Bench, targets: Sequence[str] | None = None, resume_each: int = 0) -> Count:
     """The power cut after every job of a run, and once more without syncs."""
-    count = Count("power cuts")
+    count = Count("power cuts", "power")
     reason = power.missing() or power.unmountable(bench.folder / "power")
     if reason:
         count.skipped = reason
         return count
     whole = list(targets or everything(bench.reference.workspace.config))
+    place = bench.folder / "power"
     for name, options in power.OPTIONS.items():
-        losses = power.cut_power(
-            bench.reference, whole, bench.folder / "power", options, resume_each=resume_each
-        )
-        count.add_cuts(
-            name, losses.cuts, losses.files, losses.lost, losses.resumed, losses.problems
-        )
-    unsynced = power.cut_power(bench.reference, whole, bench.folder / "power", synced=False)
-    count.notes["files looked for without syncs"] += unsynced.files
-    count.notes["files lost without syncs"] += len(unsynced.lost)
-    if not unsynced.lost:
-        count.add("without syncs", ["nothing was lost: the test sees no losses"])
+        losses = power.cut_power(bench.reference, whole, place, options, True, resume_each)
+        count.notes["power cuts"] += losses.cuts
+        count.notes["files looked for"] += losses.files
+        count.notes["files lost"] += len(losses.lost)
+        count.notes["runs resumed"] += losses.resumed
+        count.add(f"a run on ext4 ({name})", losses.lost + losses.problems)
+    losses = power.cut_power(bench.reference, whole, place, synced=False)
+    count.notes["files looked for without syncs"] += losses.files
+    count.notes["files lost without syncs"] += len(losses.lost)
+    seen = [] if losses.lost else ["nothing was lost: the test sees no losses"]
+    count.add("a run without syncs, whose losses must be seen", seen + losses.problems)
     return count

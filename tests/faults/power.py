@@ -25,8 +25,11 @@ from .runs import finished_files
 from .setting import fresh
 
 MEGABYTES = 192
-# Ways to mount that keep what is not synced in memory for long.
-OPTIONS = {"ordered": "commit=300", "writeback": "data=writeback,noauto_da_alloc,commit=300"}
+# Ways to mount: one brings renames to the disk soon and contents late, the other both late.
+OPTIONS = {
+    "names before contents": "data=writeback,noauto_da_alloc,commit=1",
+    "everything late": "commit=300",
+}
 
 
 def missing() -> str | None:
@@ -57,7 +60,8 @@ def _call(*command: str) -> None:
 
 
 def new_image(path: Path, megabytes: int = MEGABYTES) -> Path:
-    """A file with an empty ext4 file system; tables are written at once, not later by the kernel."""
+    """A file with an empty ext4 file system, which the kernel has nothing left to add to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
         file.truncate(megabytes * 2**20)
@@ -111,7 +115,7 @@ def cut_power(
     reference: Reference,
     targets: Sequence[str],
     folder: Path,
-    options: str = OPTIONS["writeback"],
+    options: str = OPTIONS["everything late"],
     synced: bool = True,
     resume_each: int = 0,
 ) -> Losses:
@@ -123,7 +127,6 @@ def cut_power(
         synced: False switches all syncs of jobs off, to see that losses are seen.
         resume_each: after each so many cuts the run is also gone on with from what is left.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     image, copy = new_image(folder / "disk.img"), folder / "copy.img"
     losses = Losses()
     with mounted(image, folder / "disk", options) as disk:

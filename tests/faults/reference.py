@@ -68,14 +68,18 @@ class Reference:
         return problems
 
     def restore(self, workspace: Workspace) -> None:
-        """Puts every file back that is not as it was."""
+        """Puts every file back that is not as it was, with its time."""
         for path in set(_files(workspace)) - set(self.digests):
             (workspace.folder / path).unlink()
         for path, wanted in self.digests.items():
-            file = workspace.folder / path
-            if not file.is_file() or digest(file) != wanted:
+            file, source = workspace.folder / path, self.workspace.folder / path
+            if (
+                not file.is_file()
+                or file.stat().st_mtime_ns != source.stat().st_mtime_ns
+                or digest(file) != wanted
+            ):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(self.workspace.folder / path, file)
+                shutil.copy2(source, file)
 
 
 def reference_of(workspace: Workspace) -> Reference:

@@ -105,7 +105,7 @@ def forget_syncs():
 
 
 def note_reads(folder):
-    """Keeps the paths of all files that are opened for reading, one a line, in a file of one's own."""
+    """Keeps the paths of files that are opened for reading, one a line, in a file of its own."""
     notes = open(os.path.join(folder, str(os.getpid())), "w")  # noqa: SIM115
     notes.write(sys.orig_argv[-1] + "\n")
 
