@@ -39,9 +39,12 @@ def kill_everything(bench: parts.Bench, seed: int) -> list[Count]:
     targets = everything(bench.reference.workspace.config)
     late = [job for job in of_each if job.rule in LATE_ORPHANS]
     return [
-        parts.killed_jobs(bench),
+        parts.killed_jobs(bench, parts.all_kills(bench)),
         parts.killed_at_random(bench, 20, seed),
-        *(parts.killed_runs(bench, of_each, targets, seed + number) for number in range(2)),
+        *(
+            parts.killed_runs(bench, of_each, targets, seed + number, at_random=4)
+            for number in range(2)
+        ),
         parts.outrun_orphans(bench, late),
     ]
 
@@ -66,7 +69,7 @@ def damage_everything(bench: parts.Bench, seed: int) -> list[Count]:
 
 
 PARTS: dict[str, Part] = {
-    "steady": lambda bench, _: [parts.steady(bench)],
+    "checks": lambda bench, _: [parts.steady(bench), parts.unknown_reads(bench)],
     "kills": kill_everything,
     "power": lambda bench, _: [parts.power_cuts(bench, resume_each=15)],
     "corruption": damage_everything,

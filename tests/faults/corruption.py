@@ -27,7 +27,7 @@ class Use:
     Attributes:
         kind: script and output name of the job that makes it.
         path: below the working directory.
-        other: another of its kind with other content, if there is one.
+        others: of its kind with other content, one beside it and one elsewhere, if there are.
         foreign: a file of another kind.
         maker: the job that writes it.
         reader: a job that has it among its inputs.
@@ -35,7 +35,7 @@ class Use:
 
     kind: str
     path: str
-    other: str | None
+    others: tuple[str, ...]
     foreign: str
     maker: Job
     reader: Job
@@ -68,8 +68,8 @@ def uses(all_jobs: Sequence[Job], reference: Reference) -> list[Use]:
                 if path not in reader.inputs or reader.script in seen:
                     continue
                 seen.add(reader.script)
-                other = _another(path, files, reference)
-                found.append(Use(kind, path, other, foreign, maker, reader))
+                others = _others(path, files, reference)
+                found.append(Use(kind, path, others, foreign, maker, reader))
     return found
 
 
@@ -80,9 +80,11 @@ def _of_another_kind(kind: str, by_kind: Mapping[str, Mapping[str, Job]]) -> str
     return next(iter(by_kind[(alike or others)[-1]]))
 
 
-def _another(path: str, files: Mapping[str, Job], reference: Reference) -> str | None:
-    others = [one for one in files if reference.digests[one] != reference.digests[path]]
-    return others[0] if others else None
+def _others(path: str, files: Mapping[str, Job], reference: Reference) -> tuple[str, ...]:
+    differing = [one for one in files if reference.digests[one] != reference.digests[path]]
+    beside = [one for one in differing if Path(one).parent == Path(path).parent]
+    elsewhere = [one for one in differing if Path(one).parent != Path(path).parent]
+    return (*beside[:1], *elsewhere[:1])
 
 
 def unread(all_jobs: Sequence[Job]) -> list[str]:
@@ -113,7 +115,7 @@ def _places(data: bytes) -> dict[str, tuple[int, int]]:
 
 
 def damages(
-    data: bytes, other: bytes | None, foreign: bytes, chance: random.Random
+    data: bytes, others: Mapping[str, bytes], foreign: bytes, chance: random.Random
 ) -> Iterator[tuple[str, bytes]]:
     """What can become of a file: in words, and its content then."""
     yield "half of it", data[: len(data) // 2]
@@ -124,8 +126,8 @@ def damages(
             place, bit = chance.randrange(start, min(stop, len(data))), chance.randrange(8)
             yield f"bit {bit} of byte {place} ({part})", _flipped(data, place, bit)
     yield "its last byte", _flipped(data, len(data) - 1, chance.randrange(7))
-    if other is not None:
-        yield "another of its kind", other
+    for name, other in others.items():
+        yield f"exchanged with {name}", other
     yield "a file of another kind", foreign
     yield "a text", b"not what was written here\n"
 
@@ -232,11 +234,12 @@ def remade(use: Use, workspace: Workspace, reference: Reference) -> list[str]:
     return problems
 
 
-def contents(use: Use, reference: Reference) -> tuple[bytes, bytes | None, bytes]:
-    """Of the file, of another of its kind, and of a foreign one."""
+def ways(use: Use, reference: Reference, chance: random.Random) -> list[tuple[str, bytes]]:
+    """All damages of a file."""
     folder = reference.workspace.folder
-    other = (folder / use.other).read_bytes() if use.other else None
-    return (folder / use.path).read_bytes(), other, (folder / use.foreign).read_bytes()
+    others = {path: (folder / path).read_bytes() for path in use.others}
+    data, foreign = ((folder / path).read_bytes() for path in (use.path, use.foreign))
+    return list(damages(data, others, foreign, chance))
 
 
 def through_snakemake(
@@ -274,7 +277,12 @@ def leave_a_state(job: Job, workspace: Workspace, folder: Path) -> Path | None:
 
 
 def try_states(
-    job: Job, workspace: Workspace, reference: Reference, folder: Path, chance: random.Random
+    job: Job,
+    workspace: Workspace,
+    reference: Reference,
+    folder: Path,
+    chance: random.Random,
+    places: slice = slice(None),
 ) -> Iterator[Trial]:
     """A damaged state is not used, and leaves nothing behind."""
     state = leave_a_state(job, workspace, folder)
@@ -283,7 +291,7 @@ def try_states(
         return
     whole = state.read_bytes()
     foreign = (reference.workspace.folder / next(iter(job.outputs))).read_bytes()
-    for what, data in [("whole", whole), *damages(whole, None, foreign, chance)]:
+    for what, data in [("whole", whole), *damages(whole, {}, foreign, chance)][places]:
         state.write_bytes(data)
         done = jobs.run(job, workspace)
         problems = [done.stderr[-500:]] if done.returncode or TRACEBACK in done.stderr else []

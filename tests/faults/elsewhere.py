@@ -70,7 +70,7 @@ def try_sources(
     whole, kept = source.path.read_bytes(), source.path.with_name(source.path.name + ".kept")
     shutil.copy2(source.path, kept)
     try:
-        ways = list(damages(whole, None, source.foreign.read_bytes(), chance))
+        ways = list(damages(whole, {}, source.foreign.read_bytes(), chance))
         for what, data in ways[places]:
             replace_content(source.path, data)
             yield _attempt(source, what, targets, workspace, reference)

@@ -10,6 +10,7 @@ import ast
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,15 @@ def kept_jobs(workspace: Workspace) -> list[Job]:
 
 def command(job: Job) -> list[str]:
     return [sys.executable, job.path]
+
+
+def reads(job: Job, workspace: Workspace, below: Sequence[Path], folder: Path) -> set[str]:
+    """Files below some folders that a job opens for reading."""
+    folder.mkdir(parents=True)
+    run(job, workspace, environment("", reads=str(folder)))
+    paths = {line for notes in folder.iterdir() for line in notes.read_text().splitlines()[1:]}
+    return {path for path in paths if any(Path(path).is_relative_to(one) for one in below)
+            and Path(path).is_file()}  # fmt: skip
 
 
 def run(

@@ -11,7 +11,8 @@ from typing import Any
 
 from support.workspace import Workspace
 
-from . import corruption, elsewhere, kills, power, runs
+from . import corruption, elsewhere, jobs, kills, power, runs
+from .faults import Kill
 from .jobs import Job
 from .record import Count
 from .reference import Reference
@@ -73,19 +74,46 @@ def steady(bench: Bench) -> Count:
     return count
 
 
-def killed_jobs(bench: Bench, every: int = 1) -> Count:
-    """Jobs by themselves, killed at each of their moments; of `every` so many kills one."""
-    count = Count("kills of single jobs at chosen moments", "kills")
-    cases = [
+def unknown_reads(bench: Bench) -> Count:
+    """Files that jobs open and that no part damages: there must be none."""
+    count = Count("jobs whose files are all known")
+    model = Path(bench.reference.workspace.config["model"]["checkpoint"])
+    known = {
+        str(source.path) for source in elsewhere.sources(bench.reference.workspace, bench.jobs)
+    }
+
+    def attempt(job: Job, workspace: Workspace) -> Problems:
+        read = jobs.reads(job, workspace, [workspace.results, model], bench.place())
+        bench.reference.restore(workspace)
+        allowed = {str(workspace.folder / path) for path in (*job.inputs, *job.outputs)} | known
+        return str(job), [
+            f"{path} is read and not known"
+            for path in sorted(read - allowed)
+            if "/logs/" not in path and not (job.rule == "render_report" and path.endswith(".tsv"))
+        ]
+
+    for case, problems in bench.each(kills.one_of_each(bench.jobs), attempt):
+        count.add(case, problems)
+    return count
+
+
+def all_kills(bench: Bench) -> list[tuple[Job, Kill]]:
+    """A job of every rule with each kill at a moment of its own."""
+    return [
         (job, kill)
         for job in kills.one_of_each(bench.jobs)
         for kill in kills.kills_of(job, bench.reference)
     ]
 
-    def attempt(case: tuple[Job, kills.Kill], workspace: Workspace) -> Problems:
+
+def killed_jobs(bench: Bench, cases: Sequence[tuple[Job, Kill]]) -> Count:
+    """Jobs by themselves, killed at chosen moments."""
+    count = Count("kills of single jobs at chosen moments", "kills")
+
+    def attempt(case: tuple[Job, Kill], workspace: Workspace) -> Problems:
         return str(case[1]), kills.kill_job(*case, workspace, bench.reference, bench.place())
 
-    for case, problems in bench.each(cases[::every], attempt):
+    for case, problems in bench.each(cases, attempt):
         count.add(case, problems)
     return count
 
@@ -105,15 +133,22 @@ def killed_at_random(bench: Bench, number: int, seed: int) -> Count:
     return count
 
 
-def killed_runs(bench: Bench, all_jobs: Sequence[Job], targets: Sequence[str], seed: int) -> Count:
+def killed_runs(
+    bench: Bench,
+    all_jobs: Sequence[Job],
+    targets: Sequence[str],
+    seed: int,
+    rounds: int = 1,
+    at_random: int = 0,
+) -> Count:
     """A run from an empty folder that is killed in a job of every rule on its way."""
     count = Count(f"kills of runs of Snakemake on their way (seed {seed})", "kills")
     workspace = fresh(bench.reference.workspace, bench.folder / f"pass-{seed}")
     places = bench.folder / "places" / f"pass-{seed}"
     for kill, problems in runs.kill_pass(
-        workspace, all_jobs, targets, bench.reference, seed, places
+        workspace, all_jobs, targets, bench.reference, seed, places, rounds, at_random
     ):
-        count.add(str(kill), problems)
+        count.add(kill, problems)
     return count
 
 
@@ -142,8 +177,7 @@ def damaged_files(bench: Bench, seed: int, every: int = 1) -> Count:
     count = Count("damaged files, read by a job", "corruption")
     cases = []
     for number, use in enumerate(corruption.uses(bench.jobs, bench.reference)):
-        data, other, foreign = corruption.contents(use, bench.reference)
-        ways = list(corruption.damages(data, other, foreign, random.Random(f"{seed} {use}")))
+        ways = corruption.ways(use, bench.reference, random.Random(f"{seed} {use}"))
         cases += [(use, *way) for way in ways[number % every :: every]]
 
     def attempt(case: Any, workspace: Workspace) -> corruption.Trial:
@@ -159,8 +193,7 @@ def damaged_plans(bench: Bench, seed: int) -> Count:
     cases, chance = [], random.Random(seed)
     targets = everything(bench.reference.workspace.config)
     for use in {use.kind: use for use in corruption.uses(bench.jobs, bench.reference)}.values():
-        data, other, foreign = corruption.contents(use, bench.reference)
-        ways = list(corruption.damages(data, other, foreign, chance))
+        ways = corruption.ways(use, bench.reference, chance)
         cases += [(use.path, *way) for way in chance.sample(ways, 2)]
 
     def attempt(case: Any, workspace: Workspace) -> corruption.Trial:
@@ -176,7 +209,7 @@ def damaged_benchmarks(bench: Bench, seed: int, every: int = 1) -> Count:
     (report,) = (job for job in bench.jobs if job.rule == "render_report")
     (path, *_) = (path for path in bench.reference.digests if path.endswith(".tsv"))
     data = (bench.reference.workspace.folder / path).read_bytes()
-    ways = list(corruption.damages(data, None, b"{}", random.Random(seed)))
+    ways = list(corruption.damages(data, {}, b"{}", random.Random(seed)))
 
     def attempt(way: tuple[str, bytes], workspace: Workspace) -> corruption.Trial:
         return corruption.try_benchmark(path, *way, report, workspace, bench.reference)
@@ -212,14 +245,14 @@ def remade_files(bench: Bench) -> Count:
     return count
 
 
-def damaged_states(bench: Bench, seed: int) -> Count:
+def damaged_states(bench: Bench, seed: int, places: slice = slice(None)) -> Count:
     """States of learning jobs, damaged before the job goes on."""
     count = Count("damaged states of learning jobs", "corruption")
     learning = [job for job in kills.one_of_each(bench.jobs) if job.script in kills.RESUMING]
 
     def attempt(job: Job, workspace: Workspace) -> list[corruption.Trial]:
         chance, place = random.Random(seed), bench.place()
-        return list(corruption.try_states(job, workspace, bench.reference, place, chance))
+        return list(corruption.try_states(job, workspace, bench.reference, place, chance, places))
 
     for trials in bench.each(learning, attempt):
         _add_trials(count, trials)
@@ -234,7 +267,7 @@ def damaged_in_runs(bench: Bench, seed: int, number: int) -> Count:
     cases = chance.sample(everywhere, min(number, len(everywhere)))
 
     def attempt(use: corruption.Use, workspace: Workspace) -> Problems:
-        data = bytearray(corruption.contents(use, bench.reference)[0])
+        data = bytearray((workspace.folder / use.path).read_bytes())
         data[len(data) * 2 // 3] ^= 1
         problems = corruption.through_snakemake(use, bytes(data), workspace, bench.reference)
         return str(use), problems

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from support.workspace import Workspace, fresh_signals
 
-from .faults import SIGNALS, Kill, armed, wait_for_orphans
+from .faults import SIGNALS, Kill, armed, environment, wait_for_orphans
 from .jobs import Job
 from .kills import RESUMING, pattern, some_outputs
 from .reference import Reference
@@ -76,11 +78,13 @@ def in_order(all_jobs: Sequence[Job]) -> list[Job]:
     return list(ordered.values())
 
 
-def kills_of_a_pass(all_jobs: Sequence[Job], seed: int) -> Iterator[tuple[Job, Kill]]:
-    """A kill in each job, as every rule comes to its turn from an empty folder; seeded."""
+def kills_of_a_pass(
+    all_jobs: Sequence[Job], seed: int, rounds: int = 1
+) -> Iterator[tuple[Job, Kill]]:
+    """Kills in each job, as every rule comes to its turn from an empty folder; seeded."""
     chance = random.Random(seed)
     deck: list[tuple[str, str, str]] = []
-    for job in in_order(all_jobs):
+    for job in [job for job in in_order(all_jobs) for _ in range(rounds)]:
         if not deck:
             deck = [
                 (moment, number, whom)
@@ -117,6 +121,26 @@ def kill_run(
     return problems + damage(workspace, before, reference)
 
 
+def kill_run_after(
+    workspace: Workspace,
+    targets: Sequence[str],
+    seconds: float,
+    reference: Reference,
+    folder: Path,
+) -> list[str]:
+    """Kills a run and its jobs after some seconds, and says what is wrong with what it left."""
+    before = finished_files(workspace)
+    folder.mkdir(parents=True)
+    process = start(workspace, targets, environment("^$"), folder / "output")
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    unlock(workspace)
+    return damage(workspace, before, reference)
+
+
 def damage(
     workspace: Workspace, before: dict[str, tuple[int, int]], reference: Reference
 ) -> list[str]:
@@ -149,18 +173,36 @@ def kill_pass(
     reference: Reference,
     seed: int,
     folder: Path,
-) -> Iterator[tuple[Kill, list[str]]]:
-    """From an empty folder to the end of all targets, with a kill in a job of every rule.
+    rounds: int = 1,
+    at_random: int = 0,
+) -> Iterator[tuple[str, list[str]]]:
+    """From an empty folder to the end of all targets, with kills in a job of every rule.
 
     What is wrong at the end is counted against the last kill, beside what was wrong after it.
+
+    Args:
+        rounds: kills in each job.
+        at_random: kills at random moments, after all those at chosen ones.
+
+    Yields:
+        A kill in words, and what was wrong.
     """
-    waits, last = [], None
-    for number, (job, kill) in enumerate(kills_of_a_pass(all_jobs, seed)):
+    waits: list[Path] = []
+    last: tuple[str, list[str]] | None = None
+    for number, (job, kill) in enumerate(kills_of_a_pass(all_jobs, seed, rounds)):
         place = folder / f"{number:03d}"
         waits.append(place)
         if last is not None:
             yield last
-        last = kill, kill_run(workspace, [next(iter(job.outputs))], kill, reference, place)
+        problems = kill_run(workspace, [next(iter(job.outputs))], kill, reference, place)
+        last = str(kill), problems
+    chance = random.Random(seed)
+    for number in range(at_random):
+        if last is not None:
+            yield last
+        seconds, place = chance.uniform(2, 12), folder / f"random-{number}"
+        problems = kill_run_after(workspace, targets, seconds, reference, place)
+        last = f"SIGKILL to group after {seconds:.1f} s", problems
     assert last is not None
     problems = last[1] + end(workspace, targets, reference)
     for place in waits:
