@@ -11,9 +11,9 @@ from pathlib import Path
 from support.workspace import Workspace
 
 from . import jobs
-from .faults import Kill, armed
 from .jobs import Job
 from .kills import RESUMING
+from .moments import Kill, armed
 from .reference import Reference
 
 TRACEBACK = "Traceback (most recent call last)"

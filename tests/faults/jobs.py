@@ -17,7 +17,7 @@ from typing import Any
 
 from support.workspace import Workspace
 
-from .faults import environment
+from .moments import environment
 
 SECONDS = 600
 

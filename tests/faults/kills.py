@@ -13,8 +13,8 @@ from pathlib import Path
 from support.workspace import Workspace
 
 from . import jobs
-from .faults import SIGNALS, Kill, armed, environment
 from .jobs import Job
+from .moments import SIGNALS, Kill, armed, environment
 from .reference import Reference
 
 # Rules whose jobs keep a state beside their output, and the name of that file.

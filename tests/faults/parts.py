@@ -11,9 +11,9 @@ from typing import Any
 
 from support.workspace import Workspace
 
-from . import corruption, elsewhere, jobs, kills, power, runs
-from .faults import Kill
+from . import corruption, elsewhere, jobs, kills, power, runs, spoiled
 from .jobs import Job
+from .moments import Kill
 from .record import Count
 from .reference import Reference
 from .setting import everything, fresh
@@ -298,4 +298,15 @@ def power_cuts(bench: Bench, targets: Sequence[str] | None = None, resume_each: 
     count.notes["files lost without syncs"] += len(losses.lost)
     seen = [] if losses.lost else ["nothing was lost: the test sees no losses"]
     count.add("a run without syncs, whose losses must be seen", seen + losses.problems)
+    return count
+
+
+def bad_input(bench: Bench) -> Count:
+    """Every row of the table of bad input."""
+    count = Count("rows of bad input", "input")
+    with ThreadPoolExecutor(bench.workers) as pool:
+        for row, problems in zip(
+            spoiled.ROWS, pool.map(spoiled.problems_of, spoiled.ROWS), strict=True
+        ):
+            count.add(row.name, problems)
     return count

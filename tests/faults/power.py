@@ -19,7 +19,7 @@ from pathlib import Path
 
 from support.workspace import Workspace, fresh_signals
 
-from .faults import environment
+from .moments import environment
 from .reference import Reference, digest
 from .runs import finished_files
 from .setting import fresh

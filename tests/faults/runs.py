@@ -13,9 +13,9 @@ from pathlib import Path
 
 from support.workspace import Workspace, fresh_signals
 
-from .faults import SIGNALS, Kill, armed, environment, wait_for_orphans
 from .jobs import Job
 from .kills import RESUMING, pattern, some_outputs
+from .moments import SIGNALS, Kill, armed, environment, wait_for_orphans
 from .reference import Reference
 
 SECONDS = 1200

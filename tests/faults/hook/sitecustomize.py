@@ -1,4 +1,4 @@
-"""What `faults.instructions` asks for happens here, inside of the process that it is meant for.
+"""What `moments` asks for happens here, inside of the process that it is meant for.
 
 Python imports a module of this name before it runs anything, where PYTHONPATH has its folder. It
 does nothing but in the scripts of the workflow's jobs, and there what the variable FAULTS says.
