@@ -40,6 +40,8 @@ class Killer:
 
     def install(self):
         moment = self.fault["moment"]
+        # A shell starts what runs in its background with Ctrl-C ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if moment == "start":
             self.strike()
         elif moment == "end":
