@@ -172,13 +172,21 @@ def _add_trials(count: Count, trials: Iterable[corruption.Trial]) -> None:
         count.add(trial.what, [trial.problem] if trial.outcome == "fault" else [])
 
 
-def damaged_files(bench: Bench, seed: int, every: int = 1) -> Count:
-    """Every kind of file damaged in every way, each read by every script that reads its kind."""
+def damaged_files(bench: Bench, seed: int, one_of_each: bool = False) -> Count:
+    """Every kind of file damaged in every way, each read by every script that reads its kind.
+
+    Args:
+        one_of_each: of each kind of file one reader and one damage.
+    """
     count = Count("damaged files, read by a job", "corruption")
-    cases = []
-    for number, use in enumerate(corruption.uses(bench.jobs, bench.reference)):
+    cases, chance = [], random.Random(seed)
+    uses = corruption.uses(bench.jobs, bench.reference)
+    if one_of_each:
+        chance.shuffle(uses)
+        uses = list({use.kind: use for use in uses}.values())
+    for number, use in enumerate(uses):
         ways = corruption.ways(use, bench.reference, random.Random(f"{seed} {use}"))
-        cases += [(use, *way) for way in ways[number % every :: every]]
+        cases += [(use, *way) for way in (ways[number % len(ways) :][:1] if one_of_each else ways)]
 
     def attempt(case: Any, workspace: Workspace) -> corruption.Trial:
         return corruption.try_damage(*case, workspace, bench.reference)
@@ -277,7 +285,12 @@ def damaged_in_runs(bench: Bench, seed: int, number: int) -> Count:
     return count
 
 
-def power_cuts(bench: Bench, targets: Sequence[str] | None = None, resume_each: int = 0) -> Count:
+def power_cuts(
+    bench: Bench,
+    targets: Sequence[str] | None = None,
+    mounts: Sequence[str] = tuple(power.OPTIONS),
+    resume_each: int = 0,
+) -> Count:
     """The power cut after every job of a run, and once more without syncs."""
     count = Count("power cuts", "power")
     reason = power.missing() or power.unmountable(bench.folder / "power")
@@ -286,7 +299,8 @@ def power_cuts(bench: Bench, targets: Sequence[str] | None = None, resume_each: 
         return count
     whole = list(targets or everything(bench.reference.workspace.config))
     place = bench.folder / "power"
-    for name, options in power.OPTIONS.items():
+    for name in mounts:
+        options = power.OPTIONS[name]
         losses = power.cut_power(bench.reference, whole, place, options, True, resume_each)
         count.notes["power cuts"] += losses.cuts
         count.notes["files looked for"] += losses.files

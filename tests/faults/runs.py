@@ -17,6 +17,7 @@ from .jobs import Job
 from .kills import RESUMING, pattern, some_outputs
 from .moments import SIGNALS, Kill, armed, environment, wait_for_orphans
 from .reference import Reference
+from .setting import everything
 
 SECONDS = 1200
 MOMENTS = ("write", "rename", "renamed", "end")
@@ -207,7 +208,8 @@ def kill_pass(
     problems = last[1] + end(workspace, targets, reference)
     for place in waits:
         wait_for_orphans(place)
-    problems += reference.differences(workspace, timed=False)
+    whole = set(targets) >= set(everything(workspace.config))
+    problems += reference.differences(workspace, timed=False, whole=whole)
     problems += [f"{rule} would be run again" for rule in workspace.plan(*targets)]
     yield last[0], problems
 

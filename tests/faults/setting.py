@@ -54,9 +54,13 @@ def undisturbed(folder: Path) -> Workspace:
 
 
 def finish(workspace: Workspace) -> Workspace:
-    """Runs all targets of `everything`, and keeps the scripts of the jobs."""
+    """Runs all targets of `everything`, and keeps the scripts of the jobs.
+
+    The report comes once more: it shows the seconds of all jobs, and some may have come after it.
+    """
     workspace.folder.mkdir(exist_ok=True)
     workspace.snakemake(*everything(workspace.config), "--skip-script-cleanup")
+    workspace.snakemake("report", "--forcerun", "render_report", "--skip-script-cleanup")
     return workspace
 
 

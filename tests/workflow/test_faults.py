@@ -53,10 +53,10 @@ def test_an_orphan_may_outlive_the_next_run(bench):
 
 
 def test_damaged_files_are_told(bench):
-    count = parts.damaged_files(bench, seed=1, every=11)
-    assert count.cases > 60
+    count = parts.damaged_files(bench, seed=1, one_of_each=True)
+    assert count.cases > 25
     assert not count.failures
-    assert count.notes["told"] > 30
+    assert count.notes["told"] > 20
 
 
 def test_damaged_states_are_not_used(bench):
@@ -64,7 +64,7 @@ def test_damaged_states_are_not_used(bench):
 
 
 def test_damaged_files_from_elsewhere_are_told(bench):
-    assert not parts.damaged_sources(bench, seed=1, places=slice(2, 8, 5)).failures
+    assert not parts.damaged_sources(bench, seed=1, places=slice(2, 4)).failures
 
 
 def test_a_damaged_file_is_made_again_by_the_same_command(bench):
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_made_again_by_the_same_command(bench):
 
 
 def test_a_power_cut_loses_nothing_that_was_reported_as_finished(bench):
-    count = parts.power_cuts(bench, ["calibrate"])
+    count = parts.power_cuts(bench, ["calibrate"], ["names before contents"])
     if count.skipped:
         pytest.skip(count.skipped)
     assert not count.failures
