@@ -9,9 +9,11 @@ BIN := $(VENV)/bin
 EXTRA ?= cpu
 # The Python that makes .venv; without it the newest of those on the PATH.
 PYTHON ?=
-# More words for Snakemake in `make demo`, for pytest in `make test`, for uv in `make lock`.
+# More words for Snakemake in `make demo`, for pytest in `make test`, for uv in `make lock`, and for
+# benchmarks/faults.py in `make faults`.
 SNAKEMAKE_ARGS ?=
 PYTEST_ARGS ?=
+FAULTS_ARGS ?=
 LOCK_ARGS ?=
 # What `make run` runs: a configuration laid over config/config.yaml, and a target of the workflow.
 CONFIGFILE ?=
@@ -19,13 +21,14 @@ TARGET ?=
 
 REPORT := results/demo/report/index.html
 
-.PHONY: help setup demo run real-size test lint format lock clean-env
+.PHONY: help setup demo run real-size test faults lint format lock clean-env
 
 help:
 	@echo 'make demo       set-up, then the whole pipeline on the embedded model; ends with the path of the report'
 	@echo 'make run        set-up, then Snakemake with CONFIGFILE=config/sd3-medium.yaml, TARGET=report, SNAKEMAKE_ARGS=-n'
 	@echo 'make test       set-up, then every check and test'
 	@echo 'make real-size  set-up, then the workflow on a random model of the size of SD3-medium (needs a GPU)'
+	@echo 'make faults     set-up, then kills, power cuts, damaged files and bad input, and what came of them'
 	@echo 'make setup      only the set-up of $(VENV); EXTRA=cuda13 for an NVIDIA GPU on Linux, PYTHON=... to choose'
 	@echo 'make lint       only the checks: ruff, mypy, snakemake --lint, snakefmt'
 	@echo 'make format     ruff format and snakefmt, in place'
@@ -60,6 +63,10 @@ test: setup
 	$(MAKE) --no-print-directory lint || status=1; \
 	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
 	exit $$status
+
+# Half an hour; power is cut where it runs as root on Linux. The record is renewed.
+faults: setup
+	@$(BIN)/python benchmarks/faults.py --record benchmarks/results/faults $(FAULTS_ARGS)
 
 # Every check runs, whatever the one before found.
 lint: setup

@@ -50,7 +50,7 @@ def local_configuration(folder: Path, model: Path) -> dict:
     }
 
 
-def _fresh_signals() -> None:
+def fresh_signals() -> None:
     """A shell may start tests in the background with Ctrl-C ignored; the child must hear it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -86,7 +86,7 @@ class Workspace:
 
     def snakemake(self, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, preexec_fn=_fresh_signals
+            self.command(*arguments), capture_output=True, text=True, preexec_fn=fresh_signals
         )
         if ok:
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
@@ -108,7 +108,7 @@ class Workspace:
         """A run in a process group of its own, as a terminal would start it."""
         return subprocess.Popen(
             self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True, preexec_fn=_fresh_signals,
+            start_new_session=True, preexec_fn=fresh_signals,
         )  # fmt: skip
 
     def copy(self, folder: Path) -> Workspace:

@@ -40,7 +40,7 @@ def workspace(tmp_path, configuration) -> Workspace:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, configuration) -> Workspace:
-    """A finished run of everything; tests that change it take a copy."""
+    """A finished run of everything, with its jobs' scripts; tests that change it take a copy."""
     workspace = Workspace(tmp_path_factory.mktemp("finished"), configuration)
-    workspace.snakemake()
+    workspace.snakemake("--skip-script-cleanup")
     return workspace

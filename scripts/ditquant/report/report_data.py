@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..evaluation.pictures import PICTURE, read_picture
 from ..planning.settings import balances_channels, has_own_activations
 from ..planning.variant_names import FULL, config_file, split_variant
 from ..plots.activation_density import made_by
+from ..seals import damaged
 
 Data = dict[str, Any]
 
@@ -127,15 +129,17 @@ def stage_times(benchmarks: Path) -> list[Data]:
     """One entry a rule, the longest first: jobs, seconds (sum and longest), peak memory in bytes.
 
     The files are those that Snakemake's `benchmark:` wrote; a job that was not run again keeps the
-    time of the run that made its result.
+    time of the run that made its result. That of an earlier report is left out.
+
+    Raises:
+        UserError: a file that holds no job's seconds.
     """
     rules: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(benchmarks.rglob("*.tsv")):
         relative = path.relative_to(benchmarks)
         rule = relative.parts[0] if len(relative.parts) > 1 else relative.stem
-        with path.open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file, delimiter="\t"):
-                rules.setdefault(rule, []).append((float(line["s"]), _number(line.get("max_rss"))))
+        if rule != "render_report":
+            rules.setdefault(rule, []).extend(_jobs(path))
     stages = [
         {
             "rule": rule,
@@ -147,6 +151,19 @@ def stage_times(benchmarks: Path) -> list[Data]:
         for rule, jobs in rules.items()
     ]
     return sorted(stages, key=lambda stage: (-stage["seconds"], stage["rule"]))
+
+
+def _jobs(path: Path) -> list[tuple[float, float]]:
+    """Seconds and peak megabytes of the jobs in a file of Snakemake's, which carries no seal."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file, delimiter="\t"))
+        jobs = [(float(line["s"]), _number(line["max_rss"])) for line in lines]
+    except (KeyError, TypeError, ValueError, csv.Error):
+        jobs = []
+    if not jobs or not all(math.isfinite(seconds) for seconds, _ in jobs):
+        raise damaged(path, "it holds no job's seconds")
+    return jobs
 
 
 def _number(text: str | None) -> float:
