@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import mx
+from .backend import are_finite, mx
 from .errors import UserError
 from .files import atomic_path, remove, write_bytes, write_text
 from .provenance import KEY, current, with_note
@@ -136,10 +136,9 @@ def read_file(path: str | Path, kind: str) -> bytes:
 
 
 def _refuse_non_finite(path: str | Path, tensors: Mapping[str, mx.array]) -> None:
-    floats = {name: array for name, array in tensors.items() if array.dtype in _FLOATS}
-    fine = {name: mx.all(mx.isfinite(array)) for name, array in floats.items()}
-    mx.eval(fine)
-    wrong = [name for name, is_fine in fine.items() if not is_fine.item()]
+    floats = [name for name, array in tensors.items() if array.dtype in _FLOATS]
+    fine = are_finite([tensors[name] for name in floats])
+    wrong = [name for name, is_fine in zip(floats, fine, strict=True) if not is_fine]
     if wrong:
         names = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise UserError(
