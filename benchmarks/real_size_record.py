@@ -123,7 +123,7 @@ def learned_rows(run: Path) -> list[Row]:
     rows = []
     for path in sorted(run.glob("weights/*/blocks/*.json")):
         document = json.loads(path.read_text("utf-8"))
-        if document["history"]:
+        if document["history"] or document["diverged"]:
             rtn, kept = document["hard_error"]["rtn"], document["kept_error"]
             rows.append(
                 {

@@ -20,7 +20,7 @@ def _draw_block(axes: Axes, document: Mapping[str, Any]) -> Axes:
     """One block on two axes; returns the second, for the share."""
     history = document["history"]
     shares = axes.twinx()
-    if not history:
+    if not history and not document["diverged"]:
         axes.set_title(f"{document['block']}: left alone", fontsize=8)
         return shares
     iterations = [point["iteration"] for point in history]
