@@ -130,7 +130,9 @@ def test_the_highest_peak_survives_a_reset():
 
 def test_a_job_ends_its_log_with_its_times(tmp_path, spent):
     log = tmp_path / "job.log"
-    with job(SimpleNamespace(rule="generate_calibration", log=[str(log)])):
+    with job(
+        SimpleNamespace(rule="generate_calibration", log=[str(log)], params={}, input=[], output=[])
+    ):
         spent["loading"] = 0.25
     text = log.read_text("utf-8")
     assert "generate_calibration done in " in text

@@ -191,7 +191,8 @@ def test_where_nothing_may_be_executed_the_work_goes_on(places):
 
 def test_a_kernel_that_cannot_be_compiled_ends_a_job_with_advice(tmp_path):
     log = tmp_path / "job.log"
-    with pytest.raises(SystemExit), job(SimpleNamespace(log=[str(log)], rule="a_rule")):
+    asked = SimpleNamespace(log=[str(log)], rule="a_rule", params={}, input=[], output=[])
+    with pytest.raises(SystemExit), job(asked):
         raise RuntimeError(
             "[Compile::eval_cpu] Failed to compile function X: Failed to execute command\n"
             "ld: final link failed: No space left on device\ncollect2: error: ld returned 1"
