@@ -27,6 +27,7 @@ from ditquant.plots.activation_ranking import (
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
 from ditquant.ranges.tiers import multi_tier
+from ditquant.seals import seal_file
 from ditquant.statistics.input_statistics import Statistics, save_statistics
 from support.activations import statistics
 from support.sd3_statistics import sd3_linears, sd3_statistics
