@@ -62,7 +62,7 @@ def test_the_published_plan():
     assert done.returncode == 0, done.stderr[-3000:]
     table = dict(line.split() for line in done.stdout.splitlines() if len(line.split()) == 2)
     assert table["generate_calibration"] == "10"
-    assert table["cache_block_io"] == "5"
+    assert table["cache_block_io"] == "10"
     assert table["optimize_block"] == "72"  # 24 blocks by rtn, by gptq and by adaround
 
 
