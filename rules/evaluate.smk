@@ -126,6 +126,14 @@ rule render_report:
         rules.activations.input,
         rules.list_calibration.output,
         evaluations=rules.summarize_evaluation.input.evaluations,
+        timings=rules.summarize_evaluation.input.timings,
+        comparisons=expand(
+            f"{RESULTS}/compare/{{variant}}/{{prompt}}.json",
+            variant=SHOWN_VARIANTS,
+            prompt=ASKED_PROMPTS,
+        ),
+        results=REPORTED_RESULTS,
+        configs=REPORTED_CONFIGS,
         checkpoints=expand(
             f"{RESULTS}/weights/{{recipe}}/model/config.json", recipe=REPORTED_RECIPES
         ),

@@ -28,6 +28,15 @@ REPORTED_RECIPES = [
     )
     if recipe in RECIPES
 ]
+# How each of them went, block by block and in the tuning at the end.
+REPORTED_RESULTS = [
+    f"{RESULTS}/weights/{recipe}/{name}.json"
+    for recipe in REPORTED_RECIPES
+    for name in (
+        *(f"blocks/{block}" for block in BLOCKS),
+        *(["tuned"] if recipe in TUNED_RECIPES else []),
+    )
+]
 CAPTION_SHARDS = [conditioning_of("evaluation", index) for index in CAPTIONS]
 EVALUATION_PLAN = {
     "prompts": [prompt_params("evaluation", index) for index in CAPTIONS],
@@ -41,6 +50,16 @@ EVALUATION_PLAN = {
 
 def evaluation_inputs(wildcards):
     return variant_files(wildcards.variant)
+
+
+# The activation configurations of all that is shown.
+REPORTED_CONFIGS = list(
+    dict.fromkeys(
+        files["quant_config"]
+        for files in map(variant_files, [*EVALUATED_VARIANTS, *SHOWN_VARIANTS])
+        if "quant_config" in files
+    )
+)
 
 
 REPORT_TEMPLATES = ROOT / "scripts" / "ditquant" / "report" / "templates"

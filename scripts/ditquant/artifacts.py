@@ -80,18 +80,22 @@ def _not_finite(value: Any, where: str = "") -> str | None:
     return next((path for path in found if path is not None), None)
 
 
+def _refuse_numbers(path: str | Path, document: Mapping[str, Any]) -> None:
+    place = _not_finite(document)
+    if place is not None:
+        raise UserError(
+            f"{path} was not written: {place} is not a finite number. Something before it went "
+            "wrong; look at the log, and try model.dtype: float32."
+        )
+
+
 def write_json(path: str | Path, kind: str, payload: Mapping[str, Any]) -> None:
     """Writes a sealed document of the format `kind` (`seals.VERSIONS`).
 
     Raises:
         UserError: a number in it is NaN or infinite, or the disk is full.
     """
-    place = _not_finite(payload)
-    if place is not None:
-        raise UserError(
-            f"{path} was not written: {place} is not a finite number. Something before it went "
-            "wrong; look at the log, and try model.dtype: float32."
-        )
+    _refuse_numbers(path, payload)
     made = {KEY: current()} if current() else {}
     write_bytes(path, sealed_json({**blank_seal(path, kind), **made, **payload}, indent=1))
 
@@ -185,6 +189,7 @@ def save_tensors(
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.size, name))
     mx.eval([tensors[name] for name in names])
     _refuse_non_finite(path, tensors)
+    _refuse_numbers(path, metadata or {})
     entries, end = {}, 0
     for name in names:
         array = tensors[name]

@@ -36,7 +36,7 @@ def write_block_io(
     """A block_io file of a random trajectory, every step cached."""
     trajectory = random_trajectory(seed, steps, dtype)
     passes = (boundary_streams(model, trajectory, step) for step in range(steps))
-    metadata = {"latent_size": [8, 8], "text_tokens": TEXT_TOKENS}
+    metadata = {"latent_size": [8, 8], "text_tokens": TEXT_TOKENS, "stride": 1}
     save_tensors(
         path,
         {**join_steps(passes), "sigmas": trajectory.sigmas[:steps]},

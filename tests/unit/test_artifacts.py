@@ -156,6 +156,8 @@ def test_nothing_that_is_not_finite_is_written(tmp_path, bad):
             save_tensors(path, tensors, LATENTS)
     with pytest.raises(UserError, match=r"c\.json was not written: rows\.1\.x is not a finite"):
         write_json(tmp_path / "c.json", TIMING, {"rows": [{"x": 1.0}, {"x": bad}]})
+    with pytest.raises(UserError, match=r"t\.safetensors was not written: learned\.a\.1 is not"):
+        save_tensors(path, {"fine": mx.zeros(3)}, LATENTS, {"learned": {"a": [0.0, bad]}})
     assert not os.listdir(tmp_path)
 
 
