@@ -15,11 +15,12 @@ def digest(path: Path) -> str:
 
 
 def _files(workspace: Workspace) -> list[str]:
-    """Every file of the results but logs, relative to the working directory."""
+    """Every file of the results but logs and records (which hold inodes), relative to the folder."""
     return sorted(
         str(path.relative_to(workspace.folder))
         for path in workspace.results.rglob("*")
-        if path.is_file() and path.relative_to(workspace.results).parts[0] != "logs"
+        if path.is_file()
+        and path.relative_to(workspace.results).parts[0] not in ("logs", ".records")
     )
 
 
