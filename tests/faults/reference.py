@@ -15,7 +15,7 @@ def digest(path: Path) -> str:
 
 
 def _files(workspace: Workspace) -> list[str]:
-    """Every file of the results but logs and records (which hold inodes), relative to the folder."""
+    """Every file of the results but logs and records, which hold inodes; paths as jobs see them."""
     return sorted(
         str(path.relative_to(workspace.folder))
         for path in workspace.results.rglob("*")
