@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     }
     document: dict[str, Any] = {
         "kind": KIND, "device": device(), "images": len(files), "recipes": recipes,
-        "tf32": os.environ["MLX_ENABLE_TF32"] != "0", "rows": [],
+        "tf32": os.environ.get("MLX_ENABLE_TF32") != "0", "rows": [],
     }  # fmt: skip
     print(device(), flush=True)
     for dtype in options.dtypes:

@@ -8,7 +8,6 @@ Planning reads them where files have come from elsewhere (`planning.copies`).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,10 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import write_text
-from .seals import SEALED, digest_of, file_digest, place_of, recorded_digest
+from .files import write_bytes
+from .seals import (
+    SEALED,
+    blank_seal,
+    check_seal,
+    checked_json,
+    digest_of,
+    file_digest,
+    place_of,
+    recorded_digest,
+    sealed_json,
+)
 
 FOLDER = ".records"
+KIND = "ditquant.record"
 # Snakemake writes it into folders that are outputs, to date them.
 TIMESTAMP = ".snakemake_timestamp"
 # Values of other types are no part of Snakemake's records.
@@ -111,17 +121,20 @@ def write_record(
     }
     read = tuple((str(path), content_digest(path)) for path in inputs)
     record = Record(rule, recorded_params(params), read, written)
-    write_text(folder / FOLDER / f"{name}.json", json.dumps({"run": folder.name, **asdict(record)}))
+    path = folder / FOLDER / f"{name}.json"
+    document = {**blank_seal(path, KIND), "run": folder.name, **asdict(record)}
+    write_bytes(path, sealed_json(document))
 
 
 def read_records(folder: Path) -> Iterator[tuple[Path, Record]]:
-    """All records of a run's folder, by file; what is no record is left out.
+    """All records of a run's folder, by file; what is none, or damaged, is left out.
 
     The folder may have another name than when they were written.
     """
     for file in sorted((folder / FOLDER).rglob("*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = json.loads(file.read_bytes())
+        with suppress(OSError, UserError, KeyError):
+            found = checked_json(file, file.read_bytes())
+            check_seal(file, KIND, found["format"], found["version"], found["file"])
             before = f"{folder.parent}/{found['run']}/"
 
             def now(path: str, before: str = before) -> str:

@@ -60,6 +60,7 @@ VERSIONS = {
     "ditquant.picture": 1,
     "ditquant.plot": 1,
     "ditquant.quant_config": 1,
+    "ditquant.record": 1,
     "ditquant.reference": 1,
     "ditquant.reference_blocks": 1,
     "ditquant.report": 1,

@@ -12,6 +12,7 @@ import pytest
 from ditquant.planning.copies import NOTES, recognise_copies
 from ditquant.planning.snakemake_records import SnakemakeRecords
 from ditquant.records import TIMESTAMP, read_records, write_record
+from ditquant.seals import BLANK, sealed_json
 
 RUN = Path("results/demo")
 # Output -> inputs, in the order in which the jobs ran.
@@ -194,10 +195,21 @@ def test_results_of_a_release_without_records_are_left_to_snakemake(original):
     assert disowned() == set()
 
 
-@pytest.mark.parametrize("broken", ["", "[]", "{", '{"run": 3}', '{"run": "demo", "rule": 1}'])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content.replace(b"a_rule", b"b_rule"),
+        lambda content: sealed_json({**json.loads(content), "digest": BLANK, "version": 9}),
+        lambda content: sealed_json({"digest": BLANK, "format": "ditquant.report", "version": 1}),
+    ],
+    ids=["emptied", "truncated", "changed", "another release", "another kind"],
+)
 def test_a_broken_record_is_none(original, elsewhere, broken):
     copy(original, "results")
-    (RUN / ".records/weights/mm00.txt.json").write_text(broken)
+    file = RUN / ".records/weights/mm00.txt.json"
+    file.write_bytes(broken(file.read_bytes()))
     recognise_copies(RUN)
     assert disowned() == {"weights/mm00.txt"}
 
