@@ -56,8 +56,25 @@ def _files_by_kind(all_jobs: Sequence[Job]) -> dict[str, dict[str, Job]]:
     return found
 
 
+def sources(job: Job, all_jobs: Sequence[Job]) -> set[str]:
+    """A job's inputs, all that they were made from, and so on."""
+    makers = {path: one for one in all_jobs for path in one.outputs}
+    found: set[str] = set()
+    waiting = list(job.inputs)
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += makers[path].inputs if path in makers else ()
+    return found
+
+
 def uses(all_jobs: Sequence[Job], reference: Reference) -> list[Use]:
-    """Every kind of file with each script that reads it."""
+    """Every kind of file with each script that reads it; a report looks at all its sources."""
+    read = {
+        job.path: sources(job, all_jobs) if job.rule == "render_report" else set(job.inputs)
+        for job in all_jobs
+    }
     by_kind = _files_by_kind(all_jobs)
     found = []
     for kind, files in sorted(by_kind.items()):
@@ -65,7 +82,7 @@ def uses(all_jobs: Sequence[Job], reference: Reference) -> list[Use]:
         seen = set()
         for path, maker in files.items():
             for reader in all_jobs:
-                if path not in reader.inputs or reader.script in seen:
+                if path not in read[reader.path] or reader.script in seen:
                     continue
                 seen.add(reader.script)
                 others = _others(path, files, reference)

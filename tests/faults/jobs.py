@@ -62,9 +62,11 @@ def _named(files: Any) -> dict[str, str]:
 
 
 def kept_jobs(workspace: Workspace) -> list[Job]:
-    """Every job of a finished run whose scripts were kept, in the order of their outputs' names."""
+    """Every job of a finished run whose scripts were kept, in the order of their outputs' names;
+    of one that ran twice, as it ran last."""
     jobs = {}
-    for path in (workspace.folder / ".snakemake" / "scripts").glob("*.py"):
+    scripts = (workspace.folder / ".snakemake" / "scripts").glob("*.py")
+    for path in sorted(scripts, key=lambda path: path.stat().st_mtime_ns):
         job = _pickled(path)
         outputs = _named(job.output)
         jobs[tuple(outputs)] = Job(

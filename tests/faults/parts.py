@@ -85,7 +85,9 @@ def unknown_reads(bench: Bench) -> Count:
     def attempt(job: Job, workspace: Workspace) -> Problems:
         read = jobs.reads(job, workspace, [workspace.results, model], bench.place())
         bench.reference.restore(workspace)
-        allowed = {str(workspace.folder / path) for path in (*job.inputs, *job.outputs)} | known
+        read_by = corruption.sources if job.rule == "render_report" else lambda job, _: job.inputs
+        mine = (*read_by(job, bench.jobs), *job.outputs)
+        allowed = {str(workspace.folder / path) for path in mine} | known
         return str(job), [
             f"{path} is read and not known"
             for path in sorted(read - allowed)
@@ -271,7 +273,10 @@ def damaged_in_runs(bench: Bench, seed: int, number: int) -> Count:
     """Some damaged files through Snakemake: told, deleted, and the same command again."""
     count = Count("damaged files in runs of Snakemake, deleted and made again", "corruption")
     chance = random.Random(seed)
-    everywhere = corruption.uses(bench.jobs, bench.reference)
+    everywhere = [
+        use for use in corruption.uses(bench.jobs, bench.reference)
+        if use.path in use.reader.inputs
+    ]  # fmt: skip
     cases = chance.sample(everywhere, min(number, len(everywhere)))
 
     def attempt(use: corruption.Use, workspace: Workspace) -> Problems:

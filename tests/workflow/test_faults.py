@@ -11,7 +11,7 @@ from faults.setting import finish, with_everything
 
 # What each sort of job is killed at here; `make faults` kills all jobs at all of their moments.
 SHORT = {
-    "write": ("generate_calibration",),
+    "write": ("generate_calibration", "render_report"),
     "rename": ("optimize_block", "visualize_activations"),
     "renamed": ("generate_image", "tune_weights"),
     "limit": ("cache_block_io",),
