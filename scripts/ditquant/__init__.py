@@ -15,8 +15,9 @@ each folder's own docstring lists its rooms.
     evaluation    what a variant draws, and how far that is from full precision
     plots, report what people look at
 
-Two stand beside them: `kernels.cuda`, for what `activations`, `weights` and `checkpoints` do in
-portable code too, and `demo`, the embedded model's data, judge and training.
+`kernels.cuda` stands beside them, for what `activations`, `weights` and `checkpoints` do in
+portable code too. The embedded model's data, judge and training are a package of their own,
+`demo_model`.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,8 @@
 """A digest of the code that a job's result depends on.
 
 Snakemake notices a changed script, but not a changed module of a package. A rule therefore carries
-the digest of its script and of every `ditquant` module that the script imports, directly or not.
+the digest of its script and of every module of this repository that the script imports, directly
+or not.
 What cannot change a result is left out: comments, docstrings and layout (the syntax tree is
 digested, not the text), and the modules around the work (logging, progress, messages).
 """
@@ -13,7 +14,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-PACKAGE = "ditquant"
+PACKAGES = ("ditquant", "demo_model")
 # Changing these changes what a user reads while a job runs, never what the job makes.
 _PLUMBING = frozenset({"job", "job_times", "progress", "errors", "digest", "settings", "kernels"})
 
@@ -27,12 +28,12 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def _module_file(package: Path, name: str) -> Path | None:
-    """File of a dotted module name below the package, or None if there is none."""
+def _module_file(scripts: Path, name: str) -> Path | None:
+    """File of a dotted module name in one of the packages, or None if there is none."""
     parts = name.split(".")
-    if parts[0] != PACKAGE:
+    if parts[0] not in PACKAGES:
         return None
-    base = package.joinpath(*parts[1:])
+    base = scripts.joinpath(*parts)
     for candidate in (base.with_suffix(".py"), base / "__init__.py"):
         if len(parts) > 1 and candidate.is_file():
             return candidate
@@ -71,13 +72,12 @@ def code_files(script: Path, without: tuple[str, ...] = ()) -> list[Path]:
         without: modules that this use of the script does not run ("simulate"); what only they
             import is left out with them.
     """
-    package = script.parent / PACKAGE
     found: dict[Path, None] = {script: None}
     queue = [(script, script.stem)]
     while queue:
         path, module = queue.pop()
         for name in _imports(path, module):
-            file = _module_file(package, name)
+            file = _module_file(script.parent, name)
             if file is None or file in found or file.stem in _PLUMBING.union(without):
                 continue
             found[file] = None
