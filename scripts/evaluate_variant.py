@@ -38,7 +38,7 @@ def verdict(judging: bool, image: np.ndarray, caption: str) -> dict[str, Any] | 
     """What the demo model's judge says of a picture; None for other models."""
     if not judging:
         return None
-    from ditquant.demo.judge import judge
+    from demo_model.judge import judge
 
     result = judge(image, caption)
     return {"ok": bool(result.ok), "problems": [str(problem) for problem in result.problems]}

@@ -17,7 +17,7 @@ each folder's own docstring lists its rooms.
     evaluation    what a variant draws, and how far that is from full precision
     plots, report what people look at
 
-`demo` stands beside them: the embedded model's data, judge and training.
+The embedded model's data, judge and training are a package of their own, `demo_model`.
 """
 
 __version__ = "0.1.0"

@@ -55,6 +55,12 @@ def test_indirect_and_relative_imports_are_followed(scripts):
     assert "ditquant/models/text.py" not in files
 
 
+def test_the_judge_of_the_demo_model_counts_where_pictures_are_judged(scripts):
+    files = names(scripts, "evaluate_variant.py")
+    assert {"demo_model/judge.py", "demo_model/matching.py"} <= files
+    assert "demo_model/training.py" not in files
+
+
 def test_comments_docstrings_and_messages_change_nothing(scripts):
     stage = "generate_calibration.py"
     before = digest_of(scripts, stage)

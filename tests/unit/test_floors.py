@@ -13,8 +13,6 @@ FLOORS = [
     "", "planning", "backend", "models", "network", "statistics", "ranges", "weights",
     "checkpoints", "simulation", "evaluation", "plots", "report",
 ]  # fmt: skip
-# Stands beside the others.
-DEMO = {"", "backend", "models", "network", "demo"}
 MODULES = sorted(LIBRARY.rglob("*.py"))
 
 
@@ -36,14 +34,14 @@ def imported_folders(path: Path) -> set[str]:
 
 
 def test_every_folder_is_a_floor():
-    assert {folder_of(path) for path in MODULES} == {*FLOORS, "demo"}
+    assert {folder_of(path) for path in MODULES} == {*FLOORS}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
 def test_an_import_never_goes_up(path):
     folder = folder_of(path)
     # Reading and writing files takes MLX's arrays, from the backend.
-    allowed = DEMO if folder == "demo" else {*FLOORS[: FLOORS.index(folder) + 1]}
+    allowed = {*FLOORS[: FLOORS.index(folder) + 1]}
     if folder == "":
         allowed |= {"backend"}
     assert imported_folders(path) <= allowed
@@ -57,3 +55,15 @@ def test_a_floor_lists_its_rooms(floor):
                   word.strip(",").endswith("*") and room.startswith(word.strip(",*"))}  # fmt: skip
     missing = {room for room in rooms - by_pattern if room not in listed}
     assert not missing
+
+
+def test_the_library_does_not_know_the_demo_model():
+    importing = {
+        str(path.relative_to(LIBRARY))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        if name.split(".")[0] == "demo_model"
+    }
+    assert importing == set()

@@ -1,7 +1,8 @@
 """A digest of the code that a job's result depends on.
 
 Snakemake notices a changed script, but not a changed module of a package. A rule therefore carries
-the digest of its script and of every `ditquant` module that the script imports, directly or not.
+the digest of its script and of every module of this repository that the script imports, directly
+or not.
 What cannot change a result is left out: comments, docstrings and layout (the syntax tree is
 digested, not the text), and the modules around the work (logging, progress, messages).
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-PACKAGE = "ditquant"
+PACKAGES = ("ditquant", "demo_model")
 # Changing these changes what a user reads while a job runs, never what the job makes.
 _PLUMBING = frozenset({"job", "job_times", "progress", "errors", "digest", "settings", "kernels"})
 
@@ -43,8 +44,8 @@ def _imported(node: ast.Import | ast.ImportFrom, own: tuple[str, ...]) -> Iterat
 
 @cache
 def _module_file(folder: Path, parts: tuple[str, ...]) -> Path | None:
-    """File of a module of the package in the folder, or None if there is none."""
-    if parts[0] != PACKAGE or len(parts) == 1:
+    """File of a module of one of the packages in a folder, or None if there is none."""
+    if len(parts) < 2 or parts[0] not in PACKAGES:
         return None
     base = folder.joinpath(*parts)
     candidates = (base.with_suffix(".py"), base / "__init__.py")

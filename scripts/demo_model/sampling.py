@@ -13,7 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..backend import mx, nn
+from ditquant.backend import mx, nn
+
 from . import forward
 from .network import LATENT_SCALE, LATENT_SHIFT, Config, parameters
 from .training import Params, decode

@@ -1,5 +1,8 @@
 """The embedded demo model: captioned shapes, a judge that looks at pictures, and the training.
 
+Apart from the library, which never imports it; of users' jobs only the evaluation does, for the
+judge.
+
 A quantizer needs a model to be shown on, and the real ones are gated and large. This one is small
 enough to ship (13.8 M parameters), has the architecture of Stable Diffusion 3 to the last tensor
 name, and draws a world in which a program can decide whether the picture fits the caption:

@@ -15,7 +15,8 @@ from typing import Any
 
 from mlx.utils import tree_unflatten
 
-from ..backend import mx, nn
+from ditquant.backend import mx, nn
+
 from . import forward
 from .network import LATENT_SCALE, LATENT_SHIFT, Config, Networks, parameters
 from .optimizer import Layout, Schedule, State, update

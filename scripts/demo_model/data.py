@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..artifacts import atomic_path
-from ..backend import hub_files, mx, nn
-from ..models.text import token_batch
+from ditquant.artifacts import atomic_path
+from ditquant.backend import hub_files, mx, nn
+from ditquant.models.text import token_batch
+
 from . import forward
 from .network import LATENT_SCALE, LATENT_SHIFT
 from .shapes import render, sample_caption

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..backend import compiled, mx, nn
+from ditquant.backend import compiled, mx, nn
 
 Params = Mapping[str, mx.array]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from ..backend import import_diffusionkit, mx, nn
+from ditquant.backend import import_diffusionkit, mx, nn
 
 # Stable Diffusion 3's latent format: what the MM-DiT sees is (latent - SHIFT) * SCALE.
 LATENT_SHIFT, LATENT_SCALE = 0.0609, 1.5305

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..artifacts import load_metadata, load_tensors, save_tensors
-from ..backend import compiled, mx
+from ditquant.artifacts import load_metadata, load_tensors, save_tensors
+from ditquant.backend import compiled, mx
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 MAX_NORM = 1.0  # gradients are scaled down to this length

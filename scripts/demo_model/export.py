@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import save_tensors, write_text
-from ..backend import mx
-from ..models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
+from ditquant.artifacts import save_tensors, write_text
+from ditquant.backend import mx
+from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
+
 from .network import Config
 from .vocabulary import write_vocabulary
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from ..models.text import byte_symbols
+from ditquant.models.text import byte_symbols
 
 END_OF_WORD = "</w>"
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
