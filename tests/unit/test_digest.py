@@ -20,7 +20,7 @@ def scripts(tmp_path):
 
 
 def digest_of(scripts: Path, name: str) -> str:
-    for cached in (digest.code_digest, digest._imports, digest._parsed):
+    for cached in (digest.code_digest, digest._parsed, digest._module_file):
         cached.cache_clear()
     return digest.code_digest(scripts / name)
 
