@@ -13,7 +13,7 @@ from ditquant.ranges.sigma_lookup import numbers_at
 from ditquant.ranges.single_tier import GRANULARITIES, ScaleOptions, single_tier
 from ditquant.simulation.fake_quantization import fake_quantize, fake_quantize_dynamic
 from ditquant.statistics.input_statistics import merge
-from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
+from ditquant.weights.grids import Grid, dequantize, fit_scales, fractional_codes, pack
 from ditquant.weights.rounding import nearest_codes
 from support.activations import input_statistics, statistics
 
@@ -118,7 +118,7 @@ def test_multipliers_migrate_into_the_weights_group_scales():
     layer = config.layers["a"]
     weight = mx.array(np.random.default_rng(1).standard_normal((16, CHANNELS)).astype(np.float32))
     scales = fit_scales(weight, Grid("group", 4, SIZE))
-    codes = nearest_codes(steps_of(weight, scales), 16)
+    codes = nearest_codes(fractional_codes(weight, scales), 4)
     weights = to_numpy(dequantize(pack(codes, scales)))
     numbers = numbers_at(config, layer, config.sigmas[0])
     integers = np.rint(x[0] / np.repeat(numbers.scale, SIZE))

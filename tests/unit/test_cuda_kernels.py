@@ -22,8 +22,7 @@ from ditquant.simulation.fake_quantization_cuda import (
 )
 from ditquant.statistics import measuring_cuda
 from ditquant.weights import rotation_cuda
-from ditquant.weights.grids import Grid, Packed
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.grids import Grid, Packed, round_to_nearest
 
 SHAPES = [(2, 1024, 1, 1536), (2, 154, 1, 6144), (2, 1, 1536), (3, 7, 1, 36), (1, 5)]
 
