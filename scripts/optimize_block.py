@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from ditquant.activations.input_statistics import load_statistics
 from ditquant.artifacts import load_metadata, write_json
 from ditquant.job import LOG, input_files, job
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.planning.recipes import Recipe
 from ditquant.provenance import check_alike, check_options
-from ditquant.statistics.input_statistics import load_statistics
 from ditquant.weights.block_files import write_block
 from ditquant.weights.block_io import BLOCK_IO, read_block
 from ditquant.weights.divergence import told

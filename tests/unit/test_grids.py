@@ -20,12 +20,12 @@ from ditquant.weights.grids import (
     dequantize,
     fit_scales,
     fractional_codes,
+    nearest_codes,
     pack,
     pack_codes,
     unpack_codes,
     values_of,
 )
-from ditquant.weights.rounding import nearest_codes
 
 BITS = (2, 3, 4, 6, 8)
 GROUPS = (32, 64, 128)

@@ -10,9 +10,8 @@ from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.network.blocks import call_block, set_modulation, walk_blocks, walk_linears
 from ditquant.weights.block_io import positional_encodings, read_block
-from ditquant.weights.grids import Grid, fit_scales, fractional_codes, pack
+from ditquant.weights.grids import Grid, fit_scales, fractional_codes, nearest_codes, pack
 from ditquant.weights.prefix import prefix_streams, streams_after
-from ditquant.weights.rounding import nearest_codes
 from support.models import build_mmdit
 from support.problems import behind_noise, write_images
 

@@ -4,7 +4,7 @@ grids, rounding, rounding_kernels
                             codes and their values; the soft rounding of AdaRound
 roundings, gptq, adaround, lsq, other_linears
                             how codes are chosen
-balance, balance_search, rotation, rotation_cuda
+balance, balance_search, rotation
                             what is done to channels before
 block_io, prefix, block_files, layer_inputs
                             what a block's job reads and writes

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..activations.input_statistics import Statistics
 from ..backend import mx, to_numpy
 from ..network.blocks import shared_input
-from ..statistics.input_statistics import Statistics
 from .balance import Fold, apply_balance, balanced_parameters, folds
 from .grids import Grid, fit_scales, fractional_codes, nearest_codes, values_of
 from .layer_inputs import sampled_inputs

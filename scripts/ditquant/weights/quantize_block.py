@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..activations.input_statistics import Statistics
 from ..backend import mx
 from ..planning.recipes import Learned, Recipe
-from ..statistics.input_statistics import Statistics
 from .balance_search import Choice, balanced_block
 from .divergence import Diverged, check_error, check_finite
 from .grids import Packed, pack
