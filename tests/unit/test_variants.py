@@ -41,7 +41,7 @@ def quantized(spec):
         weight = linear.module.weight
         scales = fit_scales(weight, GRID)
         packed[linear.name] = pack(
-            nearest_codes(fractional_codes(weight, scales), GRID.levels), scales
+            nearest_codes(fractional_codes(weight, scales), GRID.bits), scales
         )
     return packed
 

@@ -41,7 +41,7 @@ def keep_read_options(
     lines = [
         f"recipes.{name}.{key}: {why}"
         for name, options in recipes.items()
-        for key in given[name]
+        for key in given.get(name, ())
         if (why := _why_unread(key, options))
     ]
     if lines:
