@@ -32,16 +32,16 @@ from typing import Any
 from forward_time import SIZES, build, random_inputs
 from records import machine, save_section
 
+from ditquant.activations.fake_quantization import PortableQuantizer, quantizer_of
+from ditquant.activations.quant_config import LayerConfig, QuantConfig
+from ditquant.activations.sigma_lookup import SigmaLookup
+from ditquant.activations.simulate import Simulation
+from ditquant.activations.single_tier import DYNAMIC
 from ditquant.backend import is_accelerated, mx, nn
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import ANY_TIMESTEP, all_linears, tapped
 from ditquant.network.sampling import modulate, modulation_inputs, sigma_schedule
-from ditquant.ranges.quant_config import LayerConfig, QuantConfig
-from ditquant.ranges.sigma_lookup import SigmaLookup
-from ditquant.ranges.single_tier import DYNAMIC
-from ditquant.simulation.fake_quantization import PortableQuantizer, quantizer_of
-from ditquant.simulation.simulate import Simulation
 
 # Granularity and channels of a group.
 CONFIGS: dict[str, tuple[str, int | None]] = {

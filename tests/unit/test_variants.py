@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.single_tier import CONFIG_FORMAT
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors, quantization_config
@@ -14,7 +15,6 @@ from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import all_linears
 from ditquant.network.sampling import sigma_schedule, velocity_at
-from ditquant.ranges.single_tier import CONFIG_FORMAT
 from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
 from ditquant.weights.rounding import nearest_codes
 from support.models import parameters, write_folder

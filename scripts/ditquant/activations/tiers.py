@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics.input_statistics import Statistics
+from .input_statistics import Statistics
 from .single_tier import (
     DEFAULT_OPTIONS,
     ScaleOptions,

@@ -19,7 +19,7 @@ import numpy as np
 from ..artifacts import load_metadata, load_tensors, save_tensors
 from ..backend import mx, to_numpy
 from ..errors import UserError
-from ..statistics.input_statistics import Statistics
+from .input_statistics import Statistics
 from .segments import summed_by_row
 
 KIND = "ditquant.velocity_sensitivity"

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from ..backend import compiled, mx
-from ..weights.grids import Packed
+from ...backend import compiled, mx
+from ...weights.grids import Packed
 
 _THREADS = 256
 

@@ -6,7 +6,7 @@ threads takes some channels of some rows, and counts in its own memory. What the
 together once a forward pass, for many arrays by one kernel.
 
 Sums are taken in a fixed order, so that a second run gives the same bits; they may differ from
-`measuring`'s in the last place. Everything else is equal.
+`activations.measuring`'s in the last place. Everything else is equal.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import compiled, cuda_kernel, mx, to_numpy
-from .histogram import BIN_NUMBER_CUDA, NUM_BINS
+from ...activations.histogram import BIN_NUMBER_CUDA, NUM_BINS
+from ...backend import compiled, cuda_kernel, mx, to_numpy
 from .measuring_sources import MEASURE, joining_source
 
 _THREADS = 256
@@ -191,7 +191,7 @@ def evaluated(measurements: Sequence[Measurement]) -> list[np.ndarray]:
 def fields_of(
     measurements: Sequence[Measurement], passes: Sequence[Sequence[np.ndarray]]
 ) -> list[dict[str, np.ndarray]]:
-    """What S forward passes found of each array; see `measuring.fields_of`."""
+    """What S forward passes found of each array; see `activations.measuring.fields_of`."""
     found: list[dict[str, np.ndarray]] = [{} for _ in measurements]
     of_groups = zip(_groups(measurements), zip(*passes, strict=True), strict=True)
     for (layout, members), rows in of_groups:

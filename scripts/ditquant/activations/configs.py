@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics.input_statistics import Statistics
 from .clip_errors import SHARES, ClipErrors, best_shares, errors_of_rows, shares_of_inputs
+from .input_statistics import Statistics
 from .intervals import LEARNED, MEASURED
 from .learned_ranges import Intervals
 from .quant_config import QuantConfig, parse_quant_config

@@ -30,9 +30,9 @@ from ..backend import mx, nn, to_numpy
 from ..finite import check_finite
 from ..network.calibration import Trajectory
 from ..network.sampling import velocity_at
-from ..ranges.quant_config import QuantConfig
-from ..ranges.velocity_errors import Sensitivity, VelocityErrors
+from .quant_config import QuantConfig
 from .simulate import simulated_activations
+from .velocity_errors import Sensitivity, VelocityErrors
 
 # The gain changes fast before the end: it is measured so many steps before it, too.
 _BEFORE_THE_END = (2, 3, 5, 9)

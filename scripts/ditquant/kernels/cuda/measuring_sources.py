@@ -1,6 +1,6 @@
-"""CUDA sources of `measuring_cuda`: what each block of threads finds, and putting it together.
+"""CUDA sources of `measuring`: what each block of threads finds, and putting it together.
 
-Names in capitals are template arguments, see `measuring_cuda`.
+Names in capitals are template arguments, see `measuring`.
 """
 
 from __future__ import annotations

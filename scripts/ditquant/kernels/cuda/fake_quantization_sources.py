@@ -1,12 +1,12 @@
-"""CUDA sources of `fake_quantization_cuda`: what each thread does.
+"""CUDA sources of `fake_quantization`: what each thread does.
 
 A kernel's constants (N, CHANNELS, SHIFTS, ...) come from its launch; `x`, `numbers`, `place` and
-`shifts` are its arrays, see `fake_quantization_cuda.quantize_listed`.
+`shifts` are its arrays, see `fake_quantization.quantize_listed`.
 """
 
 from __future__ import annotations
 
-from ..ranges.intervals import SMALLEST_RANGE
+from ...activations.intervals import SMALLEST_RANGE
 
 HEADER = f"""
 // A layer's numbers: its extreme codes, its shift, and the scales of its groups of channels.

@@ -23,9 +23,9 @@ import numpy as np
 
 from ..backend import mx, nn
 from ..network.blocks import all_linears
-from ..statistics.input_statistics import Statistics
 from .budget import allocate
 from .channel_ranges import check_groups
+from .input_statistics import Statistics
 from .intervals import SMALLEST_RANGE, predicted_error
 from .segments import grouped
 from .single_tier import (

@@ -15,9 +15,9 @@ from ..backend import mx, nn, to_numpy
 from ..errors import UserError
 from ..metrics import decibels
 from ..network.blocks import Linear, all_linears, tapped
-from ..ranges.quant_config import QuantConfig
-from ..ranges.sigma_lookup import SigmaLookup
 from .fake_quantization import quantizer_of
+from .quant_config import QuantConfig
+from .sigma_lookup import SigmaLookup
 
 
 def _check_fit(linears: list[Linear], config: QuantConfig) -> None:

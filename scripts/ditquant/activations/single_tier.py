@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..finite import check_finite
-from ..statistics.input_statistics import Statistics
 from .channel_ranges import average_midrange, channel_ranges, check_groups
+from .input_statistics import Statistics
 from .intervals import GELU_LOW, largest_code, range_and_shift, shift_errors
 from .learned_ranges import Intervals, scaled_to_rows
 from .polynomials import evaluate, least_squares, upper_fit, variable_of

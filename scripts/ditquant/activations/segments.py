@@ -15,7 +15,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from ..statistics.input_statistics import InputStatistics
+from .input_statistics import InputStatistics
 
 
 def _segment_losses(log_ranges: np.ndarray) -> np.ndarray:

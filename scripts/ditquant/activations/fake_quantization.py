@@ -12,10 +12,10 @@ from functools import cache
 import numpy as np
 
 from ..backend import backend_name, compiled, device_arrays, mx
-from ..ranges.intervals import SMALLEST_RANGE
-from ..ranges.sigma_lookup import InputNumbers, Numbers, code_range, side_by_side
-from ..ranges.single_tier import DYNAMIC
-from .fake_quantization_cuda import CudaQuantizer
+from ..kernels.cuda.fake_quantization import CudaQuantizer
+from .intervals import SMALLEST_RANGE
+from .sigma_lookup import InputNumbers, Numbers, code_range, side_by_side
+from .single_tier import DYNAMIC
 
 
 def _fake_quantize(

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..statistics.histogram import bin_centers, bin_edges, quantile
-from ..statistics.input_statistics import InputStatistics
+from .histogram import bin_centers, bin_edges, quantile
+from .input_statistics import InputStatistics
 
 # Rules that need nothing but statistics; what was measured beside them; what a recipe learned.
 RANGES = ("absmax", "p999", "mse")

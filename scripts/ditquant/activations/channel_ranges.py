@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import UserError
-from ..statistics.input_statistics import InputStatistics, Statistics
+from .input_statistics import InputStatistics, Statistics
 from .intervals import SMALLEST_RANGE
 
 

@@ -20,8 +20,8 @@ from ..finite import check_finite
 from ..network.blocks import Linear, all_linears, tapped
 from ..network.calibration import Trajectory
 from ..network.sampling import predict
-from ..ranges.clip_errors import SHARES, ClipErrors
-from ..ranges.quant_config import QuantConfig
+from .clip_errors import SHARES, ClipErrors
+from .quant_config import QuantConfig
 from .simulate import Simulation
 
 

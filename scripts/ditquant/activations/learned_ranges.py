@@ -25,7 +25,7 @@ import numpy as np
 
 from ..artifacts import load_metadata
 from ..errors import UserError
-from ..statistics.input_statistics import InputStatistics
+from .input_statistics import InputStatistics
 from .intervals import SMALLEST_RANGE, largest_code
 
 # Input name of the statistics -> (low, high).

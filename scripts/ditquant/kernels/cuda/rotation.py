@@ -2,7 +2,7 @@
 
 `mx.hadamard_transform` behind a product with the signs is two kernels and four operations for the
 host, which prepares a forward pass of SD3-medium more slowly than an H200 computes it. Sums are
-taken in float32 and rounded once, so results agree with `rotation`'s to rounding.
+taken in float32 and rounded once, so results agree with `weights.rotation`'s to rounding.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from ..backend import compiled, cuda_kernel, mx
+from ...backend import compiled, cuda_kernel, mx
 
 _THREADS = 256
 _WARP = 32
@@ -61,7 +61,7 @@ def together(size: int, dtype: mx.Dtype) -> int:
 
 
 def launch(x: mx.array, signs: mx.array, size: int) -> mx.array:
-    """H x; see `rotation.rotated`.
+    """H x; see `weights.rotation.rotated`.
 
     Args:
         x: (..., channels) of any float dtype.

@@ -4,7 +4,8 @@ On an H200 the host prepares a forward pass of SD3-medium more slowly than the d
 so every array and every operation that it need not prepare counts. All numbers of a sigma are one
 array, and each layer knows its place in it: a new sigma costs one copy instead of 756 arrays. And
 ranges that are found at run time take one kernel instead of up to four. The formulas are those of
-`fake_quantization`, and so are the results: the same operations in float32, rounded alike.
+`activations.fake_quantization`, and so are the results: the same operations in float32, rounded
+alike.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import compiled, cuda_kernel, device_arrays, mx
-from ..ranges.sigma_lookup import InputNumbers, code_range
+from ...activations.sigma_lookup import InputNumbers, code_range
+from ...backend import compiled, cuda_kernel, device_arrays, mx
 from .fake_quantization_sources import ENTRIES, EXTREMES, HEADER, LISTED, TOKENS
 
 _THREADS = 256
@@ -169,7 +170,7 @@ class _Places:
 
 
 class CudaQuantizer:
-    """`fake_quantization.PortableQuantizer` by the kernels above.
+    """`activations.fake_quantization.PortableQuantizer` by the kernels above.
 
     Not for ranges of a whole tensor's groups of channels.
     """

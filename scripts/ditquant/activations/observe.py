@@ -15,10 +15,11 @@ import numpy as np
 
 from ..backend import backend_name, mx, nn, to_numpy
 from ..finite import not_finite
+from ..kernels.cuda import measuring as measuring_cuda
 from ..network.blocks import Linear, all_linears, tapped
 from ..network.calibration import Trajectory
 from ..network.sampling import predict
-from . import measuring, measuring_cuda
+from . import measuring
 from .input_statistics import InputStatistics, Statistics, of_one_image, to_fixed
 
 

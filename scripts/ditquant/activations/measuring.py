@@ -1,6 +1,6 @@
 """Statistics of what a linear reads, as part of the forward pass's graph, on every backend.
 
-`measuring_cuda` has the same functions for CUDA; `observe` says when an array is measured.
+`kernels.cuda.measuring` has the same functions for CUDA; `observe` says when an array is measured.
 """
 
 from __future__ import annotations

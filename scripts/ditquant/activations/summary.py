@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics.histogram import quantile
-from ..statistics.input_statistics import InputStatistics, Statistics
+from .histogram import quantile
+from .input_statistics import InputStatistics, Statistics
 from .intervals import shift_errors
 
 # Stands for 0 where a layer without inputs would be divided by.
