@@ -1,30 +1,25 @@
-"""AdaRound on a block as it is commonly written; `iteration_time.py` measures it.
+"""AdaRound on a block as it is commonly written, which the fast one must equal.
 
 Sample by sample: in every iteration each sample of the batch is copied from the host, the quantized
 weights are computed anew from alpha, the loss is read back, and regulariser and Adam run operation
-by operation. The mathematics are those of `ditquant.adaround`: the same batches, units of the
+by operation. The mathematics are those of `weights.adaround`: the same batches, units of the
 error, regulariser, annealing and constants of Adam, hence the same result but for float rounding.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))
-
-from ditquant.backend import mx, to_numpy  # noqa: E402
-from ditquant.network.blocks import call_block, set_modulation  # noqa: E402
-from ditquant.weights import adaround  # noqa: E402
-from ditquant.weights.grids import Scales, steps_of  # noqa: E402
-from ditquant.weights.loss_scale import start_scale  # noqa: E402
-from ditquant.weights.reconstruct import BlockProblem  # noqa: E402
-from ditquant.weights.rounding import GAMMA, ZETA, hard_codes, start_alpha  # noqa: E402
-from ditquant.weights.rounding_kernels import ADAM_DECAY, ADAM_EPSILON  # noqa: E402
+from ditquant.backend import mx, to_numpy
+from ditquant.network.blocks import call_block, set_modulation
+from ditquant.weights import adaround
+from ditquant.weights.grids import Scales, steps_of
+from ditquant.weights.loss_scale import start_scale
+from ditquant.weights.reconstruct import BlockProblem
+from ditquant.weights.rounding import GAMMA, ZETA, hard_codes, start_alpha
+from ditquant.weights.rounding_kernels import ADAM_DECAY, ADAM_EPSILON
 
 
 def starts(problem: BlockProblem) -> list[mx.array]:
