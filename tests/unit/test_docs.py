@@ -287,14 +287,6 @@ def test_modules_of_algorithms_exist():
                 assert (ROOT / folder / f"{module}.py").is_file(), f"{folder}/{module}"
 
 
-def test_percentages_come_from_a_benchmark():
-    results = (ROOT / "benchmarks" / "results").glob("*.md")
-    measured = "\n".join(path.read_text("utf-8") for path in results)
-    stated = re.findall(r"[\d.]+ %", README)
-    assert stated
-    assert [number for number in stated if number not in measured] == []
-
-
 # ------------------------------------------------------------------------------- rule graph
 
 
