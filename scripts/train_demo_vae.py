@@ -11,7 +11,7 @@ from ditquant.backend import mx
 from ditquant.job import LOG, job
 
 
-def main(output: str, shards: list[str], size: str, options: dict, checkpoint: str) -> None:
+def main(*, output: str, shards: list[str], size: str, options: dict, checkpoint: str) -> None:
     """Trains both halves of the VAE; a checkpoint that is there is continued.
 
     Args:
@@ -42,9 +42,9 @@ def main(output: str, shards: list[str], size: str, options: dict, checkpoint: s
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.output.weights,
-            list(snakemake.input.shards),
-            snakemake.params.size,
-            snakemake.params.options,
-            snakemake.params.checkpoint,
+            output=snakemake.output.weights,
+            shards=list(snakemake.input.shards),
+            size=snakemake.params.size,
+            options=snakemake.params.options,
+            checkpoint=snakemake.params.checkpoint,
         )

@@ -258,13 +258,32 @@ def test_the_scripts_make_a_model_that_the_library_loads(tmp_path):
     held_out.write_text(to_csv(["a small red star on a navy background"]))
     shards = [str(tmp_path / f"{number}.npz") for number in range(2)]
     for number, shard in enumerate(shards):
-        train_demo_pictures.main(shard, str(held_out), seed=7, shard=number, count=8)
+        train_demo_pictures.main(
+            output=shard, held_out=str(held_out), seed=7, shard=number, count=8
+        )
     vae, latents, mmdit = (str(tmp_path / f"{n}.safetensors") for n in ("vae", "latents", "mmdit"))
     tokenizer, checkpoints = str(tmp_path / "tokenizer"), tmp_path / "checkpoints"
-    train_demo_vae.main(vae, shards[:1], "tiny", OPTIONS, str(checkpoints / "vae.safetensors"))
-    train_demo_latents.main(latents, tokenizer, shards, vae, "tiny")
-    train_demo_mmdit.main(mmdit, latents, tokenizer, "tiny", [OPTIONS, OPTIONS], str(checkpoints))
-    train_demo_export.main(str(tmp_path / "model"), vae, mmdit, "tiny", pictures=16)
+    train_demo_vae.main(
+        output=vae,
+        shards=shards[:1],
+        size="tiny",
+        options=OPTIONS,
+        checkpoint=str(checkpoints / "vae.safetensors"),
+    )
+    train_demo_latents.main(
+        output=latents, tokenizer_folder=tokenizer, shards=shards, weights=vae, size="tiny"
+    )
+    train_demo_mmdit.main(
+        output=mmdit,
+        latents=latents,
+        tokenizer=tokenizer,
+        size="tiny",
+        stages=[OPTIONS, OPTIONS],
+        checkpoints=str(checkpoints),
+    )
+    train_demo_export.main(
+        folder=str(tmp_path / "model"), vae=vae, mmdit=mmdit, size="tiny", pictures=16
+    )
     assert not list(checkpoints.iterdir())
 
     spec = read_spec("local", str(tmp_path / "model"))
