@@ -138,14 +138,6 @@ def patchify(latents: mx.array) -> mx.array:
     return tokens.reshape(b, h * w // 4, 4 * c)
 
 
-def unpatchify(tokens: mx.array) -> mx.array:
-    """The inverse of `patchify` for square pictures."""
-    b, count, width = tokens.shape
-    side = math.isqrt(count)
-    latents = tokens.reshape(b, side, side, 2, 2, width // 4).transpose(0, 1, 3, 2, 4, 5)
-    return latents.reshape(b, 2 * side, 2 * side, width // 4)
-
-
 def _positions(params: Params, tokens: int) -> mx.array:
     """The middle of the learned table, which has room for larger pictures: (1, tokens, hidden)."""
     table = params["x_pos_embedder.pos_embed.weight"]
