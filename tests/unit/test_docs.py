@@ -193,7 +193,7 @@ def dotted_keys(text: str) -> list[str]:
         for word in words
         if re.fullmatch(r"[\w{}]+(\.[\w{}]+)+", word)
         and word.split(".")[0] in groups
-        and not word.endswith((".safetensors", ".json"))
+        and not word.endswith((".safetensors", ".json", ".py"))
     ]
 
 
