@@ -20,14 +20,14 @@ from ditquant.backend import mx
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory, save_trajectory
-from ditquant.weights import adaround, learning_state
+from ditquant.weights import adaround, learning
 from ditquant.weights.block_files import BLOCK_WEIGHTS
 from ditquant.weights.block_io import BLOCK_IO
-from ditquant.weights.learning_state import Resume, new_state, resume_key
-from ditquant.weights.tuner import Tuner
+from ditquant.weights.learning import Resume, new_state, resume_key
+from ditquant.weights.tuning import Tuner
 from support.block_data import random_trajectory, write_block_io
 from support.models import write_folder
-from support.problems import full_recipe
+from support.problems import full_recipe, tuned_recipe
 
 
 def state_of(*values: float):
@@ -105,13 +105,13 @@ def results(model, tmp_path_factory):
         save_trajectory(trajectory, random_trajectory(image, 2))
     measured = measure_image(network, random_trajectory(0, 2), [0, 1], "tiny", "0000", lambda: None)
     save_statistics(folder / "activations" / "layer_statistics.safetensors", measured)
-    rtn = full_recipe("rtn")
+    rtn = full_recipe("rtn").params()
     for block in ("mm00", "mm01"):
         place = folder / "weights" / "x" / "blocks" / block
         files = {"block_io": [str(path) for path in sorted((folder / "block_io").iterdir())]}
         optimize_block.main(
-            files, f"{place}.safetensors", f"{place}.json",
-            {"model": model, "block": block, "recipe": rtn, "seed": 0, "code": "c"},
+            files=files, weights=f"{place}.safetensors", result=f"{place}.json",
+            params={"model": model, "block": block, "recipe": rtn, "seed": 0, "code": "c"},
         )  # fmt: skip
     return folder
 
@@ -125,7 +125,7 @@ class Job:
         self.params = {"model": model, "seed": 3, "code": "abc"}
         if name == "optimize_block":
             recipe = full_recipe("adaround", iterations=6, inputs="mixed", balance="smoothquant")
-            self.params |= {"block": "mm01", "recipe": recipe}
+            self.params |= {"block": "mm01", "recipe": recipe.params()}
             self.names = {
                 "block_io": sorted((folder / "block_io").iterdir()),
                 "before": [blocks / "mm00.safetensors"],
@@ -133,11 +133,11 @@ class Job:
             }
             self.made = folder / "weights" / "y" / "blocks" / "mm01"
         else:
-            recipe = full_recipe("rtn") | {
-                "tune_iterations": 6, "tune_batch_size": 2, "tune_learning_rate": 0.01,
-                "tune_rows_at_once": None, "tune_stride": 1, "quantize": "blocks", "other_bits": 8,
-            }  # fmt: skip
-            self.params |= {"recipe": recipe}
+            recipe = tuned_recipe(
+                tune_iterations=6, tune_batch_size=2, tune_learning_rate=0.01,
+                tune_rows_at_once=None, tune_stride=1,
+            )  # fmt: skip
+            self.params |= {"recipe": recipe.params()}
             self.names = {
                 "blocks": sorted(blocks.glob("*.safetensors")),
                 "trajectories": sorted((folder / "calibration").iterdir()),
@@ -152,7 +152,7 @@ class Job:
         files = {name: [str(path) for path in paths] for name, paths in self.names.items()}
         script = {"optimize_block": optimize_block, "tune_weights": tune_weights}[self.name]
         outputs = [f"{self.made}.safetensors", f"{self.made}.json"]
-        script.main(files, *outputs, self.params)
+        script.main(files=files, weights=outputs[0], result=outputs[1], params=self.params)
         assert not [path for path in self.made.parent.iterdir() if path.name.startswith(".")]
         return {Path(path).suffix: Path(path).read_bytes() for path in outputs}
 
@@ -181,7 +181,7 @@ def killed(request, results, model, tmp_path, monkeypatch) -> Job:
     folder = tmp_path / "results" / "tiny"
     shutil.copytree(results, folder)
     job = Job(request.param, folder, dict(model))
-    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
     iterate = job.learner.iterate
 
     def dying(learner, state):

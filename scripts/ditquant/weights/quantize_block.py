@@ -9,20 +9,19 @@ and its result says that too: the recipe has to be changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..activations.input_statistics import Statistics
 from ..backend import mx
-from ..planning.layer_bits import layer_bits
-from .block_balance import balanced_block
+from ..planning.recipes import Learned, Recipe
+from .balance_search import Choice, balanced_block
 from .divergence import Diverged, check_error, check_finite
-from .grids import Grid, Packed, pack
-from .learning_state import Resume
+from .grids import Packed, pack
+from .learning import Resume
 from .reconstruct import BlockProblem, block_error, quantized_weights, weights_restored
-from .rounding import nearest_codes
-from .roundings import ROUNDINGS, Proposal, Task, rtn_codes
+from .roundings import ROUNDINGS, Proposal, Task, nearest_of, rtn_codes
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Codes that a block may keep.
+class Judged:
+    """A proposal that a block may keep, and its errors.
 
     Attributes:
         name: of the rounding.
@@ -59,7 +58,7 @@ class BlockResult:
     Attributes:
         packed: linear's name -> its quantized weight.
         parameters: module path in the MMDiT -> a full-precision parameter that balancing changed.
-        activations: input's name -> (step, zero), learned (TaQ-DiT).
+        activations: input's name -> (step size, zero), learned (TaQ-DiT).
         document: the JSON payload, format "ditquant.block_result".
     """
 
@@ -69,30 +68,12 @@ class BlockResult:
     document: dict[str, Any]
 
 
-def balance_kind(recipe: Mapping[str, Any]) -> str:
-    """How a recipe balances; AWQ is a search for scales by definition."""
-    kind: str = recipe["balance"]
-    return "awq" if recipe["rounding"] == "awq" and kind == "none" else kind
-
-
-def recipe_grid(recipe: Mapping[str, Any]) -> Callable[[str], Grid | None]:
-    """Linear's name -> its grid by a recipe; None for one that `layers` leaves alone."""
-
-    def grid_of(name: str) -> Grid | None:
-        bits = layer_bits(recipe, name)
-        if bits == "full":
-            return None
-        return Grid(recipe["grid"], int(bits), recipe["group_size"])
-
-    return grid_of
-
-
 def _judged(
     name: str,
     problem: BlockProblem,
     proposal: Proposal,
-    parameters: Mapping[str, mx.array] | None = None,
-) -> Candidate:
+    parameters: Mapping[str, mx.array],
+) -> Judged:
     """Raises:
     Diverged: with these weights the block's output is not finite.
     """
@@ -102,10 +83,10 @@ def _judged(
         block_error(own, weights, problem.train), block_error(own, weights, problem.held_out)
     )
     check_finite(vars(errors).values(), name, f"block {problem.block.name}")
-    return Candidate(name, own, proposal, errors, parameters or {})
+    return Judged(name, own, proposal, errors, parameters)
 
 
-def _check_learned(result: Candidate, others: Sequence[Candidate]) -> None:
+def _check_learned(result: Judged, others: Sequence[Judged]) -> None:
     """Compares what was learned with its start.
 
     Raises:
@@ -115,18 +96,15 @@ def _check_learned(result: Candidate, others: Sequence[Candidate]) -> None:
     known = max(one.errors.train for one in others)
     if starts is None or result.errors.train <= known:
         return
-    codes = [
-        nearest_codes(steps, 2**scales.bits)
-        for steps, scales in zip(starts, problem.scales, strict=True)
-    ]
+    codes = nearest_of(problem, starts)
     start = block_error(problem, quantized_weights(problem, codes), problem.train)
     check_error(result.errors.train, max(start, known))
 
 
 def _tried(
-    task: Task, parameters: Mapping[str, mx.array] | None, candidates: list[Candidate]
-) -> tuple[Candidate | None, Diverged | None]:
-    """Tries the recipe's rounding; what the block may keep joins `candidates`.
+    task: Task[Recipe], parameters: Mapping[str, mx.array], judged: list[Judged]
+) -> tuple[Judged | None, Diverged | None]:
+    """Tries the recipe's rounding; what the block may keep joins `judged`.
 
     Returns:
         What the rounding came to, if it came to codes, and how it diverged, if it did.
@@ -134,20 +112,20 @@ def _tried(
     recipe, problem = task.recipe, task.problem
     result = None
     try:
-        if recipe.get("start") == "gptq":
+        if isinstance(recipe, Learned) and recipe.start == "gptq":
             start = ROUNDINGS["gptq"](task)
-            candidates.append(_judged("gptq", problem, start, parameters))
-        proposal = ROUNDINGS[recipe["rounding"]](task)
-        name = recipe["rounding"] if recipe["rounding"] != "rtn" else "balanced-rtn"
+            judged.append(_judged("gptq", problem, start, parameters))
+        proposal = ROUNDINGS[recipe.rounding](task)
+        name = recipe.rounding if recipe.rounding != "rtn" else "balanced-rtn"
         result = _judged(name, problem, proposal, parameters)
-        _check_learned(result, candidates)
+        _check_learned(result, judged)
     except Diverged as error:
         return result, error
-    candidates.append(result)
+    judged.append(result)
     return result, None
 
 
-def _linear_rows(kept: Candidate) -> dict[str, dict[str, Any]]:
+def _linear_rows(kept: Judged) -> dict[str, dict[str, Any]]:
     """Weight error of each linear: relative mean square, and the same as SQNR in dB."""
     rows, problem = {}, kept.problem
     values = quantized_weights(problem, kept.proposal.codes)
@@ -166,9 +144,20 @@ def _linear_rows(kept: Candidate) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def _balancing(choices: Mapping[str, Choice]) -> dict[str, dict[str, Any]]:
+    """Fold's name -> {"chosen", "errors"} of the search."""
+    return {
+        name: {
+            "chosen": choice.key,
+            "errors": {str(key): error for key, error in choice.errors.items()},
+        }
+        for name, choice in choices.items()
+    }
+
+
 def quantize_block(
     problem: BlockProblem,
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     seed: int,
     statistics: Statistics | None = None,
     resume: Resume | None = None,
@@ -176,43 +165,45 @@ def quantize_block(
     """Quantizes a block by a recipe and measures what that did to its output.
 
     Args:
-        recipe: a validated entry of the configuration's `recipes`.
         statistics: of the activations, for `balance: smoothquant` and `csb`.
         resume: see `roundings.Task`.
     """
     with weights_restored(problem):
-        rtn = _judged("rtn", problem, Proposal(rtn_codes(problem), problem.scales))
-        candidates, balancing = [rtn], {}
-        result: Candidate | None = rtn
+        rtn = _judged("rtn", problem, Proposal(rtn_codes(problem), problem.scales), {})
+        judged = [rtn]
+        result: Judged | None = rtn
         diverged: Diverged | None = None
-        prepared, parameters = problem, None
+        prepared = problem
+        parameters: dict[str, mx.array] = {}
+        choices: dict[str, Choice] = {}
         # `layers` may leave a whole block alone: there is nothing to choose then.
-        has_choice = bool(problem.linears)
-        if has_choice and balance_kind(recipe) != "none":
-            bits = recipe.get("activation_bits")
-            balanced = balanced_block(problem, balance_kind(recipe), bits, statistics, seed)
-            prepared, parameters, balancing = balanced.problem, balanced.parameters, balanced.record
-        task = Task(prepared, recipe, seed, rtn.errors.train, resume)
-        if has_choice and (recipe["rounding"] != "rtn" or parameters is not None):
-            result, diverged = _tried(task, parameters, candidates)
+        is_balanced = bool(problem.linears) and recipe.balance_kind != "none"
+        if is_balanced:
+            balanced = balanced_block(
+                problem, recipe.balance_kind, recipe.activation_bits, statistics, seed
+            )
+            prepared, parameters, choices = balanced.problem, balanced.parameters, balanced.choices
+        if problem.linears and (recipe.rounding != "rtn" or is_balanced):
+            task = Task(prepared, recipe, seed, rtn.errors.train, resume)
+            result, diverged = _tried(task, parameters, judged)
         # Of equal ones the first: nothing is changed that does not gain from it.
-        kept = min(candidates, key=lambda one: one.errors.held_out)
+        kept = min(judged, key=lambda one: one.errors.held_out)
         proposal = result.proposal if result else None
         return BlockResult(
             _packed(kept),
             {f"{problem.block.path}.{path}": array for path, array in kept.parameters.items()},
             {
-                name: (quantizer.step.item(), quantizer.zero)
+                name: (quantizer.step_size.item(), quantizer.zero)
                 for name, quantizer in (kept.proposal.activations or {}).items()
             },
             {
                 "block": problem.block.name,
-                "recipe": dict(recipe),
+                "recipe": recipe.params(),
                 "seed": seed,
                 "rows": {"train": len(problem.train), "held_out": len(problem.held_out)},
                 "hard_error": {
                     "rtn": vars(rtn.errors),
-                    **{one.name: vars(one.errors) for one in candidates[1:] if one is not result},
+                    **{one.name: vars(one.errors) for one in judged[1:] if one is not result},
                     **({"result": vars(result.errors)} if result else {}),
                 },
                 "accepted": kept is result,
@@ -220,7 +211,7 @@ def quantize_block(
                 "kept": kept.name,
                 "kept_error": vars(kept.errors),
                 "binary_share": proposal and proposal.binary_share,
-                "balance": balancing,
+                "balance": _balancing(choices),
                 "linears": _linear_rows(kept),
                 "loss_scale": proposal and proposal.loss_scale,
                 "history": list(proposal.history) if proposal else diverged and diverged.history,
@@ -228,7 +219,7 @@ def quantize_block(
         )
 
 
-def _packed(kept: Candidate) -> dict[str, Packed]:
+def _packed(kept: Judged) -> dict[str, Packed]:
     return {
         linear.name: pack(code, scales)
         for linear, code, scales in zip(
