@@ -45,9 +45,11 @@ def one_changed(rng: np.random.Generator, caption: shapes.Caption) -> tuple[str,
         items = list(caption.items)
         items[at] = dataclasses.replace(items[at], **{name: value})
         return name, dataclasses.replace(caption, items=tuple(items))
-    known = shapes.BACKGROUNDS if name == "background" else shapes.RELATIONS
-    value = other(known, getattr(caption, name))
-    return name, dataclasses.replace(caption, **{name: value})
+    if name == "background":
+        value = other(shapes.BACKGROUNDS, caption.background)
+        return name, dataclasses.replace(caption, background=value)
+    value = other(shapes.RELATIONS, caption.relation or "")
+    return name, dataclasses.replace(caption, relation=value)
 
 
 def measure_judge(seed: int, drawings: int) -> dict[str, dict[str, int]]:

@@ -5,10 +5,11 @@
         --json benchmarks/results/recipes.json
 
 Section `quality` then has a row a variant: the median of |z - z_full|^2 / |z_full|^2 of the final
-latents, the median PSNR, and the seconds of the jobs that made the weights; against the variant's baseline (the run's own, or `--baseline`) the
-ratio of medians with its paired 95 % bootstrap interval, the ratio of geometric means, and on how
-many captions it is better. `quality-blocks` has a row a recipe: each block's error on held-out
-images over that of rounding to nearest, and the smallest share of roundings that are decided.
+latents, the median PSNR, and the seconds of the jobs that made its weights; against the variant's
+baseline (the run's own, or `--baseline`) the ratio of medians with its paired 95 % bootstrap
+interval, the ratio of geometric means, and on how many captions it is better. `quality-blocks` has
+a row a recipe: each block's error on held-out images over that of rounding to nearest, and the
+smallest share of roundings that are decided.
 """
 
 from __future__ import annotations
