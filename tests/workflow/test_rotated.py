@@ -19,15 +19,15 @@ LEARNED = {
 
 
 @pytest.fixture
-def turned(workspace):
+def turned(drawn):
     """One learned and tuned recipe, one prompt, and the variants that use its checkpoint."""
-    workspace.config |= {
+    drawn.config |= {
         "recipe": "turned",
         "recipes": {"plain": {"rounding": "rtn"}, "turned": LEARNED},
         "inference": {"prompts": ["a small red star"], "num_steps": 3,
                       "variants": ["weights", "native", "a8"]},
     }  # fmt: skip
-    return workspace
+    return drawn
 
 
 def final_latents(workspace, variant):
