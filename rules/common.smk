@@ -55,6 +55,8 @@ wildcard_constraints:
     variant=r"full|[a-z0-9]+(-[a-z0-9]+)*-[a-z0-9]+",
     prompt=r"[a-z0-9]+(-[a-z0-9]+)*",
     export=r"diffusionkit-[a-z0-9]+",
+    owner=r"(weights/[a-z0-9]+(-[a-z0-9]+)*/)?",
+    scheme=r"[a-z][a-z0-9]*",
 
 
 def known(kind, name, names):

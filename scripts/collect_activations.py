@@ -44,5 +44,5 @@ if "snakemake" in globals():
             snakemake.params.model,
             snakemake.params.stride,
             snakemake.input.get("checkpoint"),
-            snakemake.wildcards.get("recipe"),
+            snakemake.params.recipe,
         )

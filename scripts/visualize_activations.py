@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ditquant.activations.input_statistics import load_statistics
-from ditquant.activations.single_tier import CONFIG_FORMAT
+from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.artifacts import read_json, write_file
 from ditquant.job import job
 from ditquant.plots.activation_animation import animate_drift
@@ -18,7 +18,7 @@ def main(
     """Writes the plot that the output files are named after, each in the format of its suffix.
 
     Args:
-        configs: what `activation_plots.PLOTS` says that the plot needs, in order.
+        configs: the configuration that the plot shows, if it shows one.
         plots: a PNG and an SVG file of the same name, or a GIF file, which moves.
         snapshot_steps, layers: see `PlotOptions`.
     """

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.quant_config import parse_quant_config
-from ditquant.activations.sigma_lookup import Numbers, numbers_at
-from ditquant.activations.single_tier import DYNAMIC, GRANULARITIES, ScaleOptions, single_tier
+from ditquant.activations.quant_params import QuantParams
 from ditquant.plots.activation_density import codes_of, distribution, entropy
 from ditquant.plots.activation_panels import PlotOptions
 from ditquant.plots.activation_plots import draw
 from ditquant.plots.activation_scales import scales_at
 from support.activations import input_statistics, statistics
+from support.schemes import DYNAMIC, params_at, single_tier
 
 OPTIONS = PlotOptions(snapshot_steps=[0], layers=4)
 STEPS = 8
@@ -38,8 +39,8 @@ def made():
 
 
 def document(made, granularity: str = "step", **options) -> dict:
-    chosen = ScaleOptions(groups=3, degree=2, **options)
-    return single_tier(made, 8, granularity, "absmax", chosen)
+    chosen = dict(groups=3, degree=2, **options)
+    return single_tier(made, 8, granularity, "absmax", **chosen)
 
 
 @pytest.mark.parametrize("after_gelu", [False, True])
@@ -72,7 +73,7 @@ def test_codes_take_the_share_of_values_that_rounding_gives_them(after_gelu):
     array = values(after_gelu)
     measured = input_statistics(array)
     largest = float(np.abs(array[2]).max())
-    numbers = Numbers(4, largest / 7, 0.5 if after_gelu else 0.0)
+    numbers = QuantParams(4, largest / 7, 0.5 if after_gelu else 0.0)
     codes = codes_of(numbers, measured, 2)
     assert (codes.low, codes.high) == (-8, 7)
     assert codes.interval[1] == pytest.approx(largest + codes.shift)
@@ -84,13 +85,13 @@ def test_codes_take_the_share_of_values_that_rounding_gives_them(after_gelu):
 
 def test_dynamic_ranges_have_the_codes_of_what_was_measured():
     array = values(after_gelu=True)
-    codes = codes_of(Numbers(8, None, -0.171875, unsigned=True), input_statistics(array), 1)
+    codes = codes_of(QuantParams(8, None, -0.171875, unsigned=True), input_statistics(array), 1)
     assert (codes.low, codes.high) == (0, 255)
     assert codes.interval == pytest.approx((-0.171875, float(array[1].max())))
 
 
 def test_of_groups_of_channels_the_widest_is_drawn():
-    numbers = Numbers(8, np.array([0.1, 0.3, 0.2]), np.array([1.0, 2.0, 3.0]))
+    numbers = QuantParams(8, np.array([0.1, 0.3, 0.2]), np.array([1.0, 2.0, 3.0]))
     codes = codes_of(numbers, input_statistics(values(after_gelu=False)), 0)
     assert (codes.scale, codes.shift) == (0.3, 0.0)
 
@@ -155,7 +156,7 @@ def test_scales_are_those_that_inference_looks_up(made, granularity):
     panel = draw("scales", made, [document(made, granularity)], OPTIONS).axes[2]
     sigmas, scales = panel.get_lines()[0].get_data()
     layer = config.layers["mm00.img.mlp.fc1"]
-    expected = [numbers_at(config, layer, float(sigma)).scale for sigma in sigmas]
+    expected = [params_at(config, layer, float(sigma)).scale for sigma in sigmas]
     np.testing.assert_allclose(scales, expected)
     low, high = scales_at(config, "mm00.img.mlp.fc1", sigmas)
     np.testing.assert_array_equal(low, high)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.input_statistics import Statistics, save_statistics
-from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.activations.tiers import multi_tier
+from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.artifacts import write_json
+from ditquant.plots.activation_names import ACTIVATION_PLOTS, plot_files
 from ditquant.plots.activation_panels import PlotOptions, columns_axis
-from ditquant.plots.activation_plots import PLOTS, draw
+from ditquant.plots.activation_plots import draw
 from ditquant.plots.activation_ranking import (
     drift,
     most_outlying,
@@ -30,6 +30,7 @@ from ditquant.plots.activation_ranking import (
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.seals import seal_file
 from support.activations import statistics
+from support.schemes import multi_tier, single_tier
 from support.sd3_statistics import sd3_linears, sd3_statistics
 
 ROOT = Path(__file__).parents[2]
@@ -57,12 +58,13 @@ def model_statistics(multimodal: int, unified: int = 0, steps: int = 6) -> Stati
 
 
 def documents(made: Statistics, plot: str, granularity: str = "step") -> list[dict]:
-    options = ScaleOptions(groups=3, degree=2)
+    options = {"groups": 3, "degree": 2}
     by_name = {
-        "quant_config": single_tier(made, 8, granularity, "absmax", options),
-        "quant_config_multitier": multi_tier(made, granularity, "absmax", TIERS, options),
+        "a8": single_tier(made, 8, granularity, "absmax", **options),
+        "multitier": multi_tier(made, granularity, "absmax", TIERS, **options),
     }
-    return [by_name[name] for name in PLOTS[plot].configs]
+    drawn = ACTIVATION_PLOTS[plot].scheme
+    return [by_name[drawn]] if drawn else []
 
 
 def figure_of(plot: str, made: Statistics, options: PlotOptions = OPTIONS):
@@ -89,7 +91,7 @@ def sd3():
     return sd3_statistics(steps=5, channels=48)
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", ACTIVATION_PLOTS)
 def test_a_plot_has_the_same_bytes_each_time_and_no_date(plot, small):
     first, second = (figure_of(plot, small) for _ in range(2))
     svg = as_svg(first)
@@ -102,7 +104,7 @@ def test_a_plot_has_the_same_bytes_each_time_and_no_date(plot, small):
         assert np.asarray(picture.convert("L")).std() > 5
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", ACTIVATION_PLOTS)
 def test_285_layers_are_drawn_within_a_readable_height(plot, sd3):
     assert len(sd3.input_of) == 285
     figure = figure_of(plot, sd3)
@@ -113,7 +115,7 @@ def test_285_layers_are_drawn_within_a_readable_height(plot, sd3):
     assert min(sizes) >= 7
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", ACTIVATION_PLOTS)
 def test_unified_blocks_have_a_row_of_panels(plot):
     figure = figure_of(plot, model_statistics(multimodal=2, unified=3, steps=3))
     shown = " ".join(titles(figure))
@@ -121,7 +123,7 @@ def test_unified_blocks_have_a_row_of_panels(plot):
         assert "unified blocks: fc2, after GELU" in shown
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", ACTIVATION_PLOTS)
 def test_plots_say_what_they_show(plot, small):
     figure = figure_of(plot, small)
     text = as_svg(figure)
@@ -129,13 +131,18 @@ def test_plots_say_what_they_show(plot, small):
     chosen_alone = plot in ("drift", "outliers", "coverage")
     assert chosen_alone or "after GELU" in text
     assert plot in ("absmax", "channels", "distributions", "ranges") or "noise level σ" in text
-    assert PLOTS[plot].note.endswith(".")
+    assert ACTIVATION_PLOTS[plot].note.endswith(".")
 
 
-def test_the_rules_know_every_plot_and_its_configurations():
-    rules = (ROOT / "rules" / "inputs" / "activations.smk").read_text("utf-8")
-    listed = re.search(r"PLOT_CONFIGS = (\{.*?\n\})", rules, re.DOTALL)[1]
-    assert eval(listed) == {name: list(plot.configs) for name, plot in PLOTS.items()}
+def test_files_of_plots():
+    files = plot_files(distributions=True, animate=True)
+    assert len(files) == 2 * len(ACTIVATION_PLOTS) + 1
+    fewer = plot_files(distributions=False, animate=False)
+    assert {*files} - {*fewer} == {
+        "drift.gif",
+        *(f"{name}.{suffix}" for name in ("channels", "outliers", "distributions", "ranges")
+          for suffix in ("png", "svg")),
+    }  # fmt: skip
 
 
 def test_absmax_draws_one_line_a_snapshot_with_the_measured_maxima(small):

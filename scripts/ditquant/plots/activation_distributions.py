@@ -14,8 +14,7 @@ from matplotlib.patches import Patch
 from ..activations.histogram import NUM_BINS, bin_edges
 from ..activations.input_statistics import Statistics
 from ..activations.quant_config import QuantConfig, parse_quant_config
-from ..activations.sigma_lookup import numbers_along
-from ..activations.single_tier import DYNAMIC
+from ..activations.sigma_lookup import params_along
 from .activation_density import Codes, Distribution, codes_of, distribution, entropy, made_by
 from .activation_panels import (
     BLUE,
@@ -51,13 +50,13 @@ def _largest_values(config: QuantConfig, name: str, statistics: Statistics) -> n
     measured = statistics.inputs[name]
     ends = [
         codes_of(numbers, measured, step).interval[1]
-        for step, numbers in enumerate(numbers_along(config, config.layers[name], config.sigmas))
+        for step, numbers in enumerate(params_along(config, config.layers[name], config.sigmas))
     ]
     return np.array(ends)
 
 
 def _ranges(config: QuantConfig) -> str:
-    return "the widest ranges of the calibration" if config.granularity in DYNAMIC else "ranges"
+    return "the widest ranges of the calibration" if config.granularity.is_dynamic else "ranges"
 
 
 def draw_distributions(
@@ -172,7 +171,7 @@ def _shift_label(numbers: Sequence[Any]) -> str:
 
 
 def _codes(config: QuantConfig) -> str:
-    if config.granularity in DYNAMIC:
+    if config.granularity.is_dynamic:
         return "codes at the calibration's extremes"
     return "codes of the widest group" if config.channel_group else "codes"
 
@@ -193,7 +192,7 @@ def draw_ranges(
         measured = statistics.inputs[name]
         steps = [int(measured.absmax.argmin()), int(measured.absmax.argmax())]
         sigmas = [config.sigmas[step] for step in steps]
-        numbers = numbers_along(config, config.layers[name], sigmas)
+        numbers = params_along(config, config.layers[name], sigmas)
         values = [distribution(measured, step) for step in steps]
         codes = [codes_of(one, measured, step) for one, step in zip(numbers, steps, strict=True)]
         shifts = [code.shift for code in codes]

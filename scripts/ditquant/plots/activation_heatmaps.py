@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from ..activations.input_statistics import Statistics
 from ..activations.quant_config import parse_quant_config
-from ..activations.sigma_lookup import numbers_along
-from ..activations.tiers import TIER_BITS
+from ..activations.scheme import TIER_BITS
+from ..activations.sigma_lookup import params_along
 from .activation_panels import (
     PAGE_WIDTH,
     SIGMA,
@@ -113,7 +113,7 @@ def bits_of(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, np.n
     config = parse_quant_config(document, "quant_config")
     return {
         name: np.array(
-            [one.bits for one in numbers_along(config, config.layers[name], config.sigmas)]
+            [one.bits for one in params_along(config, config.layers[name], config.sigmas)]
         )
         for name in names
     }

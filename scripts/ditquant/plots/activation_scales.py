@@ -14,10 +14,9 @@ from matplotlib.patches import Patch
 
 from ..activations.histogram import quantile
 from ..activations.input_statistics import InputStatistics, Statistics
-from ..activations.intervals import largest_code
 from ..activations.quant_config import QuantConfig, parse_quant_config
-from ..activations.sigma_lookup import Numbers, numbers_along
-from ..activations.single_tier import DYNAMIC
+from ..activations.quant_params import QuantParams, largest_code
+from ..activations.sigma_lookup import params_along
 from .activation_density import codes_of, made_by
 from .activation_panels import (
     PAGE_WIDTH,
@@ -40,7 +39,6 @@ from .charts import log_axis
 
 _POINTS = 240
 _STEP = 1e-6
-_TOKEN_SHARES = (0.05, 0.5, 0.95)
 _COLUMNS = 3
 
 
@@ -50,6 +48,13 @@ def _boundaries(config: QuantConfig) -> list[float]:
     return [(high + low) / 2 for (row, high), (after, low) in around if row != after]
 
 
+def _draw_boundaries(axes: Axes, config: QuantConfig) -> None:
+    """A line between groups of sigmas."""
+    if config.granularity.is_grouped:
+        for boundary in _boundaries(config):
+            axes.axvline(boundary, color="#777777", linewidth=0.6, linestyle=(0, (3, 2)))
+
+
 def _sigmas_between(config: QuantConfig) -> np.ndarray:
     """Sigmas of the whole schedule, descending, that show what inference looks up.
 
@@ -57,7 +62,7 @@ def _sigmas_between(config: QuantConfig) -> np.ndarray:
     both sides of every boundary.
     """
     sigmas = np.array(config.sigmas)
-    if config.granularity == "polynomial":
+    if config.granularity.is_continuous:
         even = np.linspace(sigmas[0], sigmas[-1], _POINTS)
         return np.unique(np.concatenate([even, sigmas]))[::-1]
     boundaries = np.array(_boundaries(config))
@@ -65,13 +70,13 @@ def _sigmas_between(config: QuantConfig) -> np.ndarray:
     return np.unique(np.concatenate([sigmas[[0, -1]], *around]))[::-1]
 
 
-def _scale(numbers: Numbers) -> np.ndarray:
+def _scale(params: QuantParams) -> np.ndarray:
     """The scales of groups of channels, or the one of all."""
-    return np.asarray(np.nan if numbers.scale is None else numbers.scale)
+    return np.asarray(np.nan if params.scale is None else params.scale)
 
 
-def _scale_of_channels(numbers: Numbers, channels: int) -> np.ndarray:
-    scale = _scale(numbers)
+def _scale_of_channels(params: QuantParams, channels: int) -> np.ndarray:
+    scale = _scale(params)
     return np.repeat(scale, channels // scale.size) if scale.size > 1 else scale
 
 
@@ -80,7 +85,7 @@ def scales_at(config: QuantConfig, name: str, sigmas: np.ndarray) -> np.ndarray:
 
     Not for dynamic ranges, which have none.
     """
-    scales = [_scale(one) for one in numbers_along(config, config.layers[name], sigmas.tolist())]
+    scales = [_scale(one) for one in params_along(config, config.layers[name], sigmas.tolist())]
     return np.array([[scale.min(), scale.max()] for scale in scales], dtype=np.float64).T
 
 
@@ -89,11 +94,8 @@ def _run_time_scales(config: QuantConfig, name: str, measured: InputStatistics) 
 
     Of each tensor one; of tokens those that a twentieth, half and all but a twentieth fall below.
     """
-    if config.granularity == "dynamic-tensor":
-        reach = np.tile(measured.absmax.astype(np.float64), (3, 1))
-    else:
-        reach = np.array([quantile(measured.token_histogram, share) for share in _TOKEN_SHARES])
-    numbers = numbers_along(config, config.layers[name], config.sigmas)
+    reach = config.granularity.reach(measured)
+    numbers = params_along(config, config.layers[name], config.sigmas)
     codes = [codes_of(one, measured, step) for step, one in enumerate(numbers)]
     shifts = np.array([code.shift for code in codes])
     return (reach - shifts) / np.array([code.high for code in codes])
@@ -105,7 +107,7 @@ def draw_scales(
     """One line a block: the scale that is looked up at a sigma."""
     (document,) = documents
     config = parse_quant_config(document, "quant_config")
-    dynamic = config.granularity in DYNAMIC
+    dynamic = config.granularity.is_dynamic
     sigmas = np.array(config.sigmas) if dynamic else _sigmas_between(config)
     title = f"Scales of every layer's input ({made_by(document)})"
     figure = new_figure(PAGE_WIDTH, panels_height(statistics), title)
@@ -122,19 +124,12 @@ def draw_scales(
                 panel.fill_between(sigmas, low, high, color=shade, alpha=0.12, linewidth=0)
         log_axis(panel, "y")
         sigma_axis(panel, statistics.sigmas)
-        if config.granularity == "group":
-            for boundary in _boundaries(config):
-                panel.axvline(boundary, color="#777777", linewidth=0.6, linestyle=(0, (3, 2)))
+        _draw_boundaries(panel, config)
     bottom_labels(figure, SHORT_SIGMA)
     figure.supylabel("scale: input units a code (logarithmic)", fontsize=9)
     handles: list[Any] = [*block_handles(statistics)]
-    if config.granularity == "dynamic-token":
-        label = "nine in ten tokens (line: median)"
-        if config.channel_group:
-            label = "the widest group of nine in ten tokens (line: of the median token)"
-        handles.append(Patch(color="#777777", alpha=0.3, label=label))
-    elif config.channel_group and not dynamic:
-        label = "smallest to largest group of channels (line: largest)"
+    label = config.granularity.spread_label[bool(config.channel_group)]
+    if label:
         handles.append(Patch(color="#777777", alpha=0.3, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
@@ -148,16 +143,16 @@ def _draw_coverage(
     bulk = quantile(measured.histogram, 0.999)
     axes.plot(sigmas, measured.absmax, "o", color="black", markersize=3)
     axes.plot(sigmas, bulk, color="#555555", linewidth=1.0, linestyle=(0, (1, 1.2)))
-    if config.granularity == "dynamic-token":
-        low, usual, high = (quantile(measured.token_histogram, share) for share in _TOKEN_SHARES)
+    if config.granularity.is_dynamic:
+        low, usual, high = config.granularity.reach(measured)
         axes.plot(sigmas, usual, color=VERMILION, linewidth=1.4)
-        axes.fill_between(sigmas, low, high, color=VERMILION, alpha=0.15, linewidth=0)
-        return float(min(bulk.min(), low.min())), float(measured.absmax.max())
-    if config.granularity == "dynamic-tensor":
-        axes.plot(sigmas, measured.absmax, color=VERMILION, linewidth=1.4)
-        return float(bulk.min()), float(measured.absmax.max())
+        lowest = float(bulk.min())
+        if np.any(low < high):
+            axes.fill_between(sigmas, low, high, color=VERMILION, alpha=0.15, linewidth=0)
+            lowest = min(lowest, float(low.min()))
+        return lowest, float(measured.absmax.max())
     fine = _sigmas_between(config)
-    numbers = numbers_along(config, config.layers[name], fine.tolist())
+    numbers = params_along(config, config.layers[name], fine.tolist())
     channels = config.layers[name].channels
     reach = [
         _scale_of_channels(one, channels) * largest_code(one.bits) + one.shift for one in numbers
@@ -166,20 +161,8 @@ def _draw_coverage(
     axes.plot(fine, ends[0], color=VERMILION, linewidth=1.4)
     if np.any(ends[1] < ends[0]):
         axes.fill_between(fine, *ends[::-1], color=VERMILION, alpha=0.15, linewidth=0)
-    if config.granularity == "group":
-        for boundary in _boundaries(config):
-            axes.axvline(boundary, color="#777777", linewidth=0.6, linestyle=(0, (3, 2)))
+    _draw_boundaries(axes, config)
     return float(bulk.min()), float(max(measured.absmax.max(), ends.max()))
-
-
-def _reach_label(config: QuantConfig) -> str:
-    if config.granularity == "dynamic-token":
-        widest = ", its widest group" if config.channel_group else ""
-        return f"range of the median token{widest} (band: nine in ten tokens)"
-    if config.granularity == "dynamic-tensor":
-        return "range of a tensor"
-    of_groups = " (band: of all groups of channels)" if config.channel_group else ""
-    return f"value of the largest code, by σ{of_groups}"
 
 
 def draw_coverage(
@@ -210,7 +193,13 @@ def draw_coverage(
     bottom_labels(figure, SIGMA if columns == 1 else SHORT_SIGMA)
     figure.supylabel("|x|", fontsize=9)
     handles = [
-        Line2D([], [], color=VERMILION, linewidth=1.4, label=_reach_label(config)),
+        Line2D(
+            [],
+            [],
+            color=VERMILION,
+            linewidth=1.4,
+            label=config.granularity.reach_label[bool(config.channel_group)],
+        ),
         Line2D([], [], color="black", marker="o", markersize=3, linestyle="", label="max |x|"),
         Line2D([], [], color="#555555", linestyle=(0, (1, 1.2)), label="99.9 % of |x| lie below"),
     ]

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..activations.intervals import largest_code
+from ..activations.quant_params import largest_code
 from ..backend import mx
 from .awq import awq_factors, mean_magnitude
 from .balance_factors import smoothquant_factors, weight_absmax
