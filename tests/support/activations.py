@@ -22,7 +22,6 @@ def input_statistics(steps: np.ndarray) -> InputStatistics:
     return of_one_image(
         channel_min=steps.min(axis=1),
         channel_max=steps.max(axis=1),
-        sum_mean=to_fixed(wide.mean(axis=1)),
         sum_mean_square=to_fixed((wide**2).mean(axis=(1, 2))),
         histogram=_counts(steps),
         token_histogram=_counts(np.abs(steps).max(axis=2, keepdims=True)),
