@@ -22,7 +22,7 @@ def measured_recipe(wildcards):
     if not wildcards.owner:
         return None
     recipe = known("recipe", wildcards.owner.split("/")[1], RECIPES)
-    if not settings.has_own_activations(config["recipes"][recipe]):
+    if not RECIPES[recipe].has_own_activations:
         raise WorkflowError(
             f"Recipe {recipe!r} balances no channels, rotates nothing and learns no activation "
             "ranges, so its activations are those of the full-precision model: ask for "
@@ -90,7 +90,7 @@ def learned_blocks(wildcards):
     """A recipe's blocks, where a scheme takes the ranges that were learned with them."""
     recipe = measured_recipe(wildcards)
     takes = recipe is not None and scheme_of(wildcards).takes_learned
-    if not (takes and settings.learns_ranges(config["recipes"][recipe])):
+    if not (takes and RECIPES[recipe].learns_ranges):
         return {}
     folder = f"{RESULTS}/weights/{recipe}/blocks"
     return {"learned": expand(f"{folder}/{{block}}.safetensors", block=BLOCKS)}
@@ -100,7 +100,7 @@ def learned_bits(wildcards):
     """Bits that the ranges of `learned_blocks` were learned for; 0 where none are taken."""
     if not learned_blocks(wildcards):
         return 0
-    return config["recipes"][measured_recipe(wildcards)]["activation_bits"]
+    return RECIPES[measured_recipe(wildcards)].activation_bits
 
 
 def config_inputs(wildcards):

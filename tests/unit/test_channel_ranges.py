@@ -11,8 +11,14 @@ from ditquant.activations.input_statistics import merge
 from ditquant.activations.quant_config import parse_quant_config
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
-from ditquant.weights.rounding import nearest_codes
+from ditquant.weights.grids import (
+    Grid,
+    dequantize,
+    fit_scales,
+    fractional_codes,
+    nearest_codes,
+    pack,
+)
 from support.activations import input_statistics, statistics
 from support.schemes import fake_quantize, fake_quantize_dynamic, params_at, single_tier
 
@@ -115,7 +121,7 @@ def test_multipliers_migrate_into_the_weights_group_scales():
     layer = config.layers["a"]
     weight = mx.array(np.random.default_rng(1).standard_normal((16, CHANNELS)).astype(np.float32))
     scales = fit_scales(weight, Grid("group", 4, SIZE))
-    codes = nearest_codes(steps_of(weight, scales), 16)
+    codes = nearest_codes(fractional_codes(weight, scales), 4)
     weights = to_numpy(dequantize(pack(codes, scales)))
     numbers = params_at(config, layer, config.sigmas[0])
     integers = np.rint(x[0] / np.repeat(numbers.scale, SIZE))

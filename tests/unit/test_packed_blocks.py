@@ -16,8 +16,7 @@ from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import ANY_TIMESTEP, all_linears, call_block, set_linear, walk_blocks
 from ditquant.network.sampling import modulate
-from ditquant.weights.grids import Grid
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.grids import Grid, round_to_nearest
 from support.models import write_folder
 
 # Of one block: two kinds, and a layer that is not quantized.

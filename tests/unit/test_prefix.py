@@ -10,9 +10,8 @@ from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.network.blocks import call_block, set_modulation, walk_blocks, walk_linears
 from ditquant.weights.block_io import positional_encodings, read_block
-from ditquant.weights.grids import Grid, fit_scales, pack, steps_of
+from ditquant.weights.grids import Grid, fit_scales, fractional_codes, nearest_codes, pack
 from ditquant.weights.prefix import prefix_streams, streams_after
-from ditquant.weights.rounding import nearest_codes
 from support.models import build_mmdit
 from support.problems import behind_noise, write_images
 
@@ -35,7 +34,7 @@ def packed_linears(model, block):
     for linear in walk_linears(own):
         weight = linear.module.weight
         scales = fit_scales(weight, Grid("group", 3, 32), linear.name)
-        packed[linear.name] = pack(nearest_codes(steps_of(weight, scales), 8), scales)
+        packed[linear.name] = pack(nearest_codes(fractional_codes(weight, scales), 8), scales)
     return packed
 
 

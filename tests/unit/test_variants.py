@@ -15,8 +15,14 @@ from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import all_linears
 from ditquant.network.sampling import sigma_schedule, velocity_at
-from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
-from ditquant.weights.rounding import nearest_codes
+from ditquant.weights.grids import (
+    Grid,
+    dequantize,
+    fit_scales,
+    fractional_codes,
+    nearest_codes,
+    pack,
+)
 from support.models import parameters, write_folder
 
 GRID = Grid("group", 4, 32)
@@ -34,7 +40,9 @@ def quantized(spec):
     for linear in all_linears(load_mmdit(spec, mx.float32)):
         weight = linear.module.weight
         scales = fit_scales(weight, GRID)
-        packed[linear.name] = pack(nearest_codes(steps_of(weight, scales), GRID.levels), scales)
+        packed[linear.name] = pack(
+            nearest_codes(fractional_codes(weight, scales), GRID.bits), scales
+        )
     return packed
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from .recipe_options import keep_read_options
 from .validation import check_schema
 
 # Images of a track whose num_images is null, at most. At SD3-medium's size the weight track keeps
@@ -23,10 +24,12 @@ def complete(config: dict[str, Any], schema: Mapping[str, Any]) -> None:
     made depends on the value alone. Counts that are null follow `num_images`.
 
     Raises:
-        UserError: what the schema does not allow.
+        UserError: what the schema does not allow, or an option of a recipe that nothing reads.
     """
     check_schema(config, schema)
+    given = {name: list(options) for name, options in config.get("recipes", {}).items()}
     _filled(config, schema, schema)
+    keep_read_options(config["recipes"], given)
     _set_counts(config)
 
 

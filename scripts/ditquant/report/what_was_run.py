@@ -15,7 +15,7 @@ from ..activations.scheme import MULTI_TIER, SINGLE_TIER, config_file
 from ..artifacts import read_json
 from ..errors import UserError
 from ..evaluation.table import FORMAT
-from ..planning.settings import block_options
+from ..planning.recipes import Recipe
 from ..provenance import Together, check_alike, check_options, made_by
 
 BLOCK_FORMAT = "ditquant.block_result"
@@ -120,7 +120,7 @@ def check_run(results: Path, shown: Shown) -> Data | None:
         _check_same_job(file, results / "benchmarks" / "evaluation" / f"{variant}.json")
     check_alike(_evaluations(results, shown), "plan")
     for recipe in shown.recipes:
-        options = block_options(recipe_options(results, recipe))
+        options = Recipe.from_params(recipe_options(results, recipe)).of_block().params()
         for file in block_files(results, recipe):
             check_options(file, f"the checkpoint of {recipe}", recipe=options)
     return together.model

@@ -25,7 +25,7 @@ from ..network.sampling import modulate, modulation_inputs
 from ..progress import ticking
 from .block_io import cached_steps
 
-_ROWS_AT_ONCE = 8
+ROWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def velocity_rows(
     )
     parts = []
     with ticking("full-precision velocities", count * images) as tick:
-        for start in range(0, count * images, _ROWS_AT_ONCE):
-            index = np.arange(start, min(start + _ROWS_AT_ONCE, count * images))
+        for start in range(0, count * images, ROWS_AT_ONCE):
+            index = np.arange(start, min(start + ROWS_AT_ONCE, count * images))
             parts.append(guided(rows, model(*enter(model, rows, index), ANY_TIMESTEP)))
             seen = sorted({f"{image:04d}" for image in rows.image_of[index]})
             check_finite({"the full-precision velocity": parts[-1]}, f"of image {', '.join(seen)}")
@@ -121,3 +121,9 @@ def velocity_rows(
     energies = mx.mean(targets**2, axis=(1, 2, 3))
     mx.eval(targets, energies, rows.latents, rows.tokens)
     return replace(rows, targets=targets, energies=mx.maximum(energies, 1e-12))
+
+
+def row_errors(rows: VelocityRows, output: mx.array, index: mx.array) -> mx.array:
+    """(n,) float32: |v_q - v|^2 / |v|^2 of each of some rows, given the network's output there."""
+    difference = guided(rows, output) - rows.targets[index]
+    return mx.mean(difference * difference, axis=(1, 2, 3)) / rows.energies[index]
