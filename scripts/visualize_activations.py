@@ -27,9 +27,9 @@ def main(
     if Path(plots[0]).suffix == ".gif":
         contents[plots[0]] = animate_drift(measured)
     else:
-        documents = [read_json(path, CONFIG_FORMAT) for path in configs]
+        document = read_json(configs[0], CONFIG_FORMAT) if configs else {}
         options = PlotOptions(snapshot_steps, layers)
-        figure = draw(Path(plots[0]).stem, measured, documents, options)
+        figure = draw(Path(plots[0]).stem, measured, document, options)
         for path in plots:
             is_vector = Path(path).suffix == ".svg"
             contents[path] = as_svg(figure).encode() if is_vector else as_png(figure)

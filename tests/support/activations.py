@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ditquant.activations.histogram import count_bins
+from ditquant.activations.histogram import bin_numbers, count_numbers
 from ditquant.activations.input_statistics import (
     InputStatistics,
     Statistics,
@@ -14,6 +14,11 @@ from ditquant.activations.input_statistics import (
     to_fixed,
 )
 from ditquant.backend import mx, to_numpy
+
+
+def count_bins(x: mx.array) -> mx.array:
+    """(NUM_BINS,) int32 counts of |x| for an array (..., channels) of any float dtype; lazy."""
+    return count_numbers(bin_numbers(x))
 
 
 def input_statistics(steps: np.ndarray) -> InputStatistics:

@@ -104,7 +104,7 @@ def test_entropy_is_that_of_equal_codes_and_of_one():
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("plot", ["distributions", "ranges", "scales", "coverage"])
 def test_configurations_of_every_granularity_are_drawn(made, plot, granularity):
-    figure = draw(plot, made, [document(made, granularity)], OPTIONS)
+    figure = draw(plot, made, document(made, granularity), OPTIONS)
     assert len(figure.axes) >= 4
 
 
@@ -116,7 +116,7 @@ def document_of_long_words(made):
 
 @pytest.mark.parametrize("plot", ["distributions", "ranges", "scales", "coverage"])
 def test_a_long_title_stays_within_the_figure(made, plot):
-    figure = draw(plot, made, [document_of_long_words(made)], OPTIONS)
+    figure = draw(plot, made, document_of_long_words(made), OPTIONS)
     figure.draw_without_rendering()
     title = figure._suptitle.get_window_extent()
     assert "range by measured error" in figure._suptitle.get_text().replace("\n", " ")
@@ -131,11 +131,11 @@ def test_a_long_title_stays_within_the_figure(made, plot):
 def test_groups_and_shifts_of_channels_are_drawn(made, granularity):
     with_channels = document(made, granularity, channel_group=16, channel_shift=True)
     for plot in ("distributions", "ranges", "scales", "coverage"):
-        assert draw(plot, made, [with_channels], OPTIONS).axes
+        assert draw(plot, made, with_channels, OPTIONS).axes
 
 
 def test_configured_ranges_reach_what_was_measured(made):
-    panel = draw("distributions", made, [document(made)], OPTIONS).axes[2]
+    panel = draw("distributions", made, document(made), OPTIONS).axes[2]
     assert panel.get_title() == "image stream: fc1"
     largest = max(made.inputs[f"mm{block:02d}.img.mlp.fc1"].absmax.max() for block in range(2))
     span = panel.patches[0]
@@ -143,7 +143,7 @@ def test_configured_ranges_reach_what_was_measured(made):
 
 
 def test_ranges_show_post_gelu_inputs_shifted_too(made):
-    figure = draw("ranges", made, [document(made)], OPTIONS)
+    figure = draw("ranges", made, document(made), OPTIONS)
     shown = [axes.get_title(loc="left") for axes in figure.axes]
     assert sum(title.startswith("x − z") for title in shown) == 2
     assert sum("no shift" in title for title in shown) == 2
@@ -153,7 +153,7 @@ def test_ranges_show_post_gelu_inputs_shifted_too(made):
 @pytest.mark.parametrize("granularity", [name for name in GRANULARITIES if name not in DYNAMIC])
 def test_scales_are_those_that_inference_looks_up(made, granularity):
     config = parse_quant_config(document(made, granularity), "test")
-    panel = draw("scales", made, [document(made, granularity)], OPTIONS).axes[2]
+    panel = draw("scales", made, document(made, granularity), OPTIONS).axes[2]
     sigmas, scales = panel.get_lines()[0].get_data()
     layer = config.layers["mm00.img.mlp.fc1"]
     expected = [params_at(config, layer, float(sigma)).scale for sigma in sigmas]
@@ -163,14 +163,14 @@ def test_scales_are_those_that_inference_looks_up(made, granularity):
 
 
 def test_scales_mark_where_sigma_groups_end(made):
-    figure = draw("scales", made, [document(made, "group")], OPTIONS)
+    figure = draw("scales", made, document(made, "group"), OPTIONS)
     assert figure.axes[2].get_lines()[-1].get_linestyle() == "--"
     # Two blocks, and the two boundaries between three groups.
     assert len(figure.axes[2].get_lines()) == 4
 
 
 def test_coverage_never_falls_below_what_was_measured(made):
-    figure = draw("coverage", made, [document(made, "group")], OPTIONS)
+    figure = draw("coverage", made, document(made, "group"), OPTIONS)
     panel = figure.axes[0]
     measured, _, reached = panel.get_lines()[:3]
     sigmas, reach = reached.get_data()

@@ -57,14 +57,14 @@ def model_statistics(multimodal: int, unified: int = 0, steps: int = 6) -> Stati
     return statistics(as_float32, post_gelu=post_gelu)
 
 
-def documents(made: Statistics, plot: str, granularity: str = "step") -> list[dict]:
+def documents(made: Statistics, plot: str, granularity: str = "step") -> dict:
     options = {"groups": 3, "degree": 2}
     by_name = {
         "a8": single_tier(made, 8, granularity, "absmax", **options),
         "multitier": multi_tier(made, granularity, "absmax", TIERS, **options),
     }
     drawn = ACTIVATION_PLOTS[plot].scheme
-    return [by_name[drawn]] if drawn else []
+    return by_name.get(drawn, {})
 
 
 def figure_of(plot: str, made: Statistics, options: PlotOptions = OPTIONS):
@@ -218,8 +218,8 @@ def test_variability_is_relative_to_each_layers_own_mean(small):
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_tiers_draw_the_bits_of_every_input_and_shares_that_add_up(small, granularity):
-    (document,) = documents(small, "tiers", granularity)
-    figure = draw("tiers", small, [document], OPTIONS)
+    document = documents(small, "tiers", granularity)
+    figure = draw("tiers", small, document, OPTIONS)
     shown = np.concatenate([matrix.ravel() for matrix in matrices(figure).values()])
     shown = shown[~np.isnan(shown)]
     assert len(shown) == len(small.inputs) * len(small.sigmas)
@@ -280,7 +280,7 @@ def test_the_script_writes_the_plot_that_the_files_are_named_after(tmp_path, sma
     script = importlib.import_module("visualize_activations")
     save_statistics(tmp_path / "s.safetensors", small)
     config = tmp_path / "quant_config_multitier.json"
-    write_json(config, CONFIG_FORMAT, documents(small, "tiers")[0])
+    write_json(config, CONFIG_FORMAT, documents(small, "tiers"))
     plots = [tmp_path / "plots" / f"tiers.{suffix}" for suffix in ("png", "svg")]
     script.main(str(tmp_path / "s.safetensors"), [str(config)], [str(p) for p in plots], [0], 4)
     figure = figure_of("tiers", small)

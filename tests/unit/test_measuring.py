@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ditquant.activations import measuring
-from ditquant.activations.histogram import count_bins
 from ditquant.activations.measuring import sum_of_squares
 from ditquant.backend import backend_name, mx, to_numpy
 from ditquant.kernels.cuda import measuring as measuring_cuda
+from support.activations import count_bins
 
 WAYS = [
     measuring,

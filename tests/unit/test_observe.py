@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.activations.histogram import count_bins
 from ditquant.activations.input_statistics import merge, save_statistics
 from ditquant.activations.observe import measure_image, measured_steps
 from ditquant.backend import mx, to_numpy
@@ -13,6 +12,7 @@ from ditquant.errors import UserError
 from ditquant.network.blocks import all_linears, tapped
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import predict, sigma_schedule
+from support.activations import count_bins
 from support.models import build_mmdit
 
 STEPS = [0, 2, 4]

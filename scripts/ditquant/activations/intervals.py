@@ -25,8 +25,6 @@ from .input_statistics import InputStatistics
 from .quant_params import largest_code
 from .scheme import LEARNED, MEASURED
 
-# Rules that need nothing but statistics.
-RANGES = ("absmax", "p999", "mse")
 SHIFTS = ("middle", "gelu", "zero", "error")
 # The lowest value that unsigned codes of a post-GELU input stand for: -11/64.
 GELU_LOW = -0.171875

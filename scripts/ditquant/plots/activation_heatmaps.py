@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from ..activations.input_statistics import Statistics
-from ..activations.quant_config import parse_quant_config
+from ..activations.quant_config import QuantConfig
 from ..activations.scheme import TIER_BITS
 from ..activations.sigma_lookup import params_along
 from .activation_panels import (
-    PAGE_WIDTH,
     SIGMA,
-    PlotOptions,
+    Shown,
     columns_axis,
     matrix_panels,
     matrix_panels_height,
@@ -35,13 +32,10 @@ def _power_label(value: float) -> str:
     return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
 
 
-def draw_heatmap(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_heatmap(shown: Shown) -> Figure:
     """The largest |x| of every input at every measured step, on one logarithmic scale."""
-    figure = new_figure(
-        PAGE_WIDTH, matrix_panels_height(statistics), "Range of every layer's input"
-    )
+    statistics = shown.statistics
+    figure = new_figure(matrix_panels_height(statistics), "Range of every layer's input")
     absmax = {name: measured.absmax for name, measured in statistics.inputs.items()}
     everything = np.array(list(absmax.values()))
     floor = max(float(everything.max()) * 1e-4, 1e-12)
@@ -66,12 +60,10 @@ def draw_heatmap(
     return figure
 
 
-def draw_variability(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_variability(shown: Shown) -> Figure:
     """Every range over its own mean; beside each row the coefficient of variation."""
+    statistics = shown.statistics
     figure = new_figure(
-        PAGE_WIDTH,
         matrix_panels_height(statistics),
         "Variability: every layer's range as a multiple of its own mean over the schedule",
     )
@@ -108,9 +100,8 @@ def draw_variability(
     return figure
 
 
-def bits_of(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, np.ndarray]:
+def bits_of(config: QuantConfig, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Input name -> (S,) bits of a configuration at its measured sigmas."""
-    config = parse_quant_config(document, "quant_config")
     return {
         name: np.array(
             [one.bits for one in params_along(config, config.layers[name], config.sigmas)]
@@ -123,20 +114,18 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share == 0 or share >= 0.01 else f"{100 * share:.1g} %"
 
 
-def draw_tiers(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_tiers(shown: Shown) -> Figure:
     """The share of each tier at every sigma, and below it every input's tier."""
-    (document,) = documents
-    summary = document["summary"]
-    linears = len(document["layers"])
+    statistics = shown.statistics
+    summary = shown.document["summary"]
+    linears = len(shown.document["layers"])
     title = (
         f"Tiers over the schedule: {summary['average_bits']:.2f} bits on average; of {linears} "
         f"linears {len(summary['switching_layers'])} switch tier, "
         f"{len(summary['always_a8_layers'])} have A8 throughout"
     )
     height = matrix_panels_height(statistics)
-    figure = new_figure(PAGE_WIDTH, 1.9 + height, title)
+    figure = new_figure(1.9 + height, title)
     above, below = figure.subfigures(2, 1, height_ratios=[1.9, height])
     share = above.subplots()
     bottom = np.zeros(len(statistics.sigmas))
@@ -157,7 +146,7 @@ def draw_tiers(
     matrix_panels(
         below,
         statistics,
-        bits_of(document, list(statistics.inputs)),
+        bits_of(shown.config, list(statistics.inputs)),
         cmap=ListedColormap(_TIER_COLOURS),
         norm=BoundaryNorm([*TIER_BITS, TIER_BITS[-1] + 1], len(TIER_BITS)),
     )

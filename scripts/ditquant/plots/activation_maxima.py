@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..activations.input_statistics import Statistics
 from .activation_panels import (
-    PAGE_WIDTH,
     SIGMA,
-    PlotOptions,
+    Shown,
+    after_gelu,
     block_axis,
     input_label,
+    legend,
     new_figure,
     panels,
     panels_height,
@@ -30,14 +29,13 @@ _OTHERS = "#B8B8B8"
 _LINEAR_FOLD = 8.0
 
 
-def draw_absmax(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_absmax(shown: Shown) -> Figure:
     """One panel a stream and kind of layer, one line a chosen step over the blocks."""
+    statistics = shown.statistics
     figure = new_figure(
-        PAGE_WIDTH, panels_height(statistics), "Largest |x| of every layer's input at chosen steps"
+        panels_height(statistics), "Largest |x| of every layer's input at chosen steps"
     )
-    positions = nearest_steps(statistics.steps, options.snapshot_steps)
+    positions = nearest_steps(statistics.steps, shown.options.snapshot_steps)
     handles: list[Any] = []
     for panel, names in panels(figure, statistics):
         absmax = np.array([statistics.inputs[name].absmax for name in names])[:, positions]
@@ -54,18 +52,15 @@ def draw_absmax(
         range_axis(panel, float(absmax.min()), float(absmax.max()))
         block_axis(panel, names)
     figure.supylabel(MAX_LABEL, fontsize=9)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    legend(figure, handles, min(6, len(handles)))
     return figure
 
 
-def draw_drift(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_drift(shown: Shown) -> Figure:
     """Ranges of the most variable inputs against sigma; beside them all, over their smallest."""
-    chosen = most_variable(statistics, options.layers)
-    figure = new_figure(
-        PAGE_WIDTH, 4.6 + 0.185 * -(-len(chosen) // 3), "How ranges drift over the schedule"
-    )
+    statistics = shown.statistics
+    chosen = most_variable(statistics, shown.options.layers)
+    figure = new_figure(4.6 + 0.185 * -(-len(chosen) // 3), "How ranges drift over the schedule")
     ranges, relative = figure.subplots(1, 2)
     absmax = {name: measured.absmax for name, measured in statistics.inputs.items()}
     for row in absmax.values():
@@ -76,14 +71,13 @@ def draw_drift(
     for name, style in zip(chosen, line_styles(chosen).values(), strict=False):
         style = {"markersize": 4, "linewidth": 1.4, "zorder": 3, **style}
         fold = f"{drift(statistics.inputs[name]):.1f}-fold"
-        gelu = ", after GELU" if name in statistics.post_gelu else ""
-        label = f"{input_label(name)} ({fold}{gelu})"
+        label = f"{input_label(name)} ({fold}{after_gelu(statistics, name)})"
         handles += ranges.plot(statistics.sigmas, absmax[name], label=label, **style)
         relative.plot(
             statistics.sigmas, absmax[name] / max(absmax[name].min(), 1e-12), **style
         )  # fmt: skip
-    shown = np.array([absmax[name] for name in chosen])
-    range_axis(ranges, float(shown.min()), float(shown.max()))
+    drawn = np.array([absmax[name] for name in chosen])
+    range_axis(ranges, float(drawn.min()), float(drawn.max()))
     ranges.set_title(f"The {len(chosen)} inputs whose range moves most")
     ranges.set_ylabel(MAX_LABEL)
     relative.set_title(f"All {len(absmax)} inputs (grey), each over its own smallest range")
@@ -96,5 +90,5 @@ def draw_drift(
         axes.grid(True)
         axes.set_xlabel(SIGMA, fontsize=9)
         sigma_axis(axes, statistics.sigmas)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
     return figure

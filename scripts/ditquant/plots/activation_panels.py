@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from ..activations.input_statistics import Statistics
+from ..activations.quant_config import QuantConfig, parse_quant_config
+from .activation_density import made_by
 from .charts import log_axis
 
 _KINDS = {
@@ -33,7 +35,6 @@ GELU_BACKGROUND = "#FBF6EA"
 ABSENT = "#E4E4E4"
 SIGMA = "noise level σ (no unit; 1 = pure noise, sampling runs left to right)"
 SHORT_SIGMA = "noise level σ (no unit)"
-PAGE_WIDTH = 13.0
 # What a letter of a title takes, on average.
 _TITLE_INCHES = 0.105
 # A linear axis hides what is smaller than this part of its end.
@@ -53,6 +54,35 @@ class PlotOptions:
     layers: int = 6
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a plot is drawn from.
+
+    Attributes:
+        statistics: what was measured.
+        document: the file of the activation configuration that is shown; empty where none is.
+        options: see `PlotOptions`.
+    """
+
+    statistics: Statistics
+    document: Mapping[str, Any]
+    options: PlotOptions
+
+    @property
+    def config(self) -> QuantConfig:
+        """The configuration of the document."""
+        return parse_quant_config(self.document, "quant_config")
+
+    @property
+    def made_by(self) -> str:
+        """How the document's ranges are made, for a title."""
+        return made_by(self.document)
+
+    def label(self, name: str) -> str:
+        """What a plot calls an input, and whether that has passed GELU."""
+        return f"{input_label(name)}{after_gelu(self.statistics, name)}"
+
+
 def place(name: str) -> tuple[str, str, str]:
     """("mm03", "img", "mlp.fc1") of an input's name; the stream of a unified block is "uni"."""
     block, *rest = name.split(".")
@@ -66,7 +96,12 @@ def input_label(name: str) -> str:
     return f"{block if stream == 'uni' else f'{block}.{stream}'} {_KINDS[kind]}"
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
+def after_gelu(statistics: Statistics, name: str) -> str:
+    """What is added to the label of an input that has passed GELU."""
+    return ", after GELU" if name in statistics.post_gelu else ""
+
+
+def new_figure(height: float, title: str, width: float = 13.0) -> Figure:
     """An empty figure of the given size in inches that draws without a screen.
 
     A title that is too long for one line takes several.
@@ -75,6 +110,11 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(fill(title, int(width / _TITLE_INCHES)), fontsize=12, fontweight="bold")
     return figure
+
+
+def legend(figure: Figure, handles: Any, columns: int = 3) -> None:
+    """A legend below the whole figure."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def shades(count: int) -> np.ndarray:
@@ -123,12 +163,11 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
             if not names:
                 panel.set_axis_off()
                 continue
-            after_gelu = names[0] in statistics.post_gelu
-            after = ", after GELU" if after_gelu else ""
+            after = after_gelu(statistics, names[0])
             panel.set_title(f"{_STREAMS[stream]}: {_KINDS[kind]}{after}", fontsize=9)
             panel.tick_params(labelsize=8)
             panel.grid(True)
-            if after_gelu:
+            if after:
                 paint(panel, GELU_BACKGROUND)
             made.append((panel, names))
     return made

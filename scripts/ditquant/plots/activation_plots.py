@@ -7,7 +7,7 @@ some layers have room, they are those that move most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,11 +17,11 @@ from .activation_channels import draw_channels, draw_outliers
 from .activation_distributions import draw_distributions, draw_ranges
 from .activation_heatmaps import draw_heatmap, draw_tiers, draw_variability
 from .activation_maxima import draw_absmax, draw_drift
-from .activation_panels import PlotOptions
+from .activation_panels import PlotOptions, Shown
 from .activation_scales import draw_coverage, draw_scales
 from .charts import styled
 
-_DRAWING: dict[str, Callable[[Statistics, Sequence[Mapping[str, Any]], PlotOptions], Figure]] = {
+_DRAWING: dict[str, Callable[[Shown], Figure]] = {
     "absmax": draw_absmax,
     "drift": draw_drift,
     "heatmap": draw_heatmap,
@@ -40,12 +40,12 @@ _DRAWING: dict[str, Callable[[Statistics, Sequence[Mapping[str, Any]], PlotOptio
 def draw(
     plot: str,
     statistics: Statistics,
-    documents: Sequence[Mapping[str, Any]],
+    document: Mapping[str, Any],
     options: PlotOptions,
 ) -> Figure:
     """The figure named `plot`, one of `activation_names.ACTIVATION_PLOTS`.
 
     Args:
-        documents: the configurations that the plot needs, its `scheme`'s.
+        document: the configuration of the plot's `scheme`; empty if it has none.
     """
-    return _DRAWING[plot](statistics, documents, options)
+    return _DRAWING[plot](Shown(statistics, document, options))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,20 +12,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..activations.histogram import quantile
-from ..activations.input_statistics import InputStatistics, Statistics
-from ..activations.quant_config import QuantConfig, parse_quant_config
+from ..activations.input_statistics import InputStatistics
+from ..activations.quant_config import QuantConfig
 from ..activations.quant_params import QuantParams, largest_code
 from ..activations.sigma_lookup import params_along
-from .activation_density import codes_of, made_by
+from .activation_density import codes_of
 from .activation_panels import (
-    PAGE_WIDTH,
     SHORT_SIGMA,
     SIGMA,
     VERMILION,
-    PlotOptions,
+    Shown,
     block_handles,
     bottom_labels,
-    input_label,
+    legend,
     new_figure,
     panels,
     panels_height,
@@ -101,16 +99,14 @@ def _run_time_scales(config: QuantConfig, name: str, measured: InputStatistics) 
     return (reach - shifts) / np.array([code.high for code in codes])
 
 
-def draw_scales(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_scales(shown: Shown) -> Figure:
     """One line a block: the scale that is looked up at a sigma."""
-    (document,) = documents
-    config = parse_quant_config(document, "quant_config")
+    statistics = shown.statistics
+    config = shown.config
     dynamic = config.granularity.is_dynamic
     sigmas = np.array(config.sigmas) if dynamic else _sigmas_between(config)
-    title = f"Scales of every layer's input ({made_by(document)})"
-    figure = new_figure(PAGE_WIDTH, panels_height(statistics), title)
+    title = f"Scales of every layer's input ({shown.made_by})"
+    figure = new_figure(panels_height(statistics), title)
     made = panels(figure, statistics, sharex=True)
     for panel, names in made:
         for name, shade in zip(names, shades(len(names)), strict=True):
@@ -131,7 +127,7 @@ def draw_scales(
     label = config.granularity.spread_label[bool(config.channel_group)]
     if label:
         handles.append(Patch(color="#777777", alpha=0.3, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
     return figure
 
 
@@ -165,27 +161,24 @@ def _draw_coverage(
     return float(bulk.min()), float(max(measured.absmax.max(), ends.max()))
 
 
-def draw_coverage(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_coverage(shown: Shown) -> Figure:
     """Of the most variable inputs: what was measured against sigma, and what codes reach."""
-    (document,) = documents
-    config = parse_quant_config(document, "quant_config")
-    chosen = most_variable(statistics, options.layers)
+    statistics = shown.statistics
+    config = shown.config
+    chosen = most_variable(statistics, shown.options.layers)
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = new_figure(
-        PAGE_WIDTH, 1.1 + 2.5 * rows,
+        1.1 + 2.5 * rows,
         "What was measured of the most variable inputs, and what codes reach "
-        f"({made_by(document)})",
+        f"({shown.made_by})",
     )  # fmt: skip
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes, name in zip(grid, chosen, strict=False):
         low, high = _draw_coverage(axes, config, name, statistics.inputs[name])
         range_axis(axes, low, high)
         sigma_axis(axes, statistics.sigmas)
-        gelu = ", after GELU" if name in statistics.post_gelu else ""
-        axes.set_title(f"{input_label(name)}{gelu}", fontsize=9)
+        axes.set_title(f"{shown.label(name)}", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(True)
     for axes in grid[len(chosen) :]:
@@ -203,5 +196,5 @@ def draw_coverage(
         Line2D([], [], color="black", marker="o", markersize=3, linestyle="", label="max |x|"),
         Line2D([], [], color="#555555", linestyle=(0, (1, 1.2)), label="99.9 % of |x| lie below"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
     return figure
