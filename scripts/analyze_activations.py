@@ -61,13 +61,13 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.statistics,
-            snakemake.output.config,
-            snakemake.params.scheme,
-            snakemake.params.model,
-            snakemake.input.get("checkpoint"),
-            snakemake.input.get("sensitivity", ()),
-            snakemake.input.get("learned", ()),
-            snakemake.params.learned_bits,
-            snakemake.input.get("clips", ()),
+            statistics=snakemake.input.statistics,
+            config=snakemake.output.config,
+            scheme=snakemake.params.scheme,
+            model=snakemake.params.model,
+            checkpoint=snakemake.input.get("checkpoint"),
+            sensitivity=snakemake.input.get("sensitivity", ()),
+            learned=snakemake.input.get("learned", ()),
+            learned_bits=snakemake.params.learned_bits,
+            clips=snakemake.input.get("clips", ()),
         )

@@ -43,10 +43,10 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.trajectory,
-            snakemake.input.statistics,
-            snakemake.output.errors,
-            snakemake.params.scheme,
-            snakemake.params.model,
-            snakemake.input.get("checkpoint"),
+            trajectory=snakemake.input.trajectory,
+            statistics=snakemake.input.statistics,
+            output=snakemake.output.errors,
+            scheme=snakemake.params.scheme,
+            model=snakemake.params.model,
+            checkpoint=snakemake.input.get("checkpoint"),
         )

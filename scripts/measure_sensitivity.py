@@ -58,13 +58,13 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.trajectory,
-            snakemake.input.statistics,
-            snakemake.output.errors,
-            snakemake.params.scheme,
-            snakemake.params.model,
-            snakemake.input.get("checkpoint"),
-            snakemake.input.get("learned", ()),
-            snakemake.params.learned_bits,
-            snakemake.input.get("clips", ()),
+            trajectory=snakemake.input.trajectory,
+            statistics=snakemake.input.statistics,
+            output=snakemake.output.errors,
+            scheme=snakemake.params.scheme,
+            model=snakemake.params.model,
+            checkpoint=snakemake.input.get("checkpoint"),
+            learned=snakemake.input.get("learned", ()),
+            learned_bits=snakemake.params.learned_bits,
+            clips=snakemake.input.get("clips", ()),
         )

@@ -40,9 +40,9 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.statistics,
-            snakemake.input.get("configs", []),
-            list(snakemake.output),
-            snakemake.params.snapshot_steps,
-            snakemake.params.layers,
+            statistics=snakemake.input.statistics,
+            configs=snakemake.input.get("configs", []),
+            plots=list(snakemake.output),
+            snapshot_steps=snakemake.params.snapshot_steps,
+            layers=snakemake.params.layers,
         )

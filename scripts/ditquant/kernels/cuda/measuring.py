@@ -133,7 +133,7 @@ def measure(x: mx.array) -> Measurement:
 
 
 def _field_lengths(channels: int) -> dict[str, int]:
-    """How many numbers each field has in a joined row, in their order."""
+    """How many numbers each field has in a joined row, in their order; nothing reads channel_sum."""
     of_channels = dict.fromkeys(("channel_min", "channel_max", "channel_sum"), channels)
     counts = dict.fromkeys(("histogram", "token_histogram"), NUM_BINS)
     return {**of_channels, "square_sum": 1, **counts}
