@@ -19,8 +19,9 @@ import numpy as np
 
 from ...activations.granularity import Granularity
 from ...activations.quant_params import StackedParams, code_range
-from ...backend import compiled, cuda_kernel, device_arrays, mx
+from ...backend import compiled, device_arrays, mx
 from .fake_quantization_sources import ENTRIES, EXTREMES, HEADER, LISTED, TOKENS
+from .launching import cuda_kernel
 
 _THREADS = 256
 # Of an entry of the batch, each with a maximum of its own.
