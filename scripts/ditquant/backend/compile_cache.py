@@ -123,5 +123,6 @@ def compile_advice(error: BaseException) -> str | None:
     return (
         f"MLX could not compile a kernel, or load one, in {COMPILE_CACHE.folder}. Free some space, "
         "or delete that folder (it is a cache), and run the same command again. XDG_CACHE_HOME "
-        f"names another place, and MLX_DISABLE_COMPILE=1 goes on without compiling. ({_reason(text)})"
+        "names another place, and MLX_DISABLE_COMPILE=1 goes on without compiling. "
+        f"({_reason(text)})"
     )
