@@ -15,17 +15,20 @@ from matplotlib.patches import Patch
 from ..activations.input_statistics import InputStatistics
 from .activation_panels import (
     BLUE,
+    OUTLIER,
     VERMILION,
     Shown,
     block_axis,
+    channel_absmax,
     legend,
+    most_outlying,
     new_figure,
+    outlier_ratio,
     panels,
     panels_height,
     range_axis,
     sigma_axis,
 )
-from .activation_ranking import OUTLIER, channel_absmax, most_outlying, outlier_ratio
 from .charts import PALETTE, log_axis
 
 _BAND = "#9DBBD6"

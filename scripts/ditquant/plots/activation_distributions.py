@@ -27,8 +27,8 @@ from .activation_panels import (
     panels,
     panels_height,
     shades,
+    variable_of_both_kinds,
 )
-from .activation_ranking import variable_of_both_kinds
 
 # Where a layer's range is smallest over the schedule, and where it is largest.
 _ENDS = (BLUE, VERMILION)

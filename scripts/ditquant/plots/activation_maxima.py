@@ -1,32 +1,41 @@
-"""Plots of the largest |x| of every linear's input: at chosen steps, and its drift over sigma."""
+"""Plots of the largest |x| of every linear's input: at steps, over sigma, and as heat maps."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from .activation_panels import (
+    COLUMNS,
     SIGMA,
     Shown,
     after_gelu,
     block_axis,
+    drift,
     input_label,
     legend,
+    matrix_panels,
+    matrix_panels_height,
+    most_variable,
+    nearest_steps,
     new_figure,
     panels,
     panels_height,
     range_axis,
     shades,
     sigma_axis,
+    variation,
 )
-from .activation_ranking import drift, most_variable, nearest_steps
 from .charts import line_styles, log_axis
 
 MAX_LABEL = "max |x| over images, tokens and channels"
 _OTHERS = "#B8B8B8"
 _LINEAR_FOLD = 8.0
+_MOST_OCTAVES = 2.0
+_MOST_ABOVE = 4.0
 
 
 def draw_absmax(shown: Shown) -> Figure:
@@ -91,4 +100,77 @@ def draw_drift(shown: Shown) -> Figure:
         axes.set_xlabel(SIGMA, fontsize=9)
         sigma_axis(axes, statistics.sigmas)
     legend(figure, handles)
+    return figure
+
+
+def _power_label(value: float) -> str:
+    """4, 1/2."""
+    return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
+
+
+def draw_heatmap(shown: Shown) -> Figure:
+    """The largest |x| of every input at every measured step, on one logarithmic scale."""
+    statistics = shown.statistics
+    figure = new_figure(matrix_panels_height(statistics), "Range of every layer's input")
+    absmax = {name: measured.absmax for name, measured in statistics.inputs.items()}
+    everything = np.array(list(absmax.values()))
+    floor = max(float(everything.max()) * 1e-4, 1e-12)
+    low = max(float(everything.min()), floor)
+    # A few layers may be far above the others, which are to keep most of the colours.
+    usual = _MOST_ABOVE * float(np.quantile(everything, 0.97))
+    high = max(min(float(everything.max()), usual), 1.5 * low)
+    clip = "max" if everything.max() > high else "neither"
+    image, made = matrix_panels(
+        figure,
+        statistics,
+        {name: np.maximum(row, floor) for name, row in absmax.items()},
+        cmap="cividis",
+        norm=LogNorm(vmin=low, vmax=high),
+    )
+    bar = figure.colorbar(image, ax=[panel for panel, _ in made], pad=0.01, aspect=40, extend=clip)
+    bar.set_label("max |x| (logarithmic)")
+    powers = [power for power in 2.0 ** np.arange(-12, 18) if low <= power <= high]
+    bar.set_ticks(powers, labels=[_power_label(power) for power in powers])
+    bar.ax.minorticks_off()
+    figure.supxlabel(COLUMNS, fontsize=9)
+    return figure
+
+
+def draw_variability(shown: Shown) -> Figure:
+    """Every range over its own mean; beside each row the coefficient of variation."""
+    statistics = shown.statistics
+    figure = new_figure(
+        matrix_panels_height(statistics),
+        "Variability: every layer's range as a multiple of its own mean over the schedule",
+    )
+    octaves = {}
+    for name, measured in statistics.inputs.items():
+        absmax = np.maximum(measured.absmax.astype(np.float64), 1e-12)
+        octaves[name] = np.log2(absmax / absmax.mean())
+    end = max(0.25, max(float(np.abs(values).max()) for values in octaves.values()))
+    # Few cells go far; without this clip the many that move by a half would all look alike.
+    clip = "both" if end > _MOST_OCTAVES else "neither"
+    end = min(end, _MOST_OCTAVES)
+    image, made = matrix_panels(
+        figure,
+        statistics,
+        octaves,
+        cmap="PuOr_r",
+        norm=TwoSlopeNorm(0.0, -end, end),
+    )
+    for panel, rows in made:
+        for name, row in rows.items():
+            percent = 100 * variation(statistics.inputs[name])
+            panel.text(
+                1.015, row, f"{percent:.0f} %", transform=panel.get_yaxis_transform(),
+                fontsize=6, va="center", clip_on=False,
+            )  # fmt: skip
+    bar = figure.colorbar(image, ax=[panel for panel, _ in made], pad=0.01, aspect=40, extend=clip)
+    bar.set_label("max |x| / its mean over σ")
+    octave = 0.5 if end < 1.5 else 1.0
+    ticks = np.arange(-np.floor(end / octave), np.floor(end / octave) + 1) * octave
+    bar.set_ticks(ticks, labels=[f"{2.0**tick:.2g}×" for tick in ticks])
+    figure.supxlabel(
+        f"{COLUMNS}; right of a row: standard deviation over mean of its range", fontsize=9
+    )
     return figure

@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from ..activations.input_statistics import Statistics
 from .activation_channels import draw_channels, draw_outliers
 from .activation_distributions import draw_distributions, draw_ranges
-from .activation_heatmaps import draw_heatmap, draw_tiers, draw_variability
-from .activation_maxima import draw_absmax, draw_drift
+from .activation_maxima import draw_absmax, draw_drift, draw_heatmap, draw_variability
 from .activation_panels import PlotOptions, Shown
-from .activation_scales import draw_coverage, draw_scales
+from .activation_scales import draw_coverage, draw_scales, draw_tiers
 from .charts import styled
 
 _DRAWING: dict[str, Callable[[Shown], Figure]] = {

@@ -1,12 +1,14 @@
-"""Plots of a configuration's scales against sigma: of all layers, and beside what was measured."""
+"""Plots of a configuration: scales against sigma, beside what was measured, and tiers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -15,16 +17,22 @@ from ..activations.histogram import quantile
 from ..activations.input_statistics import InputStatistics
 from ..activations.quant_config import QuantConfig
 from ..activations.quant_params import QuantParams, largest_code
+from ..activations.scheme import TIER_BITS
 from ..activations.sigma_lookup import params_along
 from .activation_density import codes_of
 from .activation_panels import (
+    COLUMNS,
     SHORT_SIGMA,
     SIGMA,
     VERMILION,
     Shown,
     block_handles,
     bottom_labels,
+    columns_axis,
     legend,
+    matrix_panels,
+    matrix_panels_height,
+    most_variable,
     new_figure,
     panels,
     panels_height,
@@ -32,9 +40,9 @@ from .activation_panels import (
     shades,
     sigma_axis,
 )
-from .activation_ranking import most_variable
 from .charts import log_axis
 
+_TIER_COLOURS = ("#56B4E9", "#E69F00", "#0B3C5D")
 _POINTS = 240
 _STEP = 1e-6
 _COLUMNS = 3
@@ -197,4 +205,58 @@ def draw_coverage(shown: Shown) -> Figure:
         Line2D([], [], color="#555555", linestyle=(0, (1, 1.2)), label="99.9 % of |x| lie below"),
     ]
     legend(figure, handles)
+    return figure
+
+
+def bits_of(config: QuantConfig, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Input name -> (S,) bits of a configuration at its measured sigmas."""
+    return {
+        name: np.array(
+            [one.bits for one in params_along(config, config.layers[name], config.sigmas)]
+        )
+        for name in names
+    }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share == 0 or share >= 0.01 else f"{100 * share:.1g} %"
+
+
+def draw_tiers(shown: Shown) -> Figure:
+    """The share of each tier at every sigma, and below it every input's tier."""
+    statistics = shown.statistics
+    summary = shown.document["summary"]
+    linears = len(shown.document["layers"])
+    title = (
+        f"Tiers over the schedule: {summary['average_bits']:.2f} bits on average; of {linears} "
+        f"linears {len(summary['switching_layers'])} switch tier, "
+        f"{len(summary['always_a8_layers'])} have A8 throughout"
+    )
+    height = matrix_panels_height(statistics)
+    figure = new_figure(1.9 + height, title)
+    above, below = figure.subfigures(2, 1, height_ratios=[1.9, height])
+    share = above.subplots()
+    bottom = np.zeros(len(statistics.sigmas))
+    edges = np.arange(len(bottom) + 1) - 0.5
+    for bits, colour in zip(TIER_BITS, _TIER_COLOURS, strict=True):
+        percent = 100 * np.array(summary["layers_per_sigma"][f"A{bits}"]) / linears
+        label = f"A{bits}: {_percent(summary['shares'][f'A{bits}'])}"
+        # One area a tier: between bars a reader of SVG files would see gaps.
+        share.stairs(bottom + percent, edges, baseline=bottom, fill=True, color=colour, label=label)
+        bottom = bottom + percent
+    share.set_ylim(0, 100)
+    share.set_ylabel("share of linears, %")
+    share.set_xlim(-0.5, len(statistics.sigmas) - 0.5)
+    share.tick_params(labelsize=8)
+    columns_axis(share, statistics.sigmas, 13)
+    share.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    # One colour an entry of TIER_BITS: each bin starts at a tier's bits.
+    matrix_panels(
+        below,
+        statistics,
+        bits_of(shown.config, list(statistics.inputs)),
+        cmap=ListedColormap(_TIER_COLOURS),
+        norm=BoundaryNorm([*TIER_BITS, TIER_BITS[-1] + 1], len(TIER_BITS)),
+    )
+    below.supxlabel(COLUMNS, fontsize=9)
     return figure
