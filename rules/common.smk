@@ -4,7 +4,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from ditquant.planning import configuration, fitting, settings, variant_names
+from ditquant.planning import configuration, fitting, settings, variant_names, variants
 from ditquant.planning.command_line import take_typed_text
 from ditquant.planning.copies import recognise_copies
 from ditquant.planning.digest import code_digest

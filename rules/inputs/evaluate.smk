@@ -22,7 +22,7 @@ EVALUATION_PLOTS = [
 REPORTED_RECIPES = [
     recipe
     for recipe in dict.fromkeys(
-        variant_names.Variant.parse(variant).recipe
+        variants.Variant.parse(variant).recipe
         for variant in [*EVALUATED_VARIANTS, *SHOWN_VARIANTS]
     )
     if recipe in RECIPES

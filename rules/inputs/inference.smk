@@ -13,13 +13,13 @@ SHOWN_VARIANTS = [
 
 def variant_files(variant):
     """What a variant needs beside the model: name of the input -> path."""
-    if variant == variant_names.NOISE_FLOOR:
+    if variant == variants.NOISE_FLOOR:
         return {}
     try:
         variant_names.check_variant(variant, config)
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    parsed = variant_names.Variant.parse(variant)
+    parsed = variants.Variant.parse(variant)
     files = {} if parsed.recipe is None else checkpoint_files(parsed.recipe)
     if parsed.scheme is not None:
         folder = f"{RESULTS}/activations"
@@ -39,7 +39,7 @@ UNUSED_MODULES = {
 
 
 def variant_code(script, variant):
-    kind = variant_names.Variant.parse(variant).kind
+    kind = variants.Variant.parse(variant).kind
     judge = [] if config["model"]["name"] == "demo" else ["judge"]
     return code(script, [*UNUSED_MODULES.get(kind, ["packed_blocks"]), *judge])
 

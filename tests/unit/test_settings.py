@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ditquant.activations.scheme import ActivationScheme, activation_schemes
 from ditquant.errors import UserError
 from ditquant.planning import settings, variant_names
-from ditquant.planning.variant_names import Variant
+from ditquant.planning.variants import Variant
 from support.planned import complete
 
 ROOT = Path(__file__).parents[2]

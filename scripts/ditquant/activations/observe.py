@@ -83,6 +83,8 @@ def _input_statistics(
             raise not_finite(f"the inputs of {name}", f"at step {steps[is_wrong.argmax()] + 1}")
     histogram = values["histogram"].astype(np.int64)
     token_histogram = values["token_histogram"].astype(np.int64)
+    # Values that sums cannot hold are told before their squares are.
+    to_fixed(np.stack([values["channel_min"], values["channel_max"]]))
     square_sum = values["square_sum"][:, 0].astype(np.float64)
     return of_one_image(
         channel_min=values["channel_min"],

@@ -29,7 +29,7 @@ from ..errors import UserError
 from ..models.load import load_mmdit
 from ..models.spec import ModelSpec
 from ..network.blocks import Linear, all_linears, tapped
-from ..planning.variant_names import NOISE_FLOOR, Variant
+from ..planning.variants import NOISE_FLOOR, Variant
 
 BeforeStep = Callable[[int, float], None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .recipes import Recipe
-from .variant_names import WEIGHTS, Variant
+from .variants import WEIGHTS, Variant
 
 Recipes = Mapping[str, Recipe]
 

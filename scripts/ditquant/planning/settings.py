@@ -19,7 +19,8 @@ from ..activations.scheme import MULTI_TIER, SINGLE_TIER, check_schemes
 from ..errors import UserError
 from .prompt_files import read_prompts
 from .recipes import Recipe
-from .variant_names import FULL, WEIGHT_KINDS, check_variant, evaluated_variants
+from .variant_names import check_variant, evaluated_variants
+from .variants import FULL, WEIGHT_KINDS
 
 _MOST_SHARDS = 1000  # of a set; names of shards have three digits
 

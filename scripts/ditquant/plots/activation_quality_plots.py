@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..metrics import bootstrap_interval
-from ..planning.variant_names import WEIGHTS, Variant
+from ..planning.variants import WEIGHTS, Variant
 from .charts import figure, legend_below, legend_height, line_styles, log_axis, panels, styled
 from .evaluation_plots import compared, draw_curves, sigma_axis, variants_of
 

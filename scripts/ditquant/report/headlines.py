@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..evaluation.table import error_ratio
-from ..planning.variant_names import Variant
+from ..planning.variants import Variant
 from ..readable import fmt
 
 Data = dict[str, Any]

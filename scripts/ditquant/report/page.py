@@ -18,7 +18,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..artifacts import read_file, read_json
 from ..evaluation.table import FORMAT, TIMING, checked_summary
-from ..planning.variant_names import Variant
+from ..planning.variants import Variant
 from ..plots.activation_names import ACTIVATION_PLOTS
 from ..plots.charts import for_page
 from ..plots.evaluation_charts import CHARTS

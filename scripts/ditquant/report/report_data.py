@@ -22,7 +22,7 @@ from ..artifacts import read_file, read_json
 from ..evaluation.comparison import difference
 from ..evaluation.pictures import PICTURE, read_picture
 from ..planning.recipes import Recipe
-from ..planning.variant_names import Variant
+from ..planning.variants import Variant
 from ..plots.activation_density import made_by
 from ..seals import damaged
 
