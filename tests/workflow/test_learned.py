@@ -45,8 +45,8 @@ def asked_for_blocks(workspace, *targets):
 
 
 def test_plans(learned):
-    assert learned.activation_jobs("weights/taqdit/", "evaluate") == [2, 1, 0, 0, 2]
-    assert learned.activation_jobs("", "evaluate") == [0, 0, 0, 0, 0]
+    owners = ["weights/taqdit/", ""]
+    assert learned.activation_jobs(owners, "evaluate") == [[2, 1, 0, 0, 2], [0, 0, 0, 0, 0]]
     folder = "results/tiny/weights/taqdit/activations"
     names = ("quant_config_own.json", "quant_config_plain.json", "quant_config.json")
     assert asked_for_blocks(learned, *(f"{folder}/{name}" for name in names)) == [
@@ -66,8 +66,7 @@ def test_plans(learned):
     own = "results/tiny/activations/quant_config_own.json"
     assert asked_for_blocks(learned, own) == [False]
     learned.config |= {"recipe": "rtn", "evaluation": {"captions": 2, "variants": ["rtn-own"]}}
-    assert learned.activation_jobs("weights/taqdit/", "evaluate") == [0, 0, 0, 0, 0]
-    assert learned.activation_jobs("", "evaluate") == [2, 1, 0, 0, 1]
+    assert learned.activation_jobs(owners, "evaluate") == [[0, 0, 0, 0, 0], [2, 1, 0, 0, 1]]
 
 
 def test_impossible_combinations_are_named(learned):

@@ -35,8 +35,8 @@ def final_latents(workspace, variant):
 
 
 def test_a_rotated_recipe_is_quantized_measured_drawn_and_exported(turned):
-    assert turned.activation_jobs("weights/turned/", "compare") == [2, 1, 1, 0, 0]
-    assert turned.activation_jobs("", "compare") == [0, 0, 0, 0, 0]
+    jobs = turned.activation_jobs(["weights/turned/", ""], "compare")
+    assert jobs == [[2, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
     export = "results/tiny/weights/turned/diffusionkit-fp16.safetensors"
     turned.snakemake("compare", export, "results/tiny/weights/turned/model/activations.safetensors")
     folder = turned.results / "weights" / "turned"
