@@ -9,8 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from demo_model import shapes
-from demo_model.judge import Scene, compare, judge, look
-from demo_model.regions import connected_regions
+from demo_model.judge import Scene, compare, connected_regions, judge, look
 
 PICTURES = 500
 
