@@ -13,7 +13,7 @@ from ditquant.evaluation.table import COLUMNS
 from ditquant.models.load import mmdit_config
 from ditquant.models.spec import read_spec
 from ditquant.planning.validation import check_schema
-from ditquant.planning.variant_names import WEIGHT_KINDS
+from ditquant.planning.variants import WEIGHT_KINDS
 from ditquant.weights.block_io import cached_steps
 
 ROOT = Path(__file__).resolve().parents[2]
