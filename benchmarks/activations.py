@@ -46,9 +46,11 @@ from in_process import (
 from ditquant import metrics
 from ditquant.artifacts import load_metadata, load_tensors
 from ditquant.backend import describe_device, mx, nn, to_numpy
-from ditquant.models.load import load_mmdit, load_vae_decoder
+from ditquant.models.load import load_vae_decoder
 from ditquant.models.spec import ModelSpec, read_spec
+from ditquant.network.blocks import Network
 from ditquant.network.calibration import Trajectory
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import (
     decode,
     initial_latents,
@@ -84,11 +86,11 @@ class Captions:
     def __init__(self, spec: ModelSpec, tensors: dict[str, mx.array], batch: int):
         self._spec, self._tensors, self._batch = spec, tensors, batch
         self._decoder = load_vae_decoder(spec, mx.float32)
-        self._full = load_mmdit(spec, mx.float32)
+        self._full = load_network(spec, mx.float32)
         self._references: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def draw(
-        self, model: nn.Module, steps: int, before: BeforeStep | None
+        self, model: Network, steps: int, before: BeforeStep | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Final latents (captions, h, w, c) and pictures (captions, H, W, 3)."""
         sigmas, shape = sigma_schedule(steps, self._spec.shift), latent_shape(self._spec.image_size)
@@ -107,7 +109,7 @@ class Captions:
         return np.concatenate(latents), np.concatenate(pictures)
 
     def compare(
-        self, model: nn.Module, steps: int, before: BeforeStep | None = None
+        self, model: Network, steps: int, before: BeforeStep | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """(captions,) relative errors of the final latents and (captions,) PSNR."""
         if steps not in self._references:
@@ -129,7 +131,7 @@ def trajectories(
         for name, tensor in tensors.items()
     }
     final, path = sample(
-        load_mmdit(spec, mx.float32), spec, first, "calibration", steps, plan["seed"], 64
+        load_network(spec, mx.float32), spec, first, "calibration", steps, plan["seed"], 64
     )
     sigmas, latents = sigma_schedule(steps, spec.shift), mx.stack([*path, final])
     for image in range(len(final)):
@@ -144,7 +146,7 @@ def trajectories(
 
 
 def measured(
-    model: nn.Module, spec: ModelSpec, tensors: dict[str, mx.array], plan: dict[str, Any]
+    model: Network, spec: ModelSpec, tensors: dict[str, mx.array], plan: dict[str, Any]
 ) -> Statistics:
     """Statistics of a model's inputs along the full-precision trajectories, as rules make them."""
     asked = plan["activations"]
@@ -196,7 +198,7 @@ def main() -> None:
         "rows": {},
     }  # fmt: skip
     print(f"{document['device']}; {len(tensors['evaluation.tokens'])} captions", flush=True)
-    full = load_mmdit(spec, mx.float32)
+    full = load_network(spec, mx.float32)
     shared = measured(full, spec, tensors, plan)
     print(f"measured {len(shared.images)} images, {time.perf_counter() - started:.0f} s")
     models: dict[str, tuple[nn.Module, Statistics]] = {"full": (full, shared)}

@@ -37,10 +37,11 @@ from typing import Any, NamedTuple
 from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
 
 from ditquant.backend import compiled, describe_device, is_accelerated, mx, nn
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import Linear, all_linears, tapped
+from ditquant.network.blocks import Linear, Network, tapped
 from ditquant.network.calibration import Conditioning, Trajectory
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import predict, sigma_schedule
 from ditquant.statistics.histogram import NUM_BINS, bin_numbers, count_bins
 from ditquant.statistics.measuring import sum_of_squares
@@ -67,7 +68,7 @@ def random_trajectory(size: dict[str, int], dtype: mx.Dtype, steps: int) -> Traj
     )
 
 
-def forward(model: nn.Module, trajectory: Trajectory, step: int) -> mx.array:
+def forward(model: Network, trajectory: Trajectory, step: int) -> mx.array:
     return predict(model, *trajectory.at(step))
 
 
@@ -89,7 +90,7 @@ def now() -> Times:
 class Alternation:
     """Times the steps of `measure_image`, and after each the same step alone."""
 
-    def __init__(self, twin: nn.Module, trajectory: Trajectory):
+    def __init__(self, twin: Network, trajectory: Trajectory):
         self.twin, self.trajectory = twin, trajectory
         self.plain: list[Times] = []
         self.collecting: list[Times] = []
@@ -103,7 +104,7 @@ class Alternation:
         self._start = now()
         self.plain.append(self._start.since(measured))
 
-    def measure(self, model: nn.Module) -> None:
+    def measure(self, model: Network) -> None:
         """One image; what comes after its last step is spread over its steps."""
         steps = range(self.trajectory.num_steps)
         self._start = now()
@@ -115,9 +116,7 @@ class Alternation:
         ]
 
 
-def compare(
-    model: nn.Module, twin: nn.Module, trajectory: Trajectory, images: int
-) -> dict[str, Any]:
+def compare(model: Network, twin: Network, trajectory: Trajectory, images: int) -> dict[str, Any]:
     """Seconds a forward pass of either way, and their ratio; an uncounted image comes first."""
     Alternation(twin, trajectory).measure(model)
     found = Alternation(twin, trajectory)
@@ -151,7 +150,7 @@ def quartiles(values: list[float]) -> list[float]:
 # -------------------------------------------------------------------------------------- parts
 
 
-def inputs_of(model: nn.Module, trajectory: Trajectory) -> list[mx.array]:
+def inputs_of(model: Network, trajectory: Trajectory) -> list[mx.array]:
     """What the linears read in one forward pass, each array once, as rows."""
     seen: list[mx.array] = []
 
@@ -159,7 +158,7 @@ def inputs_of(model: nn.Module, trajectory: Trajectory) -> list[mx.array]:
         if not seen or seen[-1] is not x:
             seen.append(x)
 
-    with tapped(all_linears(model), see):
+    with tapped(model.linears, see):
         output = forward(model, trajectory, trajectory.num_steps // 2)
     mx.eval(output, seen)
     return [x.reshape(-1, x.shape[-1]) for x in seen]
@@ -198,7 +197,7 @@ def parts(arrays: list[mx.array], repeat: int) -> dict[str, float]:
 
 def model_of(size: str, dtype: mx.Dtype) -> nn.Module:
     if size == "demo":
-        return load_mmdit(read_spec("demo", None), dtype)
+        return load_network(read_spec("demo", None), dtype)
     return build("full", SIZES[size], dtype)
 
 
@@ -215,7 +214,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     dtype = DTYPES[name]
     print(describe_device())
     model, twin = model_of(options.size, dtype), model_of(options.size, dtype)
-    twin.update(model.parameters())
+    twin.module.update(model.module.parameters())
     size = {"demo": DEMO, **SIZES}[options.size]
     trajectory = random_trajectory(size, dtype, options.steps)
     row = compare(model, twin, trajectory, options.images)

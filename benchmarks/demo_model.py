@@ -30,9 +30,10 @@ import numpy as np  # noqa: E402
 from ditquant.backend import describe_device, mx  # noqa: E402
 from ditquant.demo import network, sampling, shapes  # noqa: E402
 from ditquant.demo.judge import compare, judge, look  # noqa: E402
-from ditquant.models.load import load_mmdit, load_text_encoder, load_vae_decoder  # noqa: E402
+from ditquant.models.load import load_text_encoder, load_vae_decoder  # noqa: E402
 from ditquant.models.spec import read_spec  # noqa: E402
 from ditquant.models.text import token_batch  # noqa: E402
+from ditquant.network.diffusionkit import load_network  # noqa: E402
 from ditquant.planning.prompt_files import read_prompts  # noqa: E402
 
 STEPS, CFG_WEIGHT = 28, 4.0
@@ -85,7 +86,7 @@ def pictures(captions: list[str], seed: int, kept: Path) -> np.ndarray:
     """One picture a caption, uint8 (n, 128, 128, 3); batches that `kept` holds are not redrawn."""
     spec = read_spec("demo")
     text, tokenizer = load_text_encoder(spec, spec.text.encoders[0], mx.float32)
-    mmdit, decoder = load_mmdit(spec, mx.float32), load_vae_decoder(spec, mx.float32)
+    mmdit, decoder = load_network(spec, mx.float32), load_vae_decoder(spec, mx.float32)
     empty = token_batch(tokenizer, [""])[0]
     kept.mkdir(parents=True, exist_ok=True)
     drawn = []

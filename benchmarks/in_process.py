@@ -23,12 +23,12 @@ sys.path.append(str(ROOT / "scripts"))
 
 from ditquant import metrics  # noqa: E402
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors  # noqa: E402
-from ditquant.backend import describe_device, mx, nn  # noqa: E402
+from ditquant.backend import describe_device, mx  # noqa: E402
 from ditquant.checkpoints.checkpoint import checkpoint_tensors, stored_sizes  # noqa: E402
-from ditquant.models.load import load_mmdit  # noqa: E402
 from ditquant.models.spec import ModelSpec, read_spec  # noqa: E402
-from ditquant.network.blocks import all_linears  # noqa: E402
+from ditquant.network.blocks import Network  # noqa: E402
 from ditquant.network.calibration import Conditioning, Trajectory, load_trajectory, save_trajectory  # noqa: E402
+from ditquant.network.diffusionkit import load_network  # noqa: E402
 from ditquant.network.sampling import (  # noqa: E402
     Step,
     initial_latents,
@@ -136,7 +136,7 @@ def conditioning_of(tensors: dict[str, mx.array], name: str, rows: list[int]) ->
 
 
 def sample(
-    model: nn.Module,
+    model: Network,
     spec: ModelSpec,
     tensors: dict[str, mx.array],
     name: str,
@@ -166,7 +166,7 @@ def sample(
 
 def cache_blocks(
     folder: Path,
-    model: nn.Module,
+    model: Network,
     spec: ModelSpec,
     tensors: dict[str, mx.array],
     plan: dict[str, Any],
@@ -203,9 +203,9 @@ def cache_blocks(
     return files
 
 
-def recipe_model(spec: ModelSpec, recipe: dict[str, Any]) -> nn.Module:
+def recipe_model(spec: ModelSpec, recipe: dict[str, Any]) -> Network:
     """The full-precision model that a recipe quantizes."""
-    model = load_mmdit(spec, mx.float32)
+    model = load_network(spec, mx.float32)
     rotate(model, recipe.get("rotation"))
     return model
 
@@ -286,19 +286,19 @@ def quantized_model(
     recipe: dict[str, Any],
     packed: dict[str, Packed],
     parameters: dict[str, mx.array],
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[Network, dict[str, Any]]:
     """The demo model with a recipe's values, and the bytes of its checkpoint."""
     model = recipe_model(spec, recipe)
-    model.load_weights(list(parameters.items()), strict=False)
+    model.module.load_weights(list(parameters.items()), strict=False)
     others = quantize_other_linears(
         model, recipe["quantize"], recipe["other_bits"], recipe["group_size"]
     )
     everything = {**packed, **others.packed}
     sizes = stored_sizes(checkpoint_tensors(model, everything), everything)
-    for linear in all_linears(model):
+    for linear in model.linears:
         if linear.name in packed:
             linear.module.weight = dequantize(packed[linear.name])
-    modules = dict(model.named_modules())
+    modules = dict(model.module.named_modules())
     for path, one in others.packed.items():
         modules[path].weight = dequantize(one)
     return model, sizes

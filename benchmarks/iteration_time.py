@@ -33,7 +33,8 @@ from plain_adaround import plain_loop, starts  # puts ditquant on the path
 
 from ditquant.backend import describe_device, import_diffusionkit, is_accelerated, mx, nn
 from ditquant.models.load import DTYPES
-from ditquant.network.blocks import call_block, set_modulation, walk_blocks
+from ditquant.network.blocks import Network
+from ditquant.network.diffusionkit import DiffusionKitNetwork
 from ditquant.weights import adaround
 from ditquant.weights.block_gradients import attention_multiple, cheap_gradients, padded_attention
 from ditquant.weights.block_io import BlockData
@@ -80,7 +81,7 @@ class OneBlock(nn.Module):
         self.x_pos_embedder = nn.Identity()
 
 
-def build(size: dict[str, int], dtype: mx.Dtype) -> OneBlock:
+def build(size: dict[str, int], dtype: mx.Dtype) -> Network:
     import_diffusionkit()
     config = importlib.import_module("diffusionkit.mlx.config").MMDiTConfig(
         num_heads=size["heads"],
@@ -94,10 +95,10 @@ def build(size: dict[str, int], dtype: mx.Dtype) -> OneBlock:
     block = importlib.import_module("diffusionkit.mlx.mmdit").MultiModalTransformerBlock(config)
     block.set_dtype(dtype)
     mx.eval(block.parameters())
-    return OneBlock(block)
+    return DiffusionKitNetwork(OneBlock(block))
 
 
-def random_data(model: OneBlock, size: dict[str, int], dtype: mx.Dtype) -> BlockData:
+def random_data(model: Network, size: dict[str, int], dtype: mx.Dtype) -> BlockData:
     """Noise enters; the targets are what the full-precision block makes of it."""
     keys = mx.random.split(mx.random.key(SEED + 1), 3)
     rows, hidden = sum(ROWS), size["hidden"]
@@ -106,13 +107,13 @@ def random_data(model: OneBlock, size: dict[str, int], dtype: mx.Dtype) -> Block
         for tokens, key in zip(("image", "text"), keys, strict=False)
     )
     modulation = mx.random.normal((rows, 1, 1, hidden), dtype=dtype, key=keys[2])
-    (block,) = walk_blocks(model)
+    (block,) = model.blocks
     parts = []
     for start in range(0, rows, 4):
         part = slice(start, start + 4)
         for stream in block.streams.values():
-            set_modulation(stream, stream.adaLN_modulation(modulation[part]))
-        parts.append(call_block(block, [stream[part] for stream in inputs]))
+            stream.set_modulation(stream.modulation(modulation[part]))
+        parts.append(block([stream[part] for stream in inputs]))
         mx.eval(parts[-1])
     targets = tuple(mx.concatenate(streams) for streams in zip(*parts, strict=True))
     mx.eval(inputs, targets, modulation)

@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
 from ditquant.backend import mx, to_numpy  # noqa: E402
-from ditquant.network.blocks import call_block, set_modulation  # noqa: E402
 from ditquant.weights import adaround  # noqa: E402
 from ditquant.weights.grids import Scales, steps_of  # noqa: E402
 from ditquant.weights.loss_scale import start_scale  # noqa: E402
@@ -79,8 +78,8 @@ class PlainLoop:
         for linear, soft in zip(problem.linears, softs, strict=True):
             linear.module.weight = soft.astype(inputs[0].dtype)
         for stream, parameters in zip(problem.block.streams.values(), modulation, strict=True):
-            set_modulation(stream, parameters)
-        outputs = call_block(problem.block, inputs, problem.positions)
+            stream.set_modulation(parameters)
+        outputs = problem.block(inputs, problem.positions)
         loss = mx.array(0.0)
         for output, target, energy in zip(outputs, targets, problem.energies, strict=True):
             difference = output.astype(mx.float32) - target.astype(mx.float32)

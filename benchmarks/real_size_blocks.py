@@ -24,10 +24,12 @@ from typing import Any
 from in_process import device, read_configuration
 from real_size_record import CONFIGURATIONS
 
-from ditquant.backend import mx, nn
+from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import ModelSpec, read_spec
+from ditquant.network.blocks import Network
+from ditquant.network.diffusionkit import load_network
 from ditquant.planning.settings import block_options, recipe_options
 from ditquant.weights.block_io import BlockData, read_block
 from ditquant.weights.divergence import told
@@ -69,7 +71,7 @@ def _cast(streams: tuple[mx.array, ...], dtype: mx.Dtype) -> tuple[mx.array, ...
 
 
 def data_of(
-    network: nn.Module, spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype
+    network: Network, spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype
 ) -> BlockData:
     """A block's cached rows; in another dtype than the run's with outputs of that dtype."""
     data = read_block(files, spec.block_names, block)
@@ -95,7 +97,7 @@ def following(spec: ModelSpec, block: str) -> str:
 class Setting:
     """A block of the full-precision model in one dtype, and its rows."""
 
-    network: nn.Module
+    network: Network
     block: str
     data: BlockData
 
@@ -113,7 +115,7 @@ class Setting:
 
 def setting_of(spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype) -> Setting:
     """The model is loaded anew: only this block's weights are read, and none stay in memory."""
-    network = load_mmdit(spec, dtype, blocks=[block])
+    network = load_network(spec, dtype, blocks=[block])
     return Setting(network, block, data_of(network, spec, files, block, dtype))
 
 

@@ -42,9 +42,11 @@ from in_process import (
 
 from ditquant import metrics
 from ditquant.artifacts import load_metadata, load_tensors
-from ditquant.backend import describe_device, mx, nn, to_numpy
-from ditquant.models.load import load_mmdit, load_vae_decoder
+from ditquant.backend import describe_device, mx, to_numpy
+from ditquant.models.load import load_vae_decoder
 from ditquant.models.spec import read_spec
+from ditquant.network.blocks import Network
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import decode
 from ditquant.planning.settings import block_options
 from ditquant.weights.divergence import kept_text
@@ -66,7 +68,7 @@ def run(
     tensors, plan = load_tensors(path, PLAN), json.loads(load_metadata(path, PLAN)["plan"])
     tensors |= {name: tensor[:captions] for name, tensor in tensors.items() if "evaluation" in name}
     spec = read_spec("demo")
-    model, decoder = load_mmdit(spec, mx.float32), load_vae_decoder(spec, mx.float32)
+    model, decoder = load_network(spec, mx.float32), load_vae_decoder(spec, mx.float32)
     document: dict[str, Any] = {
         "command": "benchmarks/recipes.py",
         "device": describe_device(),
@@ -75,7 +77,7 @@ def run(
         "recipes": {},
     }
 
-    def draw(network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    def draw(network: Network) -> tuple[np.ndarray, np.ndarray]:
         final, _ = sample(network, spec, tensors, "evaluation", STEPS, SEED, batch)
         parts = [
             decode(decoder, final[at : at + batch], spec.latent_scale, spec.latent_shift)

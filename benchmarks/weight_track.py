@@ -24,12 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
 from ditquant.artifacts import read_json  # noqa: E402
-from ditquant.backend import mx, nn, to_numpy  # noqa: E402
+from ditquant.backend import mx, to_numpy  # noqa: E402
 from ditquant.checkpoints.checkpoint import load_quantized  # noqa: E402
 from ditquant.metrics import bootstrap_interval, relative_error  # noqa: E402
-from ditquant.models.load import load_mmdit  # noqa: E402
 from ditquant.models.spec import ModelSpec, read_spec  # noqa: E402
 from ditquant.models.text import encode_texts  # noqa: E402
+from ditquant.network.blocks import Network  # noqa: E402
+from ditquant.network.diffusionkit import load_network  # noqa: E402
 from ditquant.network.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule  # noqa: E402
 from ditquant.planning.prompt_files import read_prompts  # noqa: E402
 from ditquant.weights.divergence import kept_text  # noqa: E402
@@ -63,7 +64,7 @@ def block_rows(run: Path, recipe: str, blocks: list[str]) -> list[dict[str, Any]
 
 
 def final_latents(
-    model: nn.Module,
+    model: Network,
     spec: ModelSpec,
     prompts: list[str],
     before_step: Callable[[int, float], None] | None = None,
@@ -118,7 +119,7 @@ def main() -> None:
     spec = read_spec("demo")
     prompts = read_prompts(ROOT / "config" / "prompts" / "demo-evaluation.csv", "prompts")
     prompts = prompts[: arguments.captions]
-    reference = final_latents(load_mmdit(spec, mx.float32), spec, prompts)
+    reference = final_latents(load_network(spec, mx.float32), spec, prompts)
     document: dict[str, Any] = {
         "command": "benchmarks/weight_track.py",
         "captions": len(prompts),

@@ -12,8 +12,9 @@ from ditquant.checkpoints.checkpoint import (
     stored_sizes,
 )
 from ditquant.job import LOG, job
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
+from ditquant.network.diffusionkit import load_network
 from ditquant.planning.settings import block_options
 from ditquant.provenance import check_options
 from ditquant.weights.block_files import read_packed, read_parameters, read_tuned
@@ -40,9 +41,9 @@ def main(
     if tuned is not None:
         check_options(tuned, f"recipe {name}", recipe=recipe)
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[])
+    network = load_network(spec, DTYPES[model["dtype"]], blocks=[])
     rotate(network, recipe.get("rotation"))
-    network.load_weights(list(read_parameters(blocks).items()), strict=False)
+    network.module.load_weights(list(read_parameters(blocks).items()), strict=False)
     others = quantize_other_linears(
         network, recipe["quantize"], recipe["other_bits"], recipe["group_size"]
     )

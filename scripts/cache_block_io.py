@@ -3,9 +3,10 @@
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.job import job
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.diffusionkit import load_network
 from ditquant.progress import track
 from ditquant.weights.block_io import BLOCK_IO, boundary_streams, cached_steps, join_steps
 
@@ -16,7 +17,7 @@ def main(trajectory: str, output: str, model: dict, stride: int) -> None:
     Rows are (prompt, negative prompt) at every `stride`-th step.
     """
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]])
+    network = load_network(spec, DTYPES[model["dtype"]])
     path = load_trajectory(trajectory)
     steps = cached_steps(path.num_steps, stride)
     passes = (boundary_streams(network, path, step) for step in steps)

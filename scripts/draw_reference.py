@@ -13,8 +13,9 @@ from ditquant.evaluation.trajectories import (
     save_run,
 )
 from ditquant.job import job
-from ditquant.models.load import DTYPES, load_mmdit, load_vae_decoder
+from ditquant.models.load import DTYPES, load_vae_decoder
 from ditquant.models.spec import read_spec
+from ditquant.network.diffusionkit import load_network
 
 
 def _leave_alone(index: int, sigma: float) -> None:
@@ -35,7 +36,7 @@ def main(
     spec = read_spec(model["name"], model["checkpoint"])
     dtype = DTYPES[model["dtype"]]
     setting = read_setting(plan, shards)
-    network, decoder = load_mmdit(spec, dtype), load_vae_decoder(spec, dtype)
+    network, decoder = load_network(spec, dtype), load_vae_decoder(spec, dtype)
     run, took = run_captions(network, _leave_alone, decoder, spec, setting, dtype)
     metadata = {
         "captions": list(setting.captions),

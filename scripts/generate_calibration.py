@@ -3,9 +3,10 @@
 from ditquant.backend import mx
 from ditquant.evaluation.pictures import save_picture
 from ditquant.job import job
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import Trajectory, load_conditioning, save_trajectory
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import initial_latents, latent_shape, sample_euler, sigma_schedule
 from ditquant.progress import ticking
 
@@ -30,7 +31,7 @@ def main(
     height, width = image_size
     start = initial_latents(seed, latent_shape((height, width)), sigmas[0])
     latents, timesteps = [], []
-    network = load_mmdit(spec, dtype)
+    network = load_network(spec, dtype)
     with ticking(f"image from seed {seed}", num_steps) as tick:
 
         def observe(step) -> None:

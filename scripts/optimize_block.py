@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ditquant.artifacts import load_metadata, save_tensors, write_json
 from ditquant.job import LOG, input_files, job
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
+from ditquant.network.diffusionkit import load_network
 from ditquant.provenance import check_alike, check_options
 from ditquant.statistics.input_statistics import load_statistics
 from ditquant.weights.block_files import BLOCK_WEIGHTS
@@ -35,7 +36,7 @@ def main(files: dict[str, list[str]], weights: str, result: str, params: dict) -
     for path in files.get("before", ()):
         check_options(path, f"the recipe of block {block}", recipe=recipe)
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[block])
+    network = load_network(spec, DTYPES[model["dtype"]], blocks=[block])
     rotate(network, recipe.get("rotation"))
     block_io, before = files["block_io"], files.get("before")
     prefix = prefix_streams(network, spec.block_names, block_io, before) if before else None

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.job import LOG, input_files, job
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.diffusionkit import load_network
 from ditquant.planning.settings import block_options
 from ditquant.provenance import check_alike, check_options
 from ditquant.weights.block_files import TUNED_WEIGHTS, read_packed, read_parameters
@@ -30,7 +31,7 @@ def main(files: dict[str, list[str]], weights: str, result: str, params: dict) -
     for path in blocks:
         check_options(path, "the recipe that is tuned", recipe=block_options(recipe))
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]])
+    network = load_network(spec, DTYPES[model["dtype"]])
     rotate(network, recipe.get("rotation"))
     resume = Resume(Path(weights).with_name(".tuned.resume.safetensors"), resume_key(files, params))
     tuned = tune_recipe(

@@ -2,17 +2,20 @@
 
 Snakemake redirects nothing for scripts, so the log is opened here. A `UserError` ends the job with
 its message alone; anything else is a bug and leaves its traceback in the log.
+
+A script is a function `main` that takes keywords, and `run(main, globals())` as its last line.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from . import job_times
 from .errors import UserError
@@ -40,6 +43,58 @@ def input_files(snakemake: Any) -> dict[str, list[str]]:
     """
     named = snakemake.input.items()
     return {name: [files] if isinstance(files, str) else list(files) for name, files in named}
+
+
+_SECTIONS = ("input", "output", "params", "wildcards")
+
+
+def _named(snakemake: Any, section: str) -> dict[str, Any]:
+    """Of a section of a rule: files that belong together are a list."""
+    return {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in getattr(snakemake, section).items()
+    }
+
+
+def arguments(
+    main: Callable[..., None], snakemake: Any, chosen: Mapping[str, str]
+) -> dict[str, Any]:
+    """The keywords that `run` calls `main` with.
+
+    Raises:
+        TypeError: a keyword without a default that the rule does not have, or has twice.
+    """
+    sections = {section: _named(snakemake, section) for section in _SECTIONS}
+    hints, found = get_type_hints(main), {}
+    for keyword, parameter in inspect.signature(main).parameters.items():
+        section, _, name = chosen.get(keyword, f".{keyword}").partition(".")
+        places = [one for one in ([section] if section else _SECTIONS) if name in sections[one]]
+        if len(places) > 1:
+            raise TypeError(f"rule {snakemake.rule} has {name} in {' and '.join(places)}")
+        if places:
+            value = sections[places[0]][name]
+            parse = getattr(hints[keyword], "parse", None)
+            found[keyword] = value if parse is None else parse(value)
+        elif parameter.default is parameter.empty:
+            raise TypeError(f"rule {snakemake.rule} has no {name}")
+    return found
+
+
+def run(main: Callable[..., None], script: Mapping[str, Any], **chosen: str) -> None:
+    """Calls a script's `main` for the job that Snakemake runs it for; does nothing elsewhere.
+
+    Args:
+        main: each of its keywords is what the rule calls so among its inputs, outputs, parameters
+            and wildcards; what the rule does not have keeps its default. Where the type of a
+            keyword has a function `parse`, that makes the value from the rule's.
+        script: `globals()`, in which Snakemake puts its object.
+        chosen: keyword -> place in the rule, for those of another or an ambiguous name:
+            `config="output.config"`.
+    """
+    if "snakemake" in script:
+        snakemake = script["snakemake"]
+        with job(snakemake):
+            main(**arguments(main, snakemake, chosen))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from ditquant.weights.reconstruct import (
 )
 from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
-from support.models import build_mmdit, parameters
+from support.models import build_network, parameters
 
 OPTIONS = Options(iterations=100, batch_size=8, learning_rate=0.08, regularizer=1000.0, warmup=0.2)
 IMAGES = 5
@@ -32,8 +32,8 @@ SHORT = Options(iterations=40, batch_size=4, learning_rate=0.05, regularizer=500
 
 
 def make_problem(folder, grid, dtype=mx.float32):
-    model = build_mmdit(seed=4, dtype=dtype, float16_dtype=dtype)
-    model.set_dtype(dtype)
+    model = build_network(seed=4, dtype=dtype, float16_dtype=dtype)
+    model.module.set_dtype(dtype)
     files = [
         write_block_io(folder / f"{i}.safetensors", model, seed=i, dtype=dtype)
         for i in range(IMAGES)

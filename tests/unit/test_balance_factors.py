@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.network.blocks import walk_blocks
 from ditquant.statistics.histogram import NUM_BINS
 from ditquant.statistics.input_statistics import Statistics, of_one_image, to_fixed
 from ditquant.weights.balance import folds
@@ -31,7 +30,7 @@ from ditquant.weights.balance_search import (
     shifted_error,
 )
 from ditquant.weights.grids import Grid
-from support.models import build_mmdit
+from support.models import build_network
 
 GRID = Grid("group", 4, 64)
 
@@ -110,7 +109,7 @@ def measured(low: np.ndarray, high: np.ndarray):
 
 
 def test_extremes_of_what_a_folds_readers_read():
-    block = walk_blocks(build_mmdit())[0]
+    block = build_network().blocks[0]
     by_name = {fold.name: fold for fold in folds(block)}
     names = {
         "mm00.img.attn.q_proj": 1.0,

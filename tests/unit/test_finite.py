@@ -19,7 +19,6 @@ from ditquant.finite import ADVICE, check_finite
 from ditquant.models import text
 from ditquant.models.load import load_text_encoder, load_vae_decoder
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import walk_blocks
 from ditquant.network.sampling import decode, sample_euler, sigma_schedule
 from ditquant.ranges.configs import clip_configs, make_config, tier_configs
 from ditquant.simulation.clip_search import measure_clip_errors
@@ -30,7 +29,7 @@ from ditquant.weights.layer_inputs import second_moments
 from ditquant.weights.prefix import streams_after
 from ditquant.weights.velocity_rows import velocity_rows
 from support.block_data import random_trajectory
-from support.models import build_mmdit, write_conditioning, write_folder
+from support.models import build_network, write_conditioning, write_folder
 from support.problems import BLOCKS, full_recipe, make_problem, write_images
 
 STEPS = 3
@@ -39,14 +38,14 @@ HALF = mx.float16
 
 def make_loud(model: nn.Module, name: str = "mm01") -> None:
     """The block's image stream gives 60,000 to GELU, which doubles it on its way: float16 ends."""
-    block = next(block for block in walk_blocks(model) if block.name == name)
-    fc1 = block.streams["img"].mlp.fc1
+    block = model.block(name)
+    fc1 = block.streams["img"].module.mlp.fc1
     fc1.bias = mx.full(fc1.bias.shape, 60_000.0, HALF)
 
 
 def half_model() -> nn.Module:
-    model = build_mmdit(seed=4, dtype=HALF, float16_dtype=HALF)
-    model.set_dtype(HALF)
+    model = build_network(seed=4, dtype=HALF, float16_dtype=HALF)
+    model.module.set_dtype(HALF)
     return model
 
 
@@ -156,7 +155,7 @@ def test_a_quantized_prefix_is_told_by_block(tmp_path):
 
 def test_inputs_of_linears_are_told_by_name(tmp_path):
     problem = make_problem(tmp_path, full_recipe("gptq"), dtype=HALF)
-    fc1 = problem.block.streams["txt"].mlp.fc1
+    fc1 = problem.block.streams["txt"].module.mlp.fc1
     fc1.weight = 1e5 * fc1.weight
     with told("the inputs of mm00.txt.mlp.fc2", "on cached streams"):
         second_moments(problem, problem.train)
@@ -170,8 +169,8 @@ def test_statistics_are_told_by_linear_and_step(trajectory):
 
 
 def test_statistics_beyond_their_range_are_a_message(trajectory):
-    model = build_mmdit(seed=4)
-    fc1 = walk_blocks(model)[0].streams["img"].mlp.fc1
+    model = build_network(seed=4)
+    fc1 = model.blocks[0].streams["img"].module.mlp.fc1
     fc1.bias = mx.full(fc1.bias.shape, 1e12)
     with pytest.raises(UserError, match=r"values of about 1e\+12; statistics end at 2\^30"):
         measure_image(model, random_trajectory(1, STEPS), [0], "tiny", "0000")

@@ -13,7 +13,7 @@ from ditquant.planning.layer_bits import MLX_GROUPS, layer_bits
 from ditquant.weights.grids import Grid, storage_group_size
 from ditquant.weights.recipes import recipe_grid
 from ditquant.weights.rotation import mark_rotated
-from support.models import build_mmdit
+from support.models import build_network
 
 SMALL = Shape(hidden_size=96, num_heads=2, depth_multimodal=2)
 LINEARS = SMALL.block_linears()
@@ -109,7 +109,7 @@ def test_planning_and_packing_agree(width, grid, size):
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
 def test_planning_and_rotating_agree(size):
-    model = build_mmdit(hidden_size=96)
+    model = build_network(hidden_size=96)
     linears = Shape(hidden_size=96, num_heads=2, depth_multimodal=2).block_linears()
     try:
         mark_rotated(model, size)

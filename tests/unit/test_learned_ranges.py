@@ -10,7 +10,7 @@ import pytest
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.network.blocks import all_linears, shared_input
+from ditquant.network.blocks import shared_input
 from ditquant.planning import settings
 from ditquant.ranges.configs import make_config, tier_configs
 from ditquant.ranges.intervals import largest_code
@@ -28,7 +28,7 @@ from ditquant.ranges.velocity_errors import Sensitivity
 from ditquant.simulation.fake_quantization import fake_quantize
 from ditquant.weights.lsq import ActivationQuantizer, quantize
 from support.activations import statistics
-from support.models import build_mmdit
+from support.models import build_network
 from support.planned import complete
 
 STEP, ZERO, BITS = float(np.float32(0.0123)), 90.0, 8
@@ -199,7 +199,7 @@ def test_tiers_by_sensitivity_know_learned_ranges(made, weighting):
 
 
 def test_names_are_those_of_the_learning():
-    linears = all_linears(build_mmdit())
+    linears = build_network().linears
     names = {linear.name for linear in linears}
     for linear in linears:
         reader = reader_of(shared_input(linear))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ditquant.backend import mx
-from ditquant.network.blocks import all_linears, shared_input
+from ditquant.network.blocks import shared_input
 from ditquant.weights import adaround, learning_state, loss_scale
 from ditquant.weights.adaround import Options
 from ditquant.weights.grids import Grid, steps_of
@@ -24,7 +24,7 @@ from ditquant.weights.tuner import Tuner
 from ditquant.weights.tuning import tune
 from ditquant.weights.velocity_rows import velocity_rows
 from support.block_data import random_trajectory
-from support.models import build_mmdit
+from support.models import build_network
 from support.problems import full_recipe, make_problem
 
 OPTIONS = Options(iterations=40, batch_size=4, learning_rate=0.1, regularizer=1000.0, warmup=0.2)
@@ -229,11 +229,11 @@ def test_a_block_whose_gradients_always_overflow_is_told(problems):
 
 
 def tuned(dtype, **how):
-    model = build_mmdit(seed=4, depth_multimodal=1, dtype=dtype, float16_dtype=dtype)
-    model.set_dtype(dtype)
+    model = build_network(seed=4, depth_multimodal=1, dtype=dtype, float16_dtype=dtype)
+    model.module.set_dtype(dtype)
     packed = {
         linear.name: round_to_nearest(linear.module.weight, Grid("group", 3, 32))
-        for linear in all_linears(model)
+        for linear in model.linears
     }
     rows = velocity_rows(model, [random_trajectory(seed, 2, dtype) for seed in range(4)], 1)
     options = TuningOptions(iterations=16, batch_size=3, learning_rate=0.01)

@@ -11,9 +11,8 @@ import pytest
 
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx
-from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import all_linears
+from ditquant.network.diffusionkit import load_network
 from ditquant.ranges.budget import allocate
 from ditquant.ranges.configs import make_config
 from ditquant.ranges.intervals import predicted_error, range_and_shift
@@ -24,7 +23,7 @@ from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptio
 from ditquant.ranges.tiers import multi_tier
 from ditquant.statistics.input_statistics import save_statistics
 from support.activations import statistics
-from support.models import build_mmdit
+from support.models import build_network
 
 BITS = (4, 6, 8)
 
@@ -224,9 +223,9 @@ def test_inputs_that_are_shared_count_for_all_their_readers(made):
 
 
 def test_gains_are_those_of_the_weights():
-    model = build_mmdit()
+    model = build_network()
     gains = input_gains(model)
-    linears = all_linears(model)
+    linears = model.linears
     assert list(gains) == [linear.name for linear in linears]
     random = np.random.default_rng(0)
     linear = linears[4]
@@ -243,7 +242,7 @@ def test_gains_are_those_of_the_weights():
 )
 def test_the_script_follows_the_mode(tmp_path, mode, weighting):
     script = importlib.import_module("analyze_activations")
-    names = [linear.name for linear in all_linears(load_mmdit(read_spec("demo"), mx.float32))]
+    names = [linear.name for linear in load_network(read_spec("demo"), mx.float32).linears]
     values = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     save_statistics(tmp_path / "s.safetensors", statistics(dict.fromkeys(names, values)))
     tiers = {

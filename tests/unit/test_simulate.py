@@ -10,7 +10,7 @@ import pytest
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.network.blocks import all_linears, tapped
+from ditquant.network.blocks import tapped
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import initial_latents, sample_euler, sigma_schedule
 from ditquant.ranges.quant_config import load_quant_config
@@ -19,14 +19,14 @@ from ditquant.simulation import simulate as simulation_module
 from ditquant.simulation.fake_quantization import PortableQuantizer, fake_quantize
 from ditquant.simulation.simulate import simulated_activations
 from ditquant.statistics.observe import measure_image
-from support.models import build_mmdit
+from support.models import build_network
 
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=7)
+    return build_network(seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_scales_follow_sigma_and_not_the_step_index(
 
     # The tap that was there first stands between the quantizer's and the linear.
     with (
-        tapped(all_linears(model), keep),
+        tapped(model.linears, keep),
         simulated_activations(model, config) as before_step,
     ):
         sample(model, conditioning, num_steps, before_step)
@@ -275,7 +275,7 @@ def test_unknown_layers_are_refused(tmp_path, model, document):
 
 
 def test_a_configuration_of_other_widths_is_refused(tmp_path, conditioning, document):
-    wider = build_mmdit(hidden_size=128)
+    wider = build_network(hidden_size=128)
     config = configuration(tmp_path, document)
     with (
         simulated_activations(wider, config) as before_step,

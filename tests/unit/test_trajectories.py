@@ -19,9 +19,10 @@ from ditquant.evaluation.trajectories import (
     save_run,
 )
 from ditquant.metrics import relative_error
-from ditquant.models.load import load_mmdit, load_vae_decoder
+from ditquant.models.load import load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_conditioning
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import initial_latents, sample_euler, sigma_schedule
 from support.models import parameters, write_conditioning, write_folder
 
@@ -57,7 +58,7 @@ def setting_of(shard: str, batch_size: int):
 
 
 def run_of(spec, shard, batch_size=2, before_step=leave_alone, forced_at=None):
-    network, decoder = load_mmdit(spec, mx.float32), load_vae_decoder(spec, mx.float32)
+    network, decoder = load_network(spec, mx.float32), load_vae_decoder(spec, mx.float32)
     setting = setting_of(shard, batch_size)
     return run_captions(network, before_step, decoder, spec, setting, mx.float32, forced_at)
 
@@ -73,7 +74,7 @@ def test_a_caption_ends_where_the_sampler_alone_takes_it(spec, shard, reference)
     conditioning = load_conditioning([shard], [2], True, mx.float32)
     start = initial_latents(7 + NOISE_OFFSET + 2, (1, 8, 8, 16), sigmas[0])
     alone = sample_euler(
-        load_mmdit(spec, mx.float32), start, sigmas, conditioning.tokens, conditioning.pooled, 4.0
+        load_network(spec, mx.float32), start, sigmas, conditioning.tokens, conditioning.pooled, 4.0
     )
     # Another batch size changes the order of float32 sums, about 1e-7 a step, squared here.
     assert relative_error(np.array(alone)[0], run.final[2]) < 1e-10
@@ -125,5 +126,5 @@ def test_a_run_comes_back_from_its_file(tmp_path, reference):
 
 
 def test_count_parameters(spec):
-    network = load_mmdit(spec, mx.float32)
+    network = load_network(spec, mx.float32)
     assert count_parameters(network) == sum(p.size for p in parameters(network).values())

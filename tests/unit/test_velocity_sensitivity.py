@@ -26,7 +26,7 @@ from ditquant.simulation.velocity_sensitivity import (
 )
 from ditquant.statistics.observe import measure_image
 from support.block_data import random_trajectory
-from support.models import build_mmdit
+from support.models import build_network
 
 MEASURED, STEPS = [0, 2, 4], [0, 4]
 
@@ -45,7 +45,7 @@ def asked(**tiers):
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=5)
+    return build_network(seed=5)
 
 
 @pytest.fixture(scope="module")

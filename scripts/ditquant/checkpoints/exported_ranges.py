@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import mx
-from ..network.blocks import linear_path
+from ..network.diffusionkit import linear_path
 from ..ranges.quant_config import LayerConfig, QuantConfig
 from ..ranges.segments import grouped
 from ..ranges.sigma_lookup import numbers_along

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import mx, nn, to_numpy
+from ..backend import mx, to_numpy
 from ..finite import check_finite
 from ..metrics import decibels
-from ..network.blocks import boundaries, walk_blocks
+from ..network.blocks import Network, boundaries
 from ..network.calibration import load_conditioning
 from ..network.sampling import predict
 from .trajectories import BeforeStep, Setting, measured_steps
@@ -44,9 +44,9 @@ def sampled_tokens(count: int) -> list[int]:
 
 
 @contextmanager
-def _watched(network: nn.Module, streams: dict[str, mx.array]) -> Iterator[None]:
+def _watched(network: Network, streams: dict[str, mx.array]) -> Iterator[None]:
     """Within the context a forward pass puts each block's sampled outputs into `streams`."""
-    names = {block.name: tuple(block.streams) for block in walk_blocks(network)}
+    names = {block.name: tuple(block.streams) for block in network.blocks}
 
     def note(name: str, arrays: tuple[mx.array, ...]) -> None:
         block, _, is_output = name.partition(".")
@@ -84,7 +84,7 @@ def _batches(setting: Setting) -> list[slice]:
 
 
 def output_streams(
-    network: nn.Module,
+    network: Network,
     before_step: BeforeStep,
     setting: Setting,
     latents: np.ndarray,
@@ -105,7 +105,7 @@ def output_streams(
         UserError: a stream is NaN or infinite.
     """
     schedule = mx.array(sigmas)
-    timesteps = (schedule * 1000).astype(dtype)
+    timesteps = network.timesteps(schedule, dtype)
     streams: dict[str, mx.array] = {}
     with _watched(network, streams):
         for rows in _batches(setting):

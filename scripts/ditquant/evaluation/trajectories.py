@@ -19,6 +19,7 @@ from ..artifacts import load_tensors, save_tensors
 from ..backend import mx, nn, peak_memory_bytes, reset_peak_memory, to_numpy
 from ..finite import check_finite
 from ..models.spec import ModelSpec
+from ..network.blocks import Network
 from ..network.calibration import Conditioning, load_conditioning
 from ..network.sampling import (
     Step,
@@ -26,7 +27,6 @@ from ..network.sampling import (
     initial_latents,
     latent_shape,
     sample_euler,
-    sigma_schedule,
     velocity_at,
 )
 from ..progress import ticking
@@ -64,7 +64,7 @@ class Drawn:
 
 
 def draw(
-    network: nn.Module,
+    network: Network,
     before_step: BeforeStep,
     start: mx.array,
     sigmas: mx.array,
@@ -109,7 +109,7 @@ def draw(
 
 
 def teacher_forced(
-    network: nn.Module,
+    network: Network,
     before_step: BeforeStep,
     latents: mx.array,
     sigmas: mx.array,
@@ -126,7 +126,7 @@ def teacher_forced(
     Raises:
         UserError: a velocity is NaN or infinite.
     """
-    timesteps = (sigmas * 1000).astype(conditioning.tokens.dtype)
+    timesteps = network.timesteps(sigmas, conditioning.tokens.dtype)
     velocities = []
     for column, index in enumerate(measured_steps(len(sigmas) - 1)):
         before_step(index, sigmas[index].item())
@@ -212,7 +212,7 @@ class Run:
 
 
 def run_captions(
-    network: nn.Module,
+    network: Network,
     before_step: BeforeStep,
     decoder: nn.Module,
     spec: ModelSpec,
@@ -232,7 +232,7 @@ def run_captions(
         (guided: both halves), and `peak_bytes`, the most memory that MLX held.
     """
     reset_peak_memory()
-    sigmas = sigma_schedule(setting.num_steps, spec.shift)
+    sigmas = network.sigmas(setting.num_steps)
     shape = latent_shape(setting.image_size)
     step_seconds: list[float] = []
     columns: dict[str, list[np.ndarray]] = {
@@ -276,5 +276,5 @@ def save_run(path: str | Path, run: Run, metadata: Mapping[str, Any]) -> None:
     save_tensors(path, tensors, REFERENCE, metadata)
 
 
-def count_parameters(network: nn.Module) -> int:
-    return sum(value.size for _, value in nn.utils.tree_flatten(network.parameters()))
+def count_parameters(network: Network) -> int:
+    return sum(value.size for _, value in nn.utils.tree_flatten(network.module.parameters()))

@@ -20,13 +20,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..backend import mx, nn
+from ..backend import mx
 from ..checkpoints.checkpoint import load_quantized
 from ..checkpoints.packed_blocks import blocks_unpacked
 from ..errors import UserError
-from ..models.load import load_mmdit
 from ..models.spec import ModelSpec
-from ..network.blocks import Linear, all_linears, tapped
+from ..network.blocks import Linear, Network, tapped
+from ..network.diffusionkit import load_network
 from ..planning.variant_names import FULL, WEIGHT_KINDS, split_variant
 from ..ranges.quant_config import load_quant_config
 from ..simulation.simulate import simulated_activations
@@ -41,12 +41,12 @@ class Variant:
     """A model that is ready to sample.
 
     Attributes:
-        network: DiffusionKit's MMDiT.
+        network: with the variant's weights.
         dtype: of its activations; conditioning is loaded in it.
         before_step: for `sampling.sample_euler`, called with (index, sigma).
     """
 
-    network: nn.Module
+    network: Network
     dtype: mx.Dtype
     before_step: BeforeStep
 
@@ -66,11 +66,11 @@ def _round_input(linear: Linear, x: mx.array) -> mx.array:
 @contextmanager
 def _noise_floor(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[Variant]:
     if dtype != mx.float32:
-        yield Variant(load_mmdit(spec, mx.float32), mx.float32, _nothing)
+        yield Variant(load_network(spec, mx.float32), mx.float32, _nothing)
         return
-    network = load_mmdit(spec, dtype)
-    network.apply(_through_float16)
-    with tapped(all_linears(network), _round_input):
+    network = load_network(spec, dtype)
+    network.module.apply(_through_float16)
+    with tapped(network.linears, _round_input):
         yield Variant(network, dtype, _nothing)
 
 
@@ -104,7 +104,7 @@ def open_variant(
         return
     recipe, kind = split_variant(name)
     if recipe in (None, FULL):
-        network = load_mmdit(spec, dtype)
+        network = load_network(spec, dtype)
     elif checkpoint is None:
         raise UserError(f"Variant {name} needs its recipe's checkpoint (model.safetensors).")
     else:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import backend_name, mx, nn, to_numpy
+from ..backend import backend_name, mx, to_numpy
 from ..finite import not_finite
-from ..network.blocks import Linear, all_linears, tapped
+from ..network.blocks import Linear, Network, tapped
 from ..network.calibration import Trajectory
 from ..network.sampling import predict
 from . import measuring, measuring_cuda
@@ -95,7 +95,7 @@ def _input_statistics(
 
 
 def measure_image(
-    model: nn.Module,
+    model: Network,
     trajectory: Trajectory,
     steps: Sequence[int],
     model_name: str,
@@ -113,7 +113,7 @@ def measure_image(
     Raises:
         UserError: an input that is not finite.
     """
-    linears = all_linears(model)
+    linears = model.linears
     passes = []
     recorder = _Recorder()
     with tapped(linears, recorder.see):

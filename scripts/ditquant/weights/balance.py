@@ -35,9 +35,7 @@ from dataclasses import dataclass, field
 from mlx.utils import tree_flatten
 
 from ..backend import mx, nn
-from ..network.blocks import Block, Linear, walk_linears
-
-_ADALN = "adaLN_modulation.layers.1"
+from ..network.blocks import Block, Linear
 
 
 @dataclass(frozen=True)
@@ -82,20 +80,15 @@ def path_inside(block: Block, linear: Linear) -> str:
 def _by_place(block: Block, stream: str) -> dict[str, Linear]:
     """A stream's linears by their attribute: "q_proj", ..., "fc2"."""
     prefix = block.name if stream == "uni" else f"{block.name}.{stream}"
-    linears = walk_linears(block)
-    return {li.attribute: li for li in linears if li.name.startswith(f"{prefix}.")}
-
-
-def _stream_path(block: Block, linears: Mapping[str, Linear]) -> str:
-    return path_inside(block, linears["q_proj"]).removesuffix(".attn.q_proj")
+    linears = block.linears
+    return {li.place: li for li in linears if li.name.startswith(f"{prefix}.")}
 
 
 def folds(block: Block) -> list[Fold]:
     """The folds that are valid in a block, in order of computation."""
     found, values, readers = [], [], []
     for stream, module in block.streams.items():
-        linears = _by_place(block, stream)
-        adaln = f"{_stream_path(block, linears)}.{_ADALN}"
+        linears, adaln = _by_place(block, stream), module.modulation_path
         attention = tuple(linears[f"{part}_proj"] for part in "qkv")
         channels = attention[0].module.weight.shape[1]
         fc1 = (linears["fc1"],) if "fc1" in linears else ()
@@ -119,9 +112,9 @@ def shift_biases(block: Block) -> dict[str, tuple[Linear, Linear]]:
     places = {}
     for stream, module in block.streams.items():
         linears = _by_place(block, stream)
-        if "fc2" not in linears or (block.is_unified and not module.parallel_mlp):
+        if "fc2" not in linears or (stream == "uni" and not module.parallel_mlp):
             continue
-        places[stream] = (linears["fc2"], linears["o_proj" if block.is_unified else "fc2"])
+        places[stream] = (linears["fc2"], linears["o_proj" if stream == "uni" else "fc2"])
     return places
 
 
@@ -222,6 +215,6 @@ def apply_balance(block: Block, balance: Balance) -> None:
     """
     block.module.load_weights(list(balanced_parameters(block, balance).items()), strict=False)
     for stream, z in balance.shifts.items():
-        mlp = block.streams[stream].mlp
-        mlp.act_fn = Shifted(mlp.act_fn, z)
+        own = block.streams[stream]
+        own.activation = Shifted(own.activation, z)
     mx.eval(block.module.parameters())

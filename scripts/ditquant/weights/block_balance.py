@@ -112,8 +112,7 @@ def _reread(problem: BlockProblem) -> BlockProblem:
         for weight, grid, linear in zip(weights, problem.grids, problem.linears, strict=True)
     )
     modulation = tuple(
-        stream.adaLN_modulation(problem.data.modulation)
-        for stream in problem.block.streams.values()
+        stream.modulation(problem.data.modulation) for stream in problem.block.streams.values()
     )
     mx.eval(weights, modulation, [(one.scales, one.zeros) for one in scales])
     return replace(problem, weights=weights, scales=scales, modulation=modulation)

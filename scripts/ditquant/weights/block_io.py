@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..artifacts import load_metadata, load_tensors
-from ..backend import mx, nn
+from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import boundaries
+from ..network.blocks import Network, boundaries, stream_names
 from ..network.calibration import Trajectory
-from ..network.sampling import modulation_inputs, predict
+from ..network.sampling import predict
 
 BLOCK_IO = "ditquant.block_io"
 
@@ -55,12 +55,7 @@ class BlockData:
         return self.inputs if self.prefix is None else self.prefix
 
 
-def stream_names(block: str) -> tuple[str, ...]:
-    """The streams that enter a block, in the order in which it takes them."""
-    return ("uni",) if block.startswith("uni") else ("img", "txt")
-
-
-def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dict[str, mx.array]:
+def boundary_streams(model: Network, trajectory: Trajectory, step: int) -> dict[str, mx.array]:
     """The streams at every block boundary in one full-precision forward pass, and `modulation`.
 
     Args:
@@ -87,8 +82,8 @@ def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dic
 
     with boundaries(model, note):
         output = predict(model, *trajectory.at(step))
-    streams["modulation"] = modulation_inputs(
-        model, trajectory.conditioning.pooled, trajectory.timesteps[step]
+    streams["modulation"] = model.modulation_inputs(
+        trajectory.conditioning.pooled, trajectory.timesteps[step]
     )
     mx.eval(output)
     check_finite(_places(streams), f"at step {step + 1} of {trajectory.num_steps}")
@@ -171,15 +166,3 @@ def read_block(
 def _row_sigmas(image: Mapping[str, mx.array]) -> mx.array:
     sigmas = image["sigmas"].astype(mx.float32)
     return mx.repeat(sigmas, image["modulation"].shape[0] // sigmas.size)
-
-
-def positional_encodings(model: nn.Module, data: BlockData) -> mx.array | None:
-    """The rotary tables that the model gives its blocks, or None where positions are learned."""
-    if hasattr(model, "x_pos_embedder"):
-        return None
-    patch = model.config.patch_size
-    height, width = data.latent_size
-    return model.pre_sdpa_rope(
-        text_sequence_length=data.text_tokens,
-        latent_image_resolution=(height // patch, width // patch),
-    )

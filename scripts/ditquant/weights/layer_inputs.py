@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import Linear, call_block, set_modulation, shared_input, tapped, walk_linears
+from ..network.blocks import Linear, shared_input, tapped
 from .gptq import moment
 from .reconstruct import BlockProblem
 
@@ -27,14 +27,14 @@ def _passes(problem: BlockProblem, rows: np.ndarray) -> Iterator[dict[str, mx.ar
         for stream, parameters in zip(
             problem.block.streams.values(), problem.modulation, strict=True
         ):
-            set_modulation(stream, parameters[part])
+            stream.set_modulation(parameters[part])
 
         def note(linear: Linear, x: mx.array, seen: dict[str, mx.array] = seen) -> None:
             seen.setdefault(shared_input(linear), x)
 
-        with tapped(walk_linears(problem.block), note):
+        with tapped(problem.block.linears, note):
             streams = [stream[part] for stream in problem.data.entering]
-            mx.eval(call_block(problem.block, streams, problem.positions), seen)
+            mx.eval(problem.block(streams, problem.positions), seen)
         named = {f"the inputs of {name}": x for name, x in seen.items()}
         check_finite(named, "on cached streams")
         yield seen

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..backend import mx, nn
-from ..network.blocks import other_linears
+from ..backend import mx
+from ..network.blocks import Network
 from ..planning.layer_bits import MLX_GROUPS
 from .grids import Grid, Packed, fit_scales, pack, steps_of
 from .rounding import nearest_codes
@@ -45,9 +45,7 @@ def dividing_group_size(columns: int, wanted: int) -> int | None:
     return next((size for size in (wanted, *MLX_GROUPS) if columns % size == 0), None)
 
 
-def quantize_other_linears(
-    model: nn.Module, scope: str, bits: int, group_size: int
-) -> OtherLinears:
+def quantize_other_linears(model: Network, scope: str, bits: int, group_size: int) -> OtherLinears:
     """Rounds the linears that a scope adds to the blocks' own; see `blocks.other_linears`.
 
     Args:
@@ -59,7 +57,7 @@ def quantize_other_linears(
     packed: dict[str, Packed] = {}
     regrouped: dict[str, int] = {}
     kept = []
-    for linear in other_linears(model, scope):
+    for linear in model.other_linears(scope):
         weight = linear.module.weight
         size = dividing_group_size(weight.shape[1], group_size)
         if size is None:

@@ -16,17 +16,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from mlx.utils import tree_map
 
-from ..backend import mx, nn
-from ..network.blocks import (
-    Block,
-    Linear,
-    call_block,
-    set_modulation,
-    tapped,
-    walk_blocks,
-    walk_linears,
-)
-from .block_io import BlockData, positional_encodings
+from ..backend import mx
+from ..network.blocks import Block, Linear, Network, tapped
+from .block_io import BlockData
 from .grids import Grid, Scales, dequantize, fit_scales, pack
 
 _ROWS_AT_ONCE = 16
@@ -106,7 +98,7 @@ def _update_energies(data: BlockData, rows: np.ndarray) -> tuple[float, ...]:
 
 
 def block_problem(
-    model: nn.Module,
+    model: Network,
     name: str,
     data: BlockData,
     grid_of: Callable[[str], Grid | None],
@@ -121,8 +113,8 @@ def block_problem(
     Raises:
         UserError: the grid does not fit one of the block's linears.
     """
-    block = next(block for block in walk_blocks(model) if block.name == name)
-    grids = [(linear, grid_of(linear.name)) for linear in walk_linears(block)]
+    block = model.block(name)
+    grids = [(linear, grid_of(linear.name)) for linear in block.linears]
     quantized = [(linear, grid) for linear, grid in grids if grid is not None]
     linears = tuple(linear for linear, _ in quantized)
     weights = tuple(linear.module.weight.astype(mx.float32) for linear in linears)
@@ -130,9 +122,7 @@ def block_problem(
         fit_scales(weight, grid, linear.name)
         for weight, (linear, grid) in zip(weights, quantized, strict=True)
     )
-    modulation = tuple(
-        stream.adaLN_modulation(data.modulation) for stream in block.streams.values()
-    )
+    modulation = tuple(stream.modulation(data.modulation) for stream in block.streams.values())
     train, held_out = split_rows(data.rows_per_image, holdout)
     problem = BlockProblem(
         block=block,
@@ -142,7 +132,7 @@ def block_problem(
         scales=scales,
         data=data,
         modulation=modulation,
-        positions=positional_encodings(model, data),
+        positions=model.positional_encodings(data.latent_size, data.text_tokens),
         energies=_update_energies(data, train),
         train=train,
         held_out=held_out,
@@ -189,11 +179,11 @@ def stream_errors(
         linear.module.weight = weight.reshape(own.shape).astype(dtype)
     streams = problem.block.streams.values()
     for stream, parameters in zip(streams, problem.modulation, strict=True):
-        set_modulation(stream, parameters[rows])
+        stream.set_modulation(parameters[rows])
     if inputs is None:
         inputs = [stream[rows] for stream in problem.data.entering]
     with tapped(problem.linears, see) if see else nullcontext():
-        outputs = call_block(problem.block, inputs, problem.positions)
+        outputs = problem.block(inputs, problem.positions)
     errors = []
     for output, target, energy in zip(outputs, problem.data.targets, problem.energies, strict=True):
         difference = output.astype(mx.float32) - target[rows].astype(mx.float32)
@@ -238,8 +228,8 @@ def _in_float32(problem: BlockProblem, rows: mx.array) -> BlockProblem:
         linear.module.weight = weight
     modulation, inputs = wide(problem.modulation), wide(data.inputs)
     for stream, parameters in zip(problem.block.streams.values(), modulation, strict=True):
-        set_modulation(stream, parameters)
-    targets = call_block(problem.block, inputs, problem.positions)[: len(data.targets)]
+        stream.set_modulation(parameters)
+    targets = problem.block(inputs, problem.positions)[: len(data.targets)]
     mx.eval(targets)
     prefix = None if data.prefix is None else wide(data.prefix)
     data = replace(data, inputs=inputs, targets=tuple(targets), prefix=prefix)

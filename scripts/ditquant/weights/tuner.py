@@ -13,19 +13,11 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import mx, nn
-from ..network.blocks import (
-    ANY_TIMESTEP,
-    Block,
-    InPlace,
-    blocks_replaced,
-    walk_blocks,
-    walk_linears,
-)
+from ..backend import mx
+from ..network.blocks import Block, Network, Streams
 from .divergence import Diverged
 from .grids import Packed, dequantize
 from .learning_state import State, new_state
@@ -59,7 +51,7 @@ class Options:
     rows_at_once: int | None = None
 
 
-class _TunedBlock(InPlace):
+class _TunedBlock:
     """Computes with tuned weights, and again in the backward pass.
 
     Attributes:
@@ -67,31 +59,21 @@ class _TunedBlock(InPlace):
     """
 
     def __init__(self, block: Block, grids: Sequence[TunedGrid]):
-        super().__init__(block)
-        self._grids = grids
+        self._block, self._grids = block, grids
         self.offsets: Sequence[mx.array] = ()
 
-    def __call__(self, *arguments: mx.array, positional_encodings: mx.array | None = None) -> Any:
-        is_dropped: list[bool] = []
-
+    def __call__(self, streams: Streams, positions: mx.array | None) -> tuple[mx.array, ...]:
         def compute(streams: list[mx.array], offsets: list[mx.array]) -> list[mx.array]:
             for index, grid in enumerate(self._grids):
                 weight = tuned_weight(grid, *offsets[2 * index : 2 * index + 2])
                 grid.linear.module.weight = weight.astype(streams[0].dtype)
-            output = self._block.module(
-                *streams, ANY_TIMESTEP, positional_encodings=positional_encodings
-            )
+            outputs = self._block(streams, positions)
             # The graph holds the weights as long as it needs them, the modules hold none.
             for grid in self._grids:
                 grid.linear.module.weight = _NO_WEIGHT
-            outputs = output if isinstance(output, tuple) else (output,)
-            is_dropped[:] = [stream is None for stream in outputs]
-            return [stream for stream in outputs if stream is not None]
+            return list(outputs)
 
-        streams = list(arguments[: len(self._block.streams)])
-        kept = iter(mx.checkpoint(compute)(streams, list(self.offsets)))
-        outputs = tuple(None if dropped else next(kept) for dropped in is_dropped)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return tuple(mx.checkpoint(compute)(list(streams), list(self.offsets)))
 
 
 class Tuner:
@@ -99,7 +81,7 @@ class Tuner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         packed: Mapping[str, Packed],
         kind: str,
         rows: VelocityRows,
@@ -111,13 +93,13 @@ class Tuner:
         self.grids = {
             block.name: [
                 tuned_grid(linear, packed[linear.name], kind)
-                for linear in walk_linears(block)
+                for linear in block.linears
                 if linear.name in packed
             ]
-            for block in walk_blocks(model)
+            for block in model.blocks
         }
         self._blocks = {
-            block.name: _TunedBlock(block, self.grids[block.name]) for block in walk_blocks(model)
+            block.name: _TunedBlock(block, self.grids[block.name]) for block in model.blocks
         }
         self.train, self.held_out = split_rows(rows.rows_per_image, holdout)
         self._batch = min(options.batch_size, len(self.train))
@@ -135,7 +117,7 @@ class Tuner:
 
     def tuned_blocks(self) -> AbstractContextManager[None]:
         """Within the context the network computes with the offsets."""
-        return blocks_replaced(self._model, lambda block: self._blocks[block.name])
+        return self._model.blocks_replaced(lambda block: self._blocks[block.name])
 
     def _scaled_error(
         self,
@@ -149,7 +131,7 @@ class Tuner:
         left = iter(offsets)
         for name, block in self._blocks.items():
             block.offsets = [next(left) for _ in range(2 * len(self.grids[name]))]
-        output = self._model(latents, tokens, ANY_TIMESTEP)
+        output = self._model.forward(latents, tokens)
         return self.loss_scale.scaled(mx.mean(row_errors(self._rows, output, index)), scaling)
 
     def iterate(self, state: State) -> None:
@@ -224,7 +206,7 @@ class Tuner:
         total = 0.0
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             part = rows[start : start + _ROWS_AT_ONCE]
-            output = self._model(*enter(self._model, self._rows, part), ANY_TIMESTEP)
+            output = self._model.forward(*enter(self._model, self._rows, part))
             total += mx.sum(row_errors(self._rows, output, mx.array(part))).item()
         return total / len(rows)
 

@@ -21,8 +21,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from ..backend import mx, nn
-from ..network.blocks import walk_blocks
+from ..backend import mx
+from ..network.blocks import Network
 from ..network.calibration import Trajectory
 from . import learning
 from .block_gradients import cheap_gradients
@@ -50,7 +50,7 @@ class Tuned:
 
 
 def tune(
-    model: nn.Module,
+    model: Network,
     packed: Mapping[str, Packed],
     kind: str,
     rows: VelocityRows,
@@ -75,7 +75,7 @@ def tune(
         UserError: the error of the start is NaN or infinite.
     """
     with ExitStack() as cheap:
-        for block in walk_blocks(model):
+        for block in model.blocks:
             cheap.enter_context(cheap_gradients(block))
         tuner = Tuner(model, packed, kind, rows, options, seed, holdout)
         errors = {"start": tuner.judged(packed)}
@@ -127,7 +127,7 @@ def tuning_options(recipe: Mapping[str, Any]) -> Options:
 
 
 def tune_recipe(
-    model: nn.Module,
+    model: Network,
     packed: Mapping[str, Packed],
     parameters: Mapping[str, mx.array],
     trajectories: Sequence[Trajectory],
@@ -144,11 +144,11 @@ def tune_recipe(
         recipe: a validated entry of the configuration's `recipes`, with `tune_iterations` above 0.
     """
     rows = velocity_rows(model, trajectories, recipe["tune_stride"])
-    model.load_weights(list(parameters.items()), strict=False)
+    model.module.load_weights(list(parameters.items()), strict=False)
     others = quantize_other_linears(
         model, recipe["quantize"], recipe["other_bits"], recipe["group_size"]
     )
-    modules = dict(model.named_modules())
+    modules = dict(model.module.named_modules())
     for path, one in others.packed.items():
         modules[path].weight = dequantize(one, modules[path].weight.dtype)
     options = tuning_options(recipe)
