@@ -32,17 +32,17 @@ from typing import Any
 
 from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
 
+from ditquant.activations.fake_quantization import PortableQuantizer, quantizer_of
+from ditquant.activations.quant_config import LayerConfig, QuantConfig
+from ditquant.activations.sigma_lookup import SigmaLookup
+from ditquant.activations.simulate import Simulation
+from ditquant.activations.single_tier import DYNAMIC
 from ditquant.backend import describe_device, is_accelerated, mx
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import Network, tapped
 from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import sigma_schedule
-from ditquant.ranges.quant_config import LayerConfig, QuantConfig
-from ditquant.ranges.sigma_lookup import SigmaLookup
-from ditquant.ranges.single_tier import DYNAMIC
-from ditquant.simulation.fake_quantization import PortableQuantizer, quantizer_of
-from ditquant.simulation.simulate import Simulation
 
 # Granularity and channels of a group.
 CONFIGS: dict[str, tuple[str, int | None]] = {

@@ -44,6 +44,16 @@ from in_process import (
 )
 
 from ditquant import metrics
+from ditquant.activations.clip_errors import ClipErrors, added
+from ditquant.activations.clip_search import measure_clip_errors
+from ditquant.activations.configs import clip_configs, make_config, tier_configs
+from ditquant.activations.input_statistics import Statistics, merge
+from ditquant.activations.observe import measure_image, measured_steps
+from ditquant.activations.quant_config import parse_quant_config
+from ditquant.activations.sensitivity import input_gains
+from ditquant.activations.simulate import simulated_activations
+from ditquant.activations.velocity_errors import Sensitivity, average
+from ditquant.activations.velocity_sensitivity import measure_sensitivity
 from ditquant.artifacts import load_metadata, load_tensors
 from ditquant.backend import describe_device, mx, nn, to_numpy
 from ditquant.models.load import load_vae_decoder
@@ -59,16 +69,6 @@ from ditquant.network.sampling import (
     sigma_schedule,
 )
 from ditquant.planning.settings import has_own_activations
-from ditquant.ranges.clip_errors import ClipErrors, added
-from ditquant.ranges.configs import clip_configs, make_config, tier_configs
-from ditquant.ranges.quant_config import parse_quant_config
-from ditquant.ranges.sensitivity import input_gains
-from ditquant.ranges.velocity_errors import Sensitivity, average
-from ditquant.simulation.clip_search import measure_clip_errors
-from ditquant.simulation.simulate import simulated_activations
-from ditquant.simulation.velocity_sensitivity import measure_sensitivity
-from ditquant.statistics.input_statistics import Statistics, merge
-from ditquant.statistics.observe import measure_image, measured_steps
 
 BeforeStep = Callable[[int, float], None]
 

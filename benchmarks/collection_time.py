@@ -36,6 +36,9 @@ from typing import Any, NamedTuple
 
 from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
 
+from ditquant.activations.histogram import NUM_BINS, bin_numbers, count_bins
+from ditquant.activations.measuring import sum_of_squares
+from ditquant.activations.observe import backend_measuring, measure_image
 from ditquant.backend import compiled, describe_device, is_accelerated, mx, nn
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
@@ -43,9 +46,6 @@ from ditquant.network.blocks import Linear, Network, tapped
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import predict, sigma_schedule
-from ditquant.statistics.histogram import NUM_BINS, bin_numbers, count_bins
-from ditquant.statistics.measuring import sum_of_squares
-from ditquant.statistics.observe import backend_measuring, measure_image
 
 CFG_WEIGHT = 4.0
 # The inputs of the embedded model, as `forward_time.SIZES` has them.

@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import numpy as np  # noqa: E402
 
+from demo_model import network, sampling, shapes  # noqa: E402
+from demo_model.judge import compare, judge, look  # noqa: E402
 from ditquant.backend import describe_device, mx  # noqa: E402
-from ditquant.demo import network, sampling, shapes  # noqa: E402
-from ditquant.demo.judge import compare, judge, look  # noqa: E402
 from ditquant.models.load import load_text_encoder, load_vae_decoder  # noqa: E402
 from ditquant.models.spec import read_spec  # noqa: E402
 from ditquant.models.text import token_batch  # noqa: E402

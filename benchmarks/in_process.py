@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
 from ditquant import metrics  # noqa: E402
+from ditquant.activations.input_statistics import Statistics  # noqa: E402
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors  # noqa: E402
 from ditquant.backend import describe_device, mx  # noqa: E402
 from ditquant.checkpoints.checkpoint import checkpoint_tensors, stored_sizes  # noqa: E402
@@ -37,7 +38,6 @@ from ditquant.network.sampling import (  # noqa: E402
     sigma_schedule,
 )
 from ditquant.planning.settings import is_tuned  # noqa: E402
-from ditquant.statistics.input_statistics import Statistics  # noqa: E402
 from ditquant.weights.block_io import (  # noqa: E402
     BLOCK_IO,
     boundary_streams,

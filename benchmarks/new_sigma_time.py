@@ -22,11 +22,11 @@ from typing import Any
 
 from activation_time import MEASURED, SIGMAS  # puts ditquant on the path
 
+from ditquant.activations.fake_quantization import PortableQuantizer
+from ditquant.activations.quant_config import LayerConfig, QuantConfig
+from ditquant.activations.sigma_lookup import SigmaLookup
 from ditquant.backend import describe_device, mx
-from ditquant.ranges.quant_config import LayerConfig, QuantConfig
-from ditquant.ranges.sigma_lookup import SigmaLookup
-from ditquant.simulation.fake_quantization import PortableQuantizer
-from ditquant.simulation.fake_quantization_cuda import CudaQuantizer
+from ditquant.kernels.cuda.fake_quantization import CudaQuantizer
 
 BLOCKS, HIDDEN = 24, 1536
 # Granularities that make numbers at nearly every step, and channels of a group.

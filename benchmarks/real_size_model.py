@@ -29,9 +29,9 @@ from mlx.utils import tree_flatten
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
+from demo_model.shapes import words  # noqa: E402
+from demo_model.vocabulary import write_vocabulary  # noqa: E402
 from ditquant.backend import import_diffusionkit, mx, nn  # noqa: E402
-from ditquant.demo.shapes import words  # noqa: E402
-from ditquant.demo.vocabulary import write_vocabulary  # noqa: E402
 from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file  # noqa: E402
 from ditquant.models.load import mmdit_config  # noqa: E402
 from ditquant.models.spec import PUBLISHED  # noqa: E402

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ditquant.activations.clip_errors import load_clip_errors
+from ditquant.activations.configs import make_config
+from ditquant.activations.input_statistics import load_statistics
+from ditquant.activations.learned_ranges import load_intervals
+from ditquant.activations.sensitivity import input_gains
+from ditquant.activations.single_tier import CONFIG_FORMAT
+from ditquant.activations.velocity_errors import load_sensitivity
 from ditquant.artifacts import write_json
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.provenance import check_options
-from ditquant.ranges.clip_errors import load_clip_errors
-from ditquant.ranges.configs import make_config
-from ditquant.ranges.learned_ranges import load_intervals
-from ditquant.ranges.sensitivity import input_gains
-from ditquant.ranges.single_tier import CONFIG_FORMAT
-from ditquant.ranges.velocity_errors import load_sensitivity
-from ditquant.statistics.input_statistics import load_statistics
 
 
 def main(

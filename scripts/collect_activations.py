@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from ditquant.activations.input_statistics import save_statistics
+from ditquant.activations.observe import measure_image, measured_steps
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.network.calibration import load_trajectory
 from ditquant.progress import ticking
-from ditquant.statistics.input_statistics import save_statistics
-from ditquant.statistics.observe import measure_image, measured_steps
 
 
 def main(

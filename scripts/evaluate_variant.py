@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ditquant.activations.simulate import Simulation
+from ditquant.activations.single_tier import CONFIG_FORMAT
 from ditquant.artifacts import load_metadata, load_tensors, read_json, stored_bytes, write_json
 from ditquant.checkpoints.checkpoint import WEIGHTS_FORMAT
 from ditquant.evaluation.block_errors import (
@@ -30,15 +32,13 @@ from ditquant.models.load import DTYPES, load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.progress import ticking
 from ditquant.provenance import check_options
-from ditquant.ranges.single_tier import CONFIG_FORMAT
-from ditquant.simulation.simulate import Simulation
 
 
 def verdict(judging: bool, image: np.ndarray, caption: str) -> dict[str, Any] | None:
     """What the demo model's judge says of a picture; None for other models."""
     if not judging:
         return None
-    from ditquant.demo.judge import judge
+    from demo_model.judge import judge
 
     result = judge(image, caption)
     return {"ok": bool(result.ok), "problems": [str(problem) for problem in result.problems]}

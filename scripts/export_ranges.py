@@ -1,10 +1,10 @@
 """Rule export_ranges: ranges of the linears' inputs, as tensors beside a recipe's checkpoint."""
 
+from ditquant.activations.input_statistics import load_statistics
+from ditquant.activations.quant_config import load_quant_config
 from ditquant.artifacts import save_tensors
 from ditquant.checkpoints.exported_ranges import KIND, input_ranges
 from ditquant.job import job
-from ditquant.ranges.quant_config import load_quant_config
-from ditquant.statistics.input_statistics import load_statistics
 
 
 def main(statistics: str, config: str, ranges: str, rotation: int | None = None) -> None:

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from ditquant.activations.clip_errors import save_clip_errors
+from ditquant.activations.clip_search import measure_clip_errors
+from ditquant.activations.configs import clip_configs
+from ditquant.activations.input_statistics import load_statistics
+from ditquant.activations.observe import measured_steps
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.network.calibration import load_trajectory
 from ditquant.progress import ticking
-from ditquant.ranges.clip_errors import save_clip_errors
-from ditquant.ranges.configs import clip_configs
-from ditquant.simulation.clip_search import measure_clip_errors
-from ditquant.statistics.input_statistics import load_statistics
-from ditquant.statistics.observe import measured_steps
 
 
 def main(

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ditquant.activations.clip_errors import load_clip_errors
+from ditquant.activations.configs import tier_configs
+from ditquant.activations.input_statistics import load_statistics
+from ditquant.activations.learned_ranges import load_intervals
+from ditquant.activations.observe import measured_steps
+from ditquant.activations.velocity_errors import save_sensitivity
+from ditquant.activations.velocity_sensitivity import measure_sensitivity, total_passes
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.network.calibration import load_trajectory
 from ditquant.progress import ticking
 from ditquant.provenance import check_options
-from ditquant.ranges.clip_errors import load_clip_errors
-from ditquant.ranges.configs import tier_configs
-from ditquant.ranges.learned_ranges import load_intervals
-from ditquant.ranges.velocity_errors import save_sensitivity
-from ditquant.simulation.velocity_sensitivity import measure_sensitivity, total_passes
-from ditquant.statistics.input_statistics import load_statistics
-from ditquant.statistics.observe import measured_steps
 
 
 def main(

@@ -1,10 +1,10 @@
 """Rule merge_statistics: all images' activation statistics in one file, and two summaries."""
 
+from ditquant.activations.input_statistics import load_statistics, merge, save_statistics
+from ditquant.activations.summary import layer_summary, temporal_analysis
 from ditquant.artifacts import write_json
 from ditquant.job import job
 from ditquant.provenance import check_alike
-from ditquant.ranges.summary import layer_summary, temporal_analysis
-from ditquant.statistics.input_statistics import load_statistics, merge, save_statistics
 
 
 def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from ditquant.activations.input_statistics import load_statistics
 from ditquant.artifacts import load_metadata, save_tensors, write_json
 from ditquant.job import LOG, input_files, job
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
 from ditquant.provenance import check_alike, check_options
-from ditquant.statistics.input_statistics import load_statistics
 from ditquant.weights.block_files import BLOCK_WEIGHTS
 from ditquant.weights.block_io import BLOCK_IO, read_block
 from ditquant.weights.divergence import told

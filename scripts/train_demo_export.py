@@ -2,10 +2,10 @@
 
 import json
 
+from demo_model import network, shapes, training
+from demo_model.export import export_model
 from ditquant.artifacts import load_metadata, load_tensors
 from ditquant.backend import describe_device
-from ditquant.demo import network, shapes, training
-from ditquant.demo.export import export_model
 from ditquant.job import job
 
 VAE, MMDIT = "ditquant.demo.vae", "ditquant.demo.mmdit"

@@ -1,8 +1,8 @@
 """Rule train_demo_latents: pictures and captions -> latents and tokens, what the MM-DiT sees."""
 
+from demo_model import data, network, shapes, training, vocabulary
 from ditquant.artifacts import load_tensors, save_tensors
 from ditquant.backend import mx
-from ditquant.demo import data, network, shapes, training, vocabulary
 from ditquant.job import LOG, job
 
 

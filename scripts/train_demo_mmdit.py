@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from demo_model import network, training
 from ditquant.artifacts import load_tensors, save_tensors
-from ditquant.demo import network, training
 from ditquant.job import LOG, job
 
 

@@ -1,6 +1,6 @@
 """Rule train_demo_pictures: one shard of captioned pictures."""
 
-from ditquant.demo.data import draw_shard, save_shard
+from demo_model.data import draw_shard, save_shard
 from ditquant.job import job
 from ditquant.planning.prompt_files import read_prompts
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from demo_model import network, training
+from demo_model.data import load_shards
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
-from ditquant.demo import network, training
-from ditquant.demo.data import load_shards
 from ditquant.job import LOG, job
 
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from ditquant.activations.input_statistics import load_statistics
+from ditquant.activations.single_tier import CONFIG_FORMAT
 from ditquant.artifacts import read_json, write_file
 from ditquant.job import job
 from ditquant.plots.activation_animation import animate_drift
 from ditquant.plots.activation_panels import PlotOptions
 from ditquant.plots.activation_plots import draw
 from ditquant.plots.charts import as_png, as_svg
-from ditquant.ranges.single_tier import CONFIG_FORMAT
-from ditquant.statistics.input_statistics import load_statistics
 
 
 def main(

@@ -9,15 +9,15 @@ each folder's own docstring lists its rooms.
     backend       platform quirks: BLAS, DiffusionKit import, device and memory
     models        what a model is, and how its parts are loaded and read prompts
     network       blocks and linears by name, the sampler, trajectories
-    statistics    what linears read
-    ranges        from that to bits, scales and shifts by sigma
+    activations   what linears read, from that to scales by sigma, and their simulation
     weights       from stored streams to packed codes
     checkpoints   quantized models as files, and the layers that run them
-    simulation    activations quantized in front of each linear
     evaluation    what a variant draws, and how far that is from full precision
     plots, report what people look at
 
-`demo` stands beside them: the embedded model's data, judge and training.
+`kernels.cuda` stands beside them, for what `activations`, `weights` and `checkpoints` do in
+portable code too. The embedded model's data, judge and training are a package of their own,
+`demo_model`.
 """
 
 __version__ = "0.1.0"

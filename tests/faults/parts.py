@@ -75,7 +75,10 @@ def steady(bench: Bench) -> Count:
 
 
 def unknown_reads(bench: Bench) -> Count:
-    """Files that jobs open and that no part damages: there must be none."""
+    """Files that jobs open and that no part damages: there must be none.
+
+    A job looks at its inputs, at what they were made from, and so on (`provenance.Together`).
+    """
     count = Count("jobs whose files are all known")
     model = Path(bench.reference.workspace.config["model"]["checkpoint"])
     known = {
@@ -85,8 +88,7 @@ def unknown_reads(bench: Bench) -> Count:
     def attempt(job: Job, workspace: Workspace) -> Problems:
         read = jobs.reads(job, workspace, [workspace.results, model], bench.place())
         bench.reference.restore(workspace)
-        read_by = corruption.sources if job.rule == "render_report" else lambda job, _: job.inputs
-        mine = (*read_by(job, bench.jobs), *job.outputs)
+        mine = (*corruption.sources(job, bench.jobs), *job.outputs)
         allowed = {str(workspace.folder / path) for path in mine} | known
         return str(job), [
             f"{path} is read and not known"

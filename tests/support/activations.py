@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ditquant.activations.histogram import count_bins
+from ditquant.activations.input_statistics import (
+    InputStatistics,
+    Statistics,
+    of_one_image,
+    to_fixed,
+)
 from ditquant.backend import mx, to_numpy
-from ditquant.statistics.histogram import count_bins
-from ditquant.statistics.input_statistics import InputStatistics, Statistics, of_one_image, to_fixed
 
 
 def input_statistics(steps: np.ndarray) -> InputStatistics:

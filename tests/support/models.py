@@ -11,10 +11,10 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
+from demo_model.shapes import words
+from demo_model.vocabulary import write_vocabulary
 from ditquant.artifacts import save_tensors
 from ditquant.backend import import_diffusionkit, mx, nn
-from ditquant.demo.shapes import words
-from ditquant.demo.vocabulary import write_vocabulary
 from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
 from ditquant.network.blocks import Network
 from ditquant.network.diffusionkit import DiffusionKitNetwork

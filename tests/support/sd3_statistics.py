@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ditquant.statistics.histogram import bin_edges
-from ditquant.statistics.input_statistics import InputStatistics, Statistics, of_one_image, to_fixed
+from ditquant.activations.histogram import bin_edges
+from ditquant.activations.input_statistics import (
+    InputStatistics,
+    Statistics,
+    of_one_image,
+    to_fixed,
+)
 
 BLOCKS = 24
 _PLACES = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.fc1", "mlp.fc2")

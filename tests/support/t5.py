@@ -9,9 +9,9 @@ from pathlib import Path
 
 import sentencepiece
 
+from demo_model.shapes import words
 from ditquant.artifacts import save_tensors
 from ditquant.backend import import_diffusionkit, mx
-from ditquant.demo.shapes import words
 from ditquant.models.t5 import REPOSITORY, read_config
 
 from .models import TEXT, parameters, snapshot_of

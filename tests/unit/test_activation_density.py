@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.quant_config import parse_quant_config
+from ditquant.activations.sigma_lookup import Numbers, numbers_at
+from ditquant.activations.single_tier import DYNAMIC, GRANULARITIES, ScaleOptions, single_tier
 from ditquant.plots.activation_density import codes_of, distribution, entropy
 from ditquant.plots.activation_panels import PlotOptions
 from ditquant.plots.activation_plots import draw
 from ditquant.plots.activation_scales import scales_at
-from ditquant.ranges.quant_config import parse_quant_config
-from ditquant.ranges.sigma_lookup import Numbers, numbers_at
-from ditquant.ranges.single_tier import DYNAMIC, GRANULARITIES, ScaleOptions, single_tier
 from support.activations import input_statistics, statistics
 
 OPTIONS = PlotOptions(snapshot_steps=[0], layers=4)

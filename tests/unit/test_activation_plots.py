@@ -12,6 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ditquant.activations.input_statistics import Statistics, save_statistics
+from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
+from ditquant.activations.tiers import multi_tier
 from ditquant.artifacts import write_json
 from ditquant.plots.activation_panels import PlotOptions, columns_axis
 from ditquant.plots.activation_plots import PLOTS, draw
@@ -25,10 +28,7 @@ from ditquant.plots.activation_ranking import (
     variation,
 )
 from ditquant.plots.charts import as_png, as_svg
-from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.ranges.tiers import multi_tier
 from ditquant.seals import seal_file
-from ditquant.statistics.input_statistics import Statistics, save_statistics
 from support.activations import statistics
 from support.sd3_statistics import sd3_linears, sd3_statistics
 

@@ -12,13 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditquant.artifacts import load_metadata, load_tensors, save_tensors
-from ditquant.backend import mx
-from ditquant.errors import UserError
-from ditquant.ranges.segments import grouped
-from ditquant.ranges.summary import layer_summary, temporal_analysis
-from ditquant.statistics.histogram import NUM_BINS
-from ditquant.statistics.input_statistics import (
+from ditquant.activations.histogram import NUM_BINS
+from ditquant.activations.input_statistics import (
     KIND,
     load_statistics,
     merge,
@@ -26,6 +21,11 @@ from ditquant.statistics.input_statistics import (
     save_statistics,
     to_fixed,
 )
+from ditquant.activations.segments import grouped
+from ditquant.activations.summary import layer_summary, temporal_analysis
+from ditquant.artifacts import load_metadata, load_tensors, save_tensors
+from ditquant.backend import mx
+from ditquant.errors import UserError
 from support.activations import input_statistics, statistics
 
 IMAGES = 6

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.histogram import NUM_BINS
+from ditquant.activations.input_statistics import Statistics, of_one_image, to_fixed
 from ditquant.backend import mx
-from ditquant.statistics.histogram import NUM_BINS
-from ditquant.statistics.input_statistics import Statistics, of_one_image, to_fixed
 from ditquant.weights.balance import folds
 from ditquant.weights.balance_factors import (
     csb_factors,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import collect_activations
+from ditquant.activations.input_statistics import load_statistics, merge
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors
@@ -16,7 +17,6 @@ from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
 from ditquant.planning import settings
 from ditquant.planning.digest import code_files
-from ditquant.statistics.input_statistics import load_statistics, merge
 from ditquant.weights.balance import Balance, apply_balance, folds
 from ditquant.weights.recipes import balance_kind
 from support.block_data import random_trajectory

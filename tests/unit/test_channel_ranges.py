@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.channel_ranges import average_midrange, channel_ranges
+from ditquant.activations.fake_quantization import fake_quantize, fake_quantize_dynamic
+from ditquant.activations.input_statistics import merge
+from ditquant.activations.quant_config import parse_quant_config
+from ditquant.activations.sigma_lookup import numbers_at
+from ditquant.activations.single_tier import GRANULARITIES, ScaleOptions, single_tier
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.ranges.channel_ranges import average_midrange, channel_ranges
-from ditquant.ranges.quant_config import parse_quant_config
-from ditquant.ranges.sigma_lookup import numbers_at
-from ditquant.ranges.single_tier import GRANULARITIES, ScaleOptions, single_tier
-from ditquant.simulation.fake_quantization import fake_quantize, fake_quantize_dynamic
-from ditquant.statistics.input_statistics import merge
 from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
 from ditquant.weights.rounding import nearest_codes
 from support.activations import input_statistics, statistics

@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.backend import mx, to_numpy
-from ditquant.errors import UserError
-from ditquant.network.blocks import tapped
-from ditquant.network.sampling import predict
-from ditquant.ranges.clip_errors import (
+from ditquant.activations.clip_errors import (
     SHARES,
     ClipErrors,
     added,
@@ -18,13 +14,17 @@ from ditquant.ranges.clip_errors import (
     save_clip_errors,
     shares_of_inputs,
 )
-from ditquant.ranges.configs import clip_configs, make_config, tier_configs
-from ditquant.ranges.quant_config import parse_quant_config
-from ditquant.ranges.sigma_lookup import numbers_at
-from ditquant.simulation.clip_search import measure_clip_errors
-from ditquant.simulation.fake_quantization import fake_quantize
-from ditquant.statistics.input_statistics import merge
-from ditquant.statistics.observe import measure_image
+from ditquant.activations.clip_search import measure_clip_errors
+from ditquant.activations.configs import clip_configs, make_config, tier_configs
+from ditquant.activations.fake_quantization import fake_quantize
+from ditquant.activations.input_statistics import merge
+from ditquant.activations.observe import measure_image
+from ditquant.activations.quant_config import parse_quant_config
+from ditquant.activations.sigma_lookup import numbers_at
+from ditquant.backend import mx, to_numpy
+from ditquant.errors import UserError
+from ditquant.network.blocks import tapped
+from ditquant.network.sampling import predict
 from support.block_data import random_trajectory
 from support.models import build_network
 

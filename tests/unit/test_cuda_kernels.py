@@ -12,16 +12,13 @@ from math import prod
 import pytest
 
 from ditquant.backend import mx
-from ditquant.checkpoints import unpacking_cuda
-from ditquant.checkpoints.unpacking_cuda import unpack_parts
-from ditquant.simulation import fake_quantization_cuda
-from ditquant.simulation.fake_quantization_cuda import (
+from ditquant.kernels.cuda import fake_quantization, measuring, rotation, unpacking
+from ditquant.kernels.cuda.fake_quantization import (
     quantize_entries,
     quantize_listed,
     quantize_tokens,
 )
-from ditquant.statistics import measuring_cuda
-from ditquant.weights import rotation_cuda
+from ditquant.kernels.cuda.unpacking import unpack_parts
 from ditquant.weights.grids import Grid, Packed
 from ditquant.weights.other_linears import round_to_nearest
 
@@ -52,15 +49,15 @@ class Started(list):
 @pytest.fixture
 def started(monkeypatch):
     started = Started()
-    for module in (fake_quantization_cuda, measuring_cuda, rotation_cuda):
+    for module in (fake_quantization, measuring, rotation):
         monkeypatch.setattr(
             module,
             "cuda_kernel",
             lambda name, source, inputs, header="": started.make(source, inputs),
         )
-    source = unpacking_cuda.source_of
+    source = unpacking.source_of
     monkeypatch.setattr(
-        unpacking_cuda, "_kernel", lambda parts: started.make(source(parts), ("w", "s", "b"))
+        unpacking, "_kernel", lambda parts: started.make(source(parts), ("w", "s", "b"))
     )
     return started
 
@@ -152,7 +149,7 @@ def test_every_word_has_its_thread(started, bits):
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
 def test_every_rotated_channel_has_its_thread(started, size, dtype):
     x = mx.zeros((3, 5, 1, 3 * size), dtype=dtype)
-    result = rotation_cuda.launch(x, mx.ones((3 * size,)), size)
+    result = rotation.launch(x, mx.ones((3 * size,)), size)
     assert (result.shape, result.dtype) == (x.shape, dtype)
     ((constants, grid, threads),) = started
     assert constants["LANES"] * constants["N"] == size
@@ -170,7 +167,7 @@ def test_every_rotated_channel_has_its_thread(started, size, dtype):
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_measured_value_has_its_thread(shape, size):
     rows, channels = shape
-    layout = measuring_cuda.layout_of(rows, channels, size)
+    layout = measuring.layout_of(rows, channels, size)
     assert layout.chunks * layout.vectors * layout.together == channels
     assert layout.together * size in (16, size)
     # Threads of one row are neighbours in a warp, and no slab is empty.
@@ -183,9 +180,9 @@ def test_measurements_are_started_for_all_blocks_and_joined_by_layout(started):
     arrays = [mx.zeros((300, 64)), mx.zeros((2, 150, 1, 64)), mx.zeros((5, 36))] + 16 * [
         mx.zeros((300, 64))
     ]
-    measuring_cuda._measuring.cache_clear()
-    measuring_cuda._joining.cache_clear()
-    measurements = [measuring_cuda.measure(x) for x in arrays]
+    measuring._measuring.cache_clear()
+    measuring._joining.cache_clear()
+    measurements = [measuring.measure(x) for x in arrays]
     for measurement, x in zip(measurements, arrays, strict=True):
         assert measurement.found.shape == (measurement.layout.length,)
         assert measurement.layout.rows * measurement.layout.channels == x.size
@@ -193,15 +190,15 @@ def test_measurements_are_started_for_all_blocks_and_joined_by_layout(started):
     layout = measurements[0].layout
     assert grid == (layout.chunks * threads, layout.slabs, 1)
     assert constants["THREADS"] == threads == 256
-    passes = [measuring_cuda.evaluated(measurements) for _ in range(3)]
+    passes = [measuring.evaluated(measurements) for _ in range(3)]
     # 18 arrays of one layout, at most 16 together, and one of another.
     assert [rows.shape[0] for rows in passes[0]] == [16, 2, 1]
-    fields = measuring_cuda.fields_of(measurements, passes)
+    fields = measuring.fields_of(measurements, passes)
     assert len(fields) == len(arrays)
     assert fields[2]["channel_max"].shape == (3, 36)
     assert fields[0]["token_histogram"].shape == (3, 513)
     joining, grid, threads = started[-1]
     assert grid[0] // threads == 1 + joining["BIN_BLOCKS"] + 1
     assert joining["BIN_BLOCKS"] * joining["BINS_OF_BLOCK"] >= joining["BINS"]
-    measuring_cuda._measuring.cache_clear()
-    measuring_cuda._joining.cache_clear()
+    measuring._measuring.cache_clear()
+    measuring._joining.cache_clear()

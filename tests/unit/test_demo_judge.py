@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from ditquant.demo import shapes
-from ditquant.demo.judge import Scene, compare, judge, look
-from ditquant.demo.regions import connected_regions
+from demo_model import shapes
+from demo_model.judge import Scene, compare, judge, look
+from demo_model.regions import connected_regions
 
 PICTURES = 1000
 

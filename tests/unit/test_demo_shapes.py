@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditquant.demo import shapes
-from ditquant.demo.prompts import prompt_lists, to_csv
+from demo_model import shapes
+from demo_model.prompts import prompt_lists, to_csv
 from ditquant.planning.prompt_files import read_prompts
 
 PROMPTS = Path(__file__).parents[2] / "config" / "prompts"

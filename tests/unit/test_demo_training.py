@@ -14,9 +14,9 @@ import train_demo_latents
 import train_demo_mmdit
 import train_demo_pictures
 import train_demo_vae
+from demo_model import data, forward, network, optimizer, sampling, training
+from demo_model.prompts import to_csv
 from ditquant.backend import mx
-from ditquant.demo import data, forward, network, optimizer, sampling, training
-from ditquant.demo.prompts import to_csv
 from ditquant.models.load import load_mmdit, load_text_encoder, load_vae_decoder
 from ditquant.models.spec import read_spec
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ditquant.demo import shapes, vocabulary
-from ditquant.demo.data import load_tokenizer
+from demo_model import shapes, vocabulary
+from demo_model.data import load_tokenizer
 from ditquant.models.text import tokenize
 
 

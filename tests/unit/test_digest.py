@@ -20,7 +20,7 @@ def scripts(tmp_path):
 
 
 def digest_of(scripts: Path, name: str) -> str:
-    for cached in (digest.code_digest, digest._imports, digest._parsed):
+    for cached in (digest.code_digest, digest._parsed, digest._module_file):
         cached.cache_clear()
     return digest.code_digest(scripts / name)
 
@@ -55,6 +55,12 @@ def test_indirect_and_relative_imports_are_followed(scripts):
     assert "ditquant/models/text.py" not in files
 
 
+def test_the_judge_of_the_demo_model_counts_where_pictures_are_judged(scripts):
+    files = names(scripts, "evaluate_variant.py")
+    assert {"demo_model/judge.py", "demo_model/matching.py"} <= files
+    assert "demo_model/training.py" not in files
+
+
 def test_comments_docstrings_and_messages_change_nothing(scripts):
     stage = "generate_calibration.py"
     before = digest_of(scripts, stage)
@@ -81,7 +87,7 @@ def test_a_module_that_is_left_out_counts_no_more_with_what_only_it_imports(scri
     unused = ("checkpoint", "packed_blocks", "simulate", "quant_config")
     before = {names: digest_without(names) for names in ((), unused)}
     # Simulation and its configuration import the one, packed layers the other.
-    for name in ("ranges/single_tier.py", "checkpoints/quantized.py"):
+    for name in ("activations/single_tier.py", "checkpoints/quantized.py"):
         append(scripts / "ditquant" / name, "\nEXTRA = 1\n")
         assert digest_without(()) != before[()]
         assert digest_without(unused) == before[unused]

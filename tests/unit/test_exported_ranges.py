@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 import export_ranges
+from ditquant.activations.input_statistics import save_statistics
+from ditquant.activations.observe import measure_image
+from ditquant.activations.quant_config import load_quant_config
+from ditquant.activations.sigma_lookup import numbers_at
+from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
 from ditquant.artifacts import load_metadata, load_tensors, write_json
 from ditquant.backend import to_numpy
 from ditquant.checkpoints.exported_ranges import KIND
 from ditquant.network.diffusionkit import linear_path
-from ditquant.ranges.quant_config import load_quant_config
-from ditquant.ranges.sigma_lookup import numbers_at
-from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.statistics.input_statistics import save_statistics
-from ditquant.statistics.observe import measure_image
 from support.block_data import random_trajectory
 from support.models import build_network
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.fake_quantization import PortableQuantizer, fake_quantize, quantizer_of
+from ditquant.activations.sigma_lookup import Numbers, side_by_side
 from ditquant.backend import backend_name, device_arrays, mx, to_numpy
-from ditquant.ranges.sigma_lookup import Numbers, side_by_side
-from ditquant.simulation import fake_quantization_cuda
-from ditquant.simulation.fake_quantization import PortableQuantizer, fake_quantize, quantizer_of
-from ditquant.simulation.fake_quantization_cuda import CudaQuantizer
+from ditquant.kernels.cuda import fake_quantization as fake_quantization_cuda
+from ditquant.kernels.cuda.fake_quantization import CudaQuantizer
 
 KINDS = [("static", None), ("step", 8), ("step", 16)]
 KINDS += [("dynamic-tensor", None), ("dynamic-tensor", 16)]

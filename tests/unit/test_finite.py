@@ -11,6 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ditquant.activations.clip_search import measure_clip_errors
+from ditquant.activations.configs import clip_configs, make_config, tier_configs
+from ditquant.activations.observe import measure_image
+from ditquant.activations.velocity_sensitivity import error_gains, velocity_errors
 from ditquant.backend import mx, nn
 from ditquant.errors import UserError
 from ditquant.evaluation.block_errors import output_streams
@@ -20,10 +24,6 @@ from ditquant.models import text
 from ditquant.models.load import load_text_encoder, load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.network.sampling import decode, sample_euler, sigma_schedule
-from ditquant.ranges.configs import clip_configs, make_config, tier_configs
-from ditquant.simulation.clip_search import measure_clip_errors
-from ditquant.simulation.velocity_sensitivity import error_gains, velocity_errors
-from ditquant.statistics.observe import measure_image
 from ditquant.weights.block_io import boundary_streams, read_block
 from ditquant.weights.layer_inputs import second_moments
 from ditquant.weights.prefix import streams_after

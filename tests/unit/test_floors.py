@@ -10,11 +10,11 @@ import pytest
 LIBRARY = Path(__file__).parents[2] / "scripts" / "ditquant"
 # The lowest first; what several floors use lies in the library's own folder, below them all.
 FLOORS = [
-    "", "planning", "backend", "models", "network", "statistics", "ranges", "weights",
-    "checkpoints", "simulation", "evaluation", "plots", "report",
+    "", "planning", "backend", "models", "network", "activations", "weights",
+    "checkpoints", "evaluation", "plots", "report",
 ]  # fmt: skip
-# Stands beside the others.
-DEMO = {"", "backend", "models", "network", "demo"}
+# Beside the portable code that they equal: used by it, and use its types.
+KERNELS = {"", "backend", "activations", "weights", "kernels/cuda"}
 MODULES = sorted(LIBRARY.rglob("*.py"))
 
 
@@ -36,20 +36,25 @@ def imported_folders(path: Path) -> set[str]:
 
 
 def test_every_folder_is_a_floor():
-    assert {folder_of(path) for path in MODULES} == {*FLOORS, "demo"}
+    assert {folder_of(path) for path in MODULES} == {*FLOORS, "kernels", "kernels/cuda"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
 def test_an_import_never_goes_up(path):
     folder = folder_of(path)
     # Reading and writing files takes MLX's arrays, from the backend.
-    allowed = DEMO if folder == "demo" else {*FLOORS[: FLOORS.index(folder) + 1]}
+    if folder in ("kernels", "kernels/cuda"):
+        allowed = KERNELS
+    else:
+        allowed = {*FLOORS[: FLOORS.index(folder) + 1]}
+    if folder in ("activations", "weights", "checkpoints"):
+        allowed |= {"kernels/cuda"}
     if folder == "":
         allowed |= {"backend"}
     assert imported_folders(path) <= allowed
 
 
-@pytest.mark.parametrize("floor", FLOORS[1:])
+@pytest.mark.parametrize("floor", [*FLOORS[1:], "kernels/cuda"])
 def test_a_floor_lists_its_rooms(floor):
     listed = ast.get_docstring(ast.parse((LIBRARY / floor / "__init__.py").read_text("utf-8")))
     rooms = {path.stem for path in (LIBRARY / floor).glob("*.py")} - {"__init__"}
@@ -57,3 +62,15 @@ def test_a_floor_lists_its_rooms(floor):
                   word.strip(",").endswith("*") and room.startswith(word.strip(",*"))}  # fmt: skip
     missing = {room for room in rooms - by_pattern if room not in listed}
     assert not missing
+
+
+def test_the_library_does_not_know_the_demo_model():
+    importing = {
+        str(path.relative_to(LIBRARY))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        if name.split(".")[0] == "demo_model"
+    }
+    assert importing == set()

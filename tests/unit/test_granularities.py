@@ -8,19 +8,19 @@ import itertools
 import numpy as np
 import pytest
 
+from ditquant.activations.fake_quantization import fake_quantize_dynamic
+from ditquant.activations.input_statistics import save_statistics
+from ditquant.activations.intervals import GELU_LOW, largest_code, range_and_shift
+from ditquant.activations.polynomials import evaluate, least_squares, upper_fit, variable_of
+from ditquant.activations.quant_config import load_quant_config, parse_quant_config
+from ditquant.activations.segments import grouped, segment
+from ditquant.activations.sigma_lookup import Numbers, numbers_at
+from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
+from ditquant.activations.tiers import multi_tier
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.sampling import sigma_schedule
-from ditquant.ranges.intervals import GELU_LOW, largest_code, range_and_shift
-from ditquant.ranges.polynomials import evaluate, least_squares, upper_fit, variable_of
-from ditquant.ranges.quant_config import load_quant_config, parse_quant_config
-from ditquant.ranges.segments import grouped, segment
-from ditquant.ranges.sigma_lookup import Numbers, numbers_at
-from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.ranges.tiers import multi_tier
-from ditquant.simulation.fake_quantization import fake_quantize_dynamic
-from ditquant.statistics.input_statistics import save_statistics
 from support.activations import input_statistics, statistics
 
 STEPS = 10

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.backend import mx, to_numpy
-from ditquant.statistics import histogram
-from ditquant.statistics.histogram import (
+from ditquant.activations import histogram
+from ditquant.activations.histogram import (
     NUM_BINS,
     bin_centers,
     bin_edges,
@@ -17,6 +16,7 @@ from ditquant.statistics.histogram import (
     count_numbers_of_parts,
     quantile,
 )
+from ditquant.backend import mx, to_numpy
 
 
 def expected_counts(values: np.ndarray) -> np.ndarray:

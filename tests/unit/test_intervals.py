@@ -7,8 +7,8 @@ from math import erf
 import numpy as np
 import pytest
 
-from ditquant.backend import mx, to_numpy
-from ditquant.ranges.intervals import (
+from ditquant.activations.fake_quantization import fake_quantize, fake_quantize_dynamic
+from ditquant.activations.intervals import (
     GELU_LOW,
     SHIFTS,
     largest_code,
@@ -16,9 +16,9 @@ from ditquant.ranges.intervals import (
     range_and_shift,
     shift_errors,
 )
-from ditquant.ranges.single_tier import ScaleOptions, single_tier
-from ditquant.ranges.tiers import multi_tier
-from ditquant.simulation.fake_quantization import fake_quantize, fake_quantize_dynamic
+from ditquant.activations.single_tier import ScaleOptions, single_tier
+from ditquant.activations.tiers import multi_tier
+from ditquant.backend import mx, to_numpy
 from support.activations import input_statistics, statistics
 
 FIXED = [shift for shift in SHIFTS if shift != "error"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from demo_model import network, shapes, vocabulary
 from ditquant.backend import hub_files, import_diffusionkit, mx
-from ditquant.demo import network, shapes, vocabulary
 from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
 
 KEY = "argmaxinc/mlx-stable-diffusion-3-medium"

@@ -7,25 +7,25 @@ import copy
 import numpy as np
 import pytest
 
-from ditquant.artifacts import save_tensors
-from ditquant.backend import mx, to_numpy
-from ditquant.errors import UserError
-from ditquant.network.blocks import shared_input
-from ditquant.planning import settings
-from ditquant.ranges.configs import make_config, tier_configs
-from ditquant.ranges.intervals import largest_code
-from ditquant.ranges.learned_ranges import (
+from ditquant.activations.configs import make_config, tier_configs
+from ditquant.activations.fake_quantization import fake_quantize
+from ditquant.activations.intervals import largest_code
+from ditquant.activations.learned_ranges import (
     learned_intervals,
     load_intervals,
     reader_of,
     scaled_to_rows,
 )
-from ditquant.ranges.quant_config import parse_quant_config
-from ditquant.ranges.segments import grouped
-from ditquant.ranges.single_tier import ScaleOptions, single_tier
-from ditquant.ranges.tiers import TIER_BITS, multi_tier
-from ditquant.ranges.velocity_errors import Sensitivity
-from ditquant.simulation.fake_quantization import fake_quantize
+from ditquant.activations.quant_config import parse_quant_config
+from ditquant.activations.segments import grouped
+from ditquant.activations.single_tier import ScaleOptions, single_tier
+from ditquant.activations.tiers import TIER_BITS, multi_tier
+from ditquant.activations.velocity_errors import Sensitivity
+from ditquant.artifacts import save_tensors
+from ditquant.backend import mx, to_numpy
+from ditquant.errors import UserError
+from ditquant.network.blocks import shared_input
+from ditquant.planning import settings
 from ditquant.weights.lsq import ActivationQuantizer, quantize
 from support.activations import statistics
 from support.models import build_network

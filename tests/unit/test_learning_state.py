@@ -12,15 +12,15 @@ import pytest
 
 import optimize_block
 import tune_weights
+from ditquant.activations.input_statistics import KIND as STATISTICS
+from ditquant.activations.input_statistics import save_statistics
+from ditquant.activations.observe import measure_image
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors
 from ditquant.backend import mx
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory, save_trajectory
 from ditquant.network.diffusionkit import load_network
-from ditquant.statistics.input_statistics import KIND as STATISTICS
-from ditquant.statistics.input_statistics import save_statistics
-from ditquant.statistics.observe import measure_image
 from ditquant.weights import adaround, learning_state
 from ditquant.weights.block_files import BLOCK_WEIGHTS
 from ditquant.weights.block_io import BLOCK_IO

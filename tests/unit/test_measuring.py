@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations import measuring
+from ditquant.activations.histogram import count_bins
+from ditquant.activations.measuring import sum_of_squares
 from ditquant.backend import backend_name, mx, to_numpy
-from ditquant.statistics import measuring, measuring_cuda
-from ditquant.statistics.histogram import count_bins
-from ditquant.statistics.measuring import sum_of_squares
+from ditquant.kernels.cuda import measuring as measuring_cuda
 
 WAYS = [
     measuring,

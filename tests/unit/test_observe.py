@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.histogram import count_bins
+from ditquant.activations.input_statistics import merge, save_statistics
+from ditquant.activations.observe import measure_image, measured_steps
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.blocks import tapped
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import predict, sigma_schedule
-from ditquant.statistics.histogram import count_bins
-from ditquant.statistics.input_statistics import merge, save_statistics
-from ditquant.statistics.observe import measure_image, measured_steps
 from support.models import build_network
 
 STEPS = [0, 2, 4]

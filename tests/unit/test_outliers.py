@@ -12,14 +12,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ditquant.activations.fake_quantization import fake_quantize, fake_quantize_dynamic
+from ditquant.activations.intervals import range_and_shift
+from ditquant.activations.quant_config import load_quant_config
+from ditquant.activations.sigma_lookup import numbers_at
+from ditquant.activations.single_tier import CONFIG_FORMAT, ScaleOptions, single_tier
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, nn, to_numpy
 from ditquant.network.sampling import sigma_schedule
-from ditquant.ranges.intervals import range_and_shift
-from ditquant.ranges.quant_config import load_quant_config
-from ditquant.ranges.sigma_lookup import numbers_at
-from ditquant.ranges.single_tier import CONFIG_FORMAT, ScaleOptions, single_tier
-from ditquant.simulation.fake_quantization import fake_quantize, fake_quantize_dynamic
 from support.activations import statistics
 
 CHANNELS, OUTLIERS, TIMES, DRIFT = 400, 8, 20.0, 10.0

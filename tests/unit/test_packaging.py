@@ -204,7 +204,7 @@ def third_party_imports(path: Path) -> set[str]:
             names.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add((node.module or "").split(".")[0])
-    names -= {*sys.stdlib_module_names, "ditquant", "snakemake"}
+    names -= {*sys.stdlib_module_names, "ditquant", "demo_model", "snakemake"}
     return {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in names}
 
 

@@ -11,7 +11,7 @@ from ditquant.backend import backend_name, mx, nn
 from ditquant.checkpoints import packed_blocks
 from ditquant.checkpoints.packed_blocks import blocks_unpacked
 from ditquant.checkpoints.quantized import PackedLinear, unpack
-from ditquant.checkpoints.unpacking_cuda import can_unpack, unpack_parts
+from ditquant.kernels.cuda.unpacking import can_unpack, unpack_parts
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import set_linear
 from ditquant.network.diffusionkit import load_network

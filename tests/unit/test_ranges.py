@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.fake_quantization import fake_quantize
+from ditquant.activations.intervals import clip_limits, largest_code, range_and_shift
+from ditquant.activations.single_tier import single_tier
+from ditquant.activations.tiers import multi_tier, tier_of
 from ditquant.backend import mx, to_numpy
-from ditquant.ranges.intervals import clip_limits, largest_code, range_and_shift
-from ditquant.ranges.single_tier import single_tier
-from ditquant.ranges.tiers import multi_tier, tier_of
-from ditquant.simulation.fake_quantization import fake_quantize
 from support.activations import input_statistics, statistics
 
 

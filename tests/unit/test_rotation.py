@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.fake_quantization import fake_quantize
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import is_accelerated, mx, nn, to_numpy
 from ditquant.checkpoints.checkpoint import (
@@ -22,7 +23,6 @@ from ditquant.network.blocks import shared_input, tapped
 from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import predict
 from ditquant.planning import settings
-from ditquant.simulation.fake_quantization import fake_quantize
 from ditquant.weights.grids import Grid, dequantize
 from ditquant.weights.other_linears import round_to_nearest
 from ditquant.weights.recipes import quantize_block

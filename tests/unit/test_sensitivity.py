@@ -9,19 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ditquant.activations.budget import allocate
+from ditquant.activations.configs import make_config
+from ditquant.activations.input_statistics import save_statistics
+from ditquant.activations.intervals import predicted_error, range_and_shift
+from ditquant.activations.quant_config import load_quant_config
+from ditquant.activations.sensitivity import input_gains
+from ditquant.activations.sigma_lookup import numbers_at
+from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions
+from ditquant.activations.tiers import multi_tier
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx
 from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
-from ditquant.ranges.budget import allocate
-from ditquant.ranges.configs import make_config
-from ditquant.ranges.intervals import predicted_error, range_and_shift
-from ditquant.ranges.quant_config import load_quant_config
-from ditquant.ranges.sensitivity import input_gains
-from ditquant.ranges.sigma_lookup import numbers_at
-from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions
-from ditquant.ranges.tiers import multi_tier
-from ditquant.statistics.input_statistics import save_statistics
 from support.activations import statistics
 from support.models import build_network
 

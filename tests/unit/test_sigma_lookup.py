@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.ranges.quant_config import parse_quant_config
-from ditquant.ranges.sigma_lookup import SigmaLookup, numbers_along, numbers_at, side_by_side
-from ditquant.ranges.single_tier import GRANULARITIES, ScaleOptions, single_tier
+from ditquant.activations.quant_config import parse_quant_config
+from ditquant.activations.sigma_lookup import SigmaLookup, numbers_along, numbers_at, side_by_side
+from ditquant.activations.single_tier import GRANULARITIES, ScaleOptions, single_tier
 from support.activations import statistics
 
 STEPS = 6

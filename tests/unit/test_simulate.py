@@ -7,18 +7,18 @@ import copy
 import numpy as np
 import pytest
 
+from ditquant.activations import simulate as simulation_module
+from ditquant.activations.fake_quantization import PortableQuantizer, fake_quantize
+from ditquant.activations.observe import measure_image
+from ditquant.activations.quant_config import load_quant_config
+from ditquant.activations.simulate import simulated_activations
+from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.blocks import tapped
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import initial_latents, sample_euler, sigma_schedule
-from ditquant.ranges.quant_config import load_quant_config
-from ditquant.ranges.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.simulation import simulate as simulation_module
-from ditquant.simulation.fake_quantization import PortableQuantizer, fake_quantize
-from ditquant.simulation.simulate import simulated_activations
-from ditquant.statistics.observe import measure_image
 from support.models import build_network
 
 STEPS = 6
@@ -325,9 +325,9 @@ def test_errors_of_inputs_are_measured_by_sigma(model, conditioning, tmp_path, d
 
 
 def test_the_measured_error_is_that_of_the_input():
-    import ditquant.simulation.simulate as simulate_module
+    import ditquant.activations.simulate as simulate_module
+    from ditquant.activations.quant_config import LayerConfig, QuantConfig
     from ditquant.network.blocks import Linear
-    from ditquant.ranges.quant_config import LayerConfig, QuantConfig
 
     layer = LayerConfig("a", 3, (8,), (0.5,), (0.0,))
     config = QuantConfig("m", (1.0,), {"a": layer}, "static", (0,))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from demo_model.shapes import sample_caption
 from ditquant.backend import mx
-from ditquant.demo.shapes import sample_caption
 from ditquant.models.load import load_text_encoder
 from ditquant.models.spec import read_spec
 from ditquant.models.text import encode_texts, token_batch, tokenize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.single_tier import CONFIG_FORMAT
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors, quantization_config
@@ -13,7 +14,6 @@ from ditquant.evaluation.variants import NOISE_FLOOR, open_variant
 from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import sigma_schedule, velocity_at
-from ditquant.ranges.single_tier import CONFIG_FORMAT
 from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
 from ditquant.weights.rounding import nearest_codes
 from support.models import parameters, write_folder

@@ -5,26 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.artifacts import read_json
-from ditquant.backend import to_numpy
-from ditquant.errors import UserError
-from ditquant.network.sampling import velocity_at
-from ditquant.ranges.configs import make_config, tier_configs
-from ditquant.ranges.single_tier import CONFIG_FORMAT
-from ditquant.ranges.velocity_errors import (
+from ditquant.activations.configs import make_config, tier_configs
+from ditquant.activations.observe import measure_image
+from ditquant.activations.simulate import simulated_activations
+from ditquant.activations.single_tier import CONFIG_FORMAT
+from ditquant.activations.velocity_errors import (
     Sensitivity,
     latent_errors,
     load_sensitivity,
     save_sensitivity,
 )
-from ditquant.simulation.simulate import simulated_activations
-from ditquant.simulation.velocity_sensitivity import (
+from ditquant.activations.velocity_sensitivity import (
     error_gains,
     gain_steps,
     measure_sensitivity,
     total_passes,
 )
-from ditquant.statistics.observe import measure_image
+from ditquant.artifacts import read_json
+from ditquant.backend import to_numpy
+from ditquant.errors import UserError
+from ditquant.network.sampling import velocity_at
 from support.block_data import random_trajectory
 from support.models import build_network
 
@@ -252,7 +252,7 @@ def test_the_scripts_measure_and_choose(tmp_path, tiny_calibration):
 def tiny_calibration(tmp_path, trajectory, monkeypatch, model, statistics):
     """Model parameters, a trajectory file and a statistics file, of the tiny model."""
     import measure_sensitivity as script
-    from ditquant.statistics.input_statistics import save_statistics
+    from ditquant.activations.input_statistics import save_statistics
 
     monkeypatch.setattr(script, "load_measured", lambda *model_and_checkpoint: (None, model))
     monkeypatch.setattr(script, "load_trajectory", lambda path: trajectory)

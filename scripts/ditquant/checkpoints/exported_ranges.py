@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from ..activations.input_statistics import Statistics
+from ..activations.quant_config import LayerConfig, QuantConfig
+from ..activations.segments import grouped
+from ..activations.sigma_lookup import numbers_along
+from ..activations.single_tier import DYNAMIC
 from ..backend import mx
 from ..network.diffusionkit import linear_path
-from ..ranges.quant_config import LayerConfig, QuantConfig
-from ..ranges.segments import grouped
-from ..ranges.sigma_lookup import numbers_along
-from ..ranges.single_tier import DYNAMIC
-from ..statistics.input_statistics import Statistics
 from ..weights.rotation import signs
 
 KIND = "ditquant.input_ranges"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_name, mx, nn
+from ..kernels.cuda.unpacking import can_unpack, unpack_parts
 from ..network.blocks import Block, Linear, Network, Streams, set_linear
 from ..weights.grids import Packed
 from ..weights.rotation import RotatedLinear
 from .quantized import PackedLinear, unpack
-from .unpacking_cuda import can_unpack, unpack_parts
 
 _NO_WEIGHT = mx.array(0.0)
 

@@ -20,6 +20,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..activations.quant_config import load_quant_config
+from ..activations.simulate import simulated_activations
 from ..backend import mx
 from ..checkpoints.checkpoint import load_quantized
 from ..checkpoints.packed_blocks import blocks_unpacked
@@ -28,8 +30,6 @@ from ..models.spec import ModelSpec
 from ..network.blocks import Linear, Network, tapped
 from ..network.diffusionkit import load_network
 from ..planning.variant_names import FULL, WEIGHT_KINDS, split_variant
-from ..ranges.quant_config import load_quant_config
-from ..simulation.simulate import simulated_activations
 
 NOISE_FLOOR = "noise-floor"
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
-from ..statistics.input_statistics import Statistics
+from ..activations.input_statistics import Statistics
 from .activation_maxima import MAX_LABEL
 from .activation_panels import (
     BLUE,

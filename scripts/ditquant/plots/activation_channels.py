@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..statistics.input_statistics import InputStatistics, Statistics
+from ..activations.input_statistics import InputStatistics, Statistics
 from .activation_panels import (
     BLUE,
     PAGE_WIDTH,

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..ranges.intervals import largest_code, positive_share
-from ..ranges.sigma_lookup import Numbers
-from ..ranges.single_tier import DYNAMIC
-from ..statistics.histogram import bin_edges
-from ..statistics.input_statistics import InputStatistics
+from ..activations.histogram import bin_edges
+from ..activations.input_statistics import InputStatistics
+from ..activations.intervals import largest_code, positive_share
+from ..activations.sigma_lookup import Numbers
+from ..activations.single_tier import DYNAMIC
 
 _GRANULARITIES = {
     "static": "one scale for each layer",

@@ -11,11 +11,11 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..ranges.quant_config import QuantConfig, parse_quant_config
-from ..ranges.sigma_lookup import numbers_along
-from ..ranges.single_tier import DYNAMIC
-from ..statistics.histogram import NUM_BINS, bin_edges
-from ..statistics.input_statistics import Statistics
+from ..activations.histogram import NUM_BINS, bin_edges
+from ..activations.input_statistics import Statistics
+from ..activations.quant_config import QuantConfig, parse_quant_config
+from ..activations.sigma_lookup import numbers_along
+from ..activations.single_tier import DYNAMIC
 from .activation_density import Codes, Distribution, codes_of, distribution, entropy, made_by
 from .activation_panels import (
     BLUE,

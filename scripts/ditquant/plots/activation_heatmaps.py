@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from ..ranges.quant_config import parse_quant_config
-from ..ranges.sigma_lookup import numbers_along
-from ..ranges.tiers import TIER_BITS
-from ..statistics.input_statistics import Statistics
+from ..activations.input_statistics import Statistics
+from ..activations.quant_config import parse_quant_config
+from ..activations.sigma_lookup import numbers_along
+from ..activations.tiers import TIER_BITS
 from .activation_panels import (
     PAGE_WIDTH,
     SIGMA,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..statistics.input_statistics import Statistics
+from ..activations.input_statistics import Statistics
 from .activation_panels import (
     PAGE_WIDTH,
     SIGMA,

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ..statistics.input_statistics import Statistics
+from ..activations.input_statistics import Statistics
 from .charts import log_axis
 
 _KINDS = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..statistics.input_statistics import Statistics
+from ..activations.input_statistics import Statistics
 from .activation_channels import draw_channels, draw_outliers
 from .activation_distributions import draw_distributions, draw_ranges
 from .activation_heatmaps import draw_heatmap, draw_tiers, draw_variability

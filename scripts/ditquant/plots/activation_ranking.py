@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..statistics.input_statistics import InputStatistics, Statistics
+from ..activations.input_statistics import InputStatistics, Statistics
 
 # A channel counts as an outlier above this multiple of its layer's median channel.
 OUTLIER = 4.0

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..ranges.intervals import largest_code
-from ..ranges.quant_config import QuantConfig, parse_quant_config
-from ..ranges.sigma_lookup import Numbers, numbers_along
-from ..ranges.single_tier import DYNAMIC
-from ..statistics.histogram import quantile
-from ..statistics.input_statistics import InputStatistics, Statistics
+from ..activations.histogram import quantile
+from ..activations.input_statistics import InputStatistics, Statistics
+from ..activations.intervals import largest_code
+from ..activations.quant_config import QuantConfig, parse_quant_config
+from ..activations.sigma_lookup import Numbers, numbers_along
+from ..activations.single_tier import DYNAMIC
 from .activation_density import codes_of, made_by
 from .activation_panels import (
     PAGE_WIDTH,

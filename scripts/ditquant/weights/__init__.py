@@ -4,7 +4,7 @@ grids, rounding, rounding_kernels
                             codes and their values; the soft rounding of AdaRound
 gptq, awq, adaround, lsq, joint_steps, roundings, other_linears
                             how codes are chosen
-balance, balance_factors, balance_search, block_balance, rotation, rotation_cuda
+balance, balance_factors, balance_search, block_balance, rotation
                             what is done to channels before
 block_io, prefix, block_files, layer_inputs
                             what a block's job reads and writes

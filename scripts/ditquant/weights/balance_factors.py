@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..activations.input_statistics import InputStatistics, Statistics
 from ..backend import mx, to_numpy
-from ..statistics.input_statistics import InputStatistics, Statistics
 from .balance import Fold
 
 

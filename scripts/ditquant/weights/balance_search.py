@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from ..activations.intervals import largest_code
 from ..backend import mx
-from ..ranges.single_tier import largest_code
 from .awq import awq_factors, mean_magnitude
 from .balance_factors import smoothquant_factors, weight_absmax
 from .grids import Grid, fit_scales, steps_of, values_of

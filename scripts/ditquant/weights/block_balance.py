@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..activations.input_statistics import Statistics
 from ..backend import mx
 from ..network.blocks import shared_input
-from ..statistics.input_statistics import Statistics
 from .balance import Balance, Fold, apply_balance, balanced_parameters, folds
 from .balance_factors import csb_factors, fold_absmax, weight_absmax
 from .balance_search import Choice, Reader, choose_awq_strength, choose_factors, choose_strength

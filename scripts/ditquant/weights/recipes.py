@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..activations.input_statistics import Statistics
 from ..backend import mx
 from ..planning.layer_bits import layer_bits
-from ..statistics.input_statistics import Statistics
 from .block_balance import balanced_block
 from .divergence import Diverged, check_error, check_finite
 from .grids import Grid, Packed, pack

@@ -30,8 +30,8 @@ import numpy as np
 
 from ..backend import backend_name, compiled, device_arrays, mx, nn
 from ..errors import UserError
+from ..kernels.cuda.rotation import rotation_of_size
 from ..network.blocks import Linear, Network, shared_input
-from .rotation_cuda import rotation_of_size
 
 
 @cache

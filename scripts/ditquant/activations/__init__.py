@@ -1,0 +1,18 @@
+"""The activation track: from what linears read to scales by sigma, and what those do.
+
+histogram, input_statistics, observe, measuring, summary
+                            what linears read, measured along trajectories and added up exactly
+intervals, channel_ranges, learned_ranges, clip_errors
+                            where a range ends, and its middle
+segments, polynomials       how ranges follow sigma
+single_tier                 one number of bits for all layers
+tiers, sensitivity, velocity_errors, budget
+                            4, 6 or 8 bits by threshold or by error
+configs, quant_config, sigma_lookup
+                            a configuration as the workflow asks for it, its file, and what that
+                            says at any sigma
+fake_quantization, simulate activations quantized and dequantized in front of each linear
+clip_search, velocity_sensitivity
+                            what shorter ranges do to what linears compute, and what each input
+                            alone does to the velocity
+"""

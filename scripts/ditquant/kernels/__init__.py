@@ -1,0 +1,1 @@
+"""Kernels of our own, for what MLX's are slow at: `cuda`."""
