@@ -7,8 +7,9 @@ from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
 from ditquant.network.diffusionkit import load_network
+from ditquant.network.sampling import strided_steps
 from ditquant.progress import track
-from ditquant.weights.block_io import BLOCK_IO, boundary_streams, cached_steps, join_steps
+from ditquant.weights.block_io import BLOCK_IO, boundary_streams, join_steps
 
 
 def main(trajectory: str, output: str, model: dict, stride: int) -> None:
@@ -19,7 +20,7 @@ def main(trajectory: str, output: str, model: dict, stride: int) -> None:
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_network(spec, DTYPES[model["dtype"]])
     path = load_trajectory(trajectory)
-    steps = cached_steps(path.num_steps, stride)
+    steps = strided_steps(path.num_steps, stride)
     passes = (boundary_streams(network, path, step) for step in steps)
     tensors = join_steps(track(passes, "block inputs and outputs", len(steps)))
     tensors["sigmas"] = path.sigmas[mx.array(steps)]

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from ditquant.activations.input_statistics import save_statistics
-from ditquant.activations.observe import measure_image, measured_steps
+from ditquant.activations.observe import measure_image
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
 
 
@@ -29,7 +30,7 @@ def main(
     measured_model = spec.name if checkpoint is None else f"{spec.name} by recipe {recipe}"
     stored = load_trajectory(trajectory)
     image = Path(trajectory).stem
-    steps = measured_steps(stored.num_steps, stride)
+    steps = strided_steps(stored.num_steps, stride)
     label = f"activations of image {image}" + (f" by {recipe}" if recipe else "")
     with ticking(label, len(steps)) as tick:
         measured = measure_image(network, stored, steps, measured_model, image, tick)

@@ -7,10 +7,10 @@ from ditquant.activations.clip_errors import save_clip_errors
 from ditquant.activations.clip_search import measure_clip_errors
 from ditquant.activations.configs import clip_configs
 from ditquant.activations.input_statistics import load_statistics
-from ditquant.activations.observe import measured_steps
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
 
 
@@ -30,7 +30,7 @@ def main(
     """
     _, network = load_measured(model, checkpoint)
     stored, image = load_trajectory(trajectory), Path(trajectory).stem
-    steps = measured_steps(stored.num_steps, asked["clips"]["stride"])
+    steps = strided_steps(stored.num_steps, asked["clips"]["stride"])
     configs = clip_configs(load_statistics(statistics), asked)
     with ticking("forward passes with shorter ranges", len(steps)) as tick:
         found = measure_clip_errors(network, stored, image, steps, configs, tick)

@@ -7,12 +7,12 @@ from ditquant.activations.clip_errors import load_clip_errors
 from ditquant.activations.configs import tier_configs
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.learned_ranges import load_intervals
-from ditquant.activations.observe import measured_steps
 from ditquant.activations.velocity_errors import save_sensitivity
 from ditquant.activations.velocity_sensitivity import measure_sensitivity, total_passes
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
 from ditquant.provenance import check_options
 
@@ -40,7 +40,7 @@ def main(
         check_options(path, output, asked=asked)
     _, network = load_measured(model, checkpoint)
     stored = load_trajectory(trajectory)
-    steps = measured_steps(stored.num_steps, asked["tiers"]["stride"])
+    steps = strided_steps(stored.num_steps, asked["tiers"]["stride"])
     measured = load_statistics(statistics)
     intervals = load_intervals(learned, learned_bits, measured.input_of)
     tried = load_clip_errors(clips) if clips else None

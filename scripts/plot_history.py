@@ -4,8 +4,6 @@ from ditquant.artifacts import read_json, write_file
 from ditquant.job import job
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.history_plots import draw_histories
-from ditquant.report.block_report import TUNING_FORMAT
-from ditquant.report.what_was_run import BLOCK_FORMAT
 
 
 def main(results: list[str], png: str, svg: str, recipe: str, tuned: str | None = None) -> None:
@@ -14,8 +12,10 @@ def main(results: list[str], png: str, svg: str, recipe: str, tuned: str | None 
     Args:
         tuned: result of the recipe's tuning, if it is tuned.
     """
-    tuning = read_json(tuned, TUNING_FORMAT) if tuned else None
-    chart = draw_histories(recipe, [read_json(path, BLOCK_FORMAT) for path in results], tuning)
+    tuning = read_json(tuned, "ditquant.tuning") if tuned else None
+    chart = draw_histories(
+        recipe, [read_json(path, "ditquant.block_result") for path in results], tuning
+    )
     write_file(png, as_png(chart), "ditquant.plot")
     write_file(svg, as_svg(chart).encode(), "ditquant.plot")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ditquant.artifacts import read_json, write_file, write_text
 from ditquant.evaluation.table import FORMAT, TIMING, summary_csv, summary_row
-from ditquant.job import LOG, job
+from ditquant.job import LOG, run_script
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.evaluation_charts import CHARTS
 from ditquant.provenance import check_alike
@@ -12,6 +12,7 @@ from ditquant.readable import fmt
 
 
 def main(
+    *,
     evaluations: list[str],
     timings: list[str],
     summary: str,
@@ -44,18 +45,10 @@ def main(
             if row["baseline"]
             else "",
         )
-    for path in map(Path, plots):
-        chart = CHARTS[path.stem].draw(documents)
-        write_file(path, as_svg(chart).encode(), "ditquant.plot")
-        write_file(path.with_suffix(".png"), as_png(chart), "ditquant.plot")
+    for plot in map(Path, plots):
+        chart = CHARTS[plot.stem].draw(documents)
+        write_file(plot, as_svg(chart).encode(), "ditquant.plot")
+        write_file(plot.with_suffix(".png"), as_png(chart), "ditquant.plot")
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            snakemake.input.evaluations,
-            snakemake.input.timings,
-            snakemake.output.summary,
-            snakemake.output.plots,
-            snakemake.params.baselines,
-        )
+run_script(main, globals())

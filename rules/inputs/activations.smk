@@ -142,7 +142,7 @@ def config_model(wildcards):
 
 def config_code(wildcards):
     weighs = weighting(config_name(wildcards)) == "output"
-    return code("analyze_activations.py", [] if weighs else ["checkpoint", "load"])
+    return code("analyze_activations.py", [] if weighs else ["measured_model"])
 
 
 # What each plot of `activation_plots.PLOTS` needs beside the statistics; that module is not imported

@@ -3,7 +3,7 @@
 Snakemake redirects nothing for scripts, so the log is opened here. A `UserError` ends the job with
 its message alone; anything else is a bug and leaves its traceback in the log.
 
-A script is a function `main` that takes keywords, and `run(main, globals())` as its last line.
+A script is a function `main` that takes keywords, and ends with `run_script(main, globals())`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _named(snakemake: Any, section: str) -> dict[str, Any]:
 def arguments(
     main: Callable[..., None], snakemake: Any, chosen: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The keywords that `run` calls `main` with.
+    """The keywords that `run_script` calls `main` with.
 
     Raises:
         TypeError: a keyword without a default that the rule does not have, or has twice.
@@ -80,7 +80,7 @@ def arguments(
     return found
 
 
-def run(main: Callable[..., None], script: Mapping[str, Any], **chosen: str) -> None:
+def run_script(main: Callable[..., None], script: Mapping[str, Any], **chosen: str) -> None:
     """Calls a script's `main` for the job that Snakemake runs it for; does nothing elsewhere.
 
     Args:

@@ -6,7 +6,8 @@ import pytest
 
 from ditquant.artifacts import load_tensors
 from ditquant.backend import mx
-from ditquant.weights.block_io import BLOCK_IO, cached_steps, read_block
+from ditquant.network.sampling import strided_steps
+from ditquant.weights.block_io import BLOCK_IO, read_block
 from support.block_data import TEXT_TOKENS, write_block_io
 from support.models import build_network
 
@@ -89,4 +90,4 @@ def test_streams_before_a_unified_block_are_text_then_image(tmp_path):
     [(50, 5, list(range(0, 50, 5))), (7, 3, [0, 3, 6]), (4, 4, [0])],
 )
 def test_cached_steps(num_steps, stride, steps):
-    assert cached_steps(num_steps, stride) == steps
+    assert strided_steps(num_steps, stride) == steps

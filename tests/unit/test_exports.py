@@ -19,7 +19,7 @@ from ditquant.checkpoints.checkpoint import load_quantized
 from ditquant.checkpoints.exports import EXPORTS, KIND, export_checkpoint
 from ditquant.errors import UserError
 from ditquant.models.load import load_vae_decoder, load_vae_encoder, mmdit_config
-from ditquant.models.spec import read_spec
+from ditquant.models.spec import Model, read_spec
 from ditquant.network.diffusionkit import DiffusionKitNetwork, load_network
 from ditquant.network.sampling import predict
 from ditquant.weights.grids import Grid, dequantize
@@ -118,7 +118,9 @@ def stock(spec, tmp_path, monkeypatch):
 
 def export(config, model, tmp_path, name):
     path = tmp_path / f"{name}.safetensors"
-    export_weights.main(str(config), str(path), model, name)
+    export_weights.main(
+        config=str(config), weights=str(path), model=Model.parse(model), export=name
+    )
     return path
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,12 +222,12 @@ def test_a_variant_is_told_at_the_references_latents(loud, trajectory, tmp_path)
         )  # fmt: skip
     shard = str(write_conditioning(tmp_path / "evaluation-000.safetensors"))
     plan = {
-        "prompts": [{"text": "a", "row": 0}], "seed": 7, "num_steps": STEPS, "cfg_weight": 4.0,
+        "prompts": [{"text": "a", "negative": "", "row": 0}],
+        "seed": 7, "num_steps": STEPS, "cfg_weight": 4.0,
         "image_size": [64, 64], "batch_size": 1,
     }  # fmt: skip
     latents = np.array(trajectory.latents[None, :1])
-    outputs = output_streams(
-        loud, lambda *step: None, read_setting(plan, [shard]), latents, np.array(sigmas), HALF
-    )
+    setting = read_setting(plan, [shard], [Path(shard).name])
+    outputs = output_streams(loud, lambda *step: None, setting, latents, np.array(sigmas), HALF)
     with told("the stream mm01.img", "behind its block at step 1"):
         list(outputs)

@@ -7,12 +7,12 @@ import pytest
 
 from ditquant.activations.histogram import count_bins
 from ditquant.activations.input_statistics import merge, save_statistics
-from ditquant.activations.observe import measure_image, measured_steps
+from ditquant.activations.observe import measure_image
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.blocks import tapped
 from ditquant.network.calibration import Conditioning, Trajectory
-from ditquant.network.sampling import predict, sigma_schedule
+from ditquant.network.sampling import predict, sigma_schedule, strided_steps
 from support.models import build_network
 
 STEPS = [0, 2, 4]
@@ -54,8 +54,8 @@ def inputs_at(model, path: Trajectory, step: int) -> dict[str, np.ndarray]:
 
 
 def test_measured_steps_start_at_the_first():
-    assert measured_steps(50, 20) == [0, 20, 40]
-    assert measured_steps(5, 1) == [0, 1, 2, 3, 4]
+    assert strided_steps(50, 20) == [0, 20, 40]
+    assert strided_steps(5, 1) == [0, 1, 2, 3, 4]
 
 
 def test_every_linear_is_measured_and_shared_inputs_once(model, measured):
@@ -95,7 +95,7 @@ def test_statistics_are_those_of_the_inputs(model, measured):
             assert np.abs(found.histogram[row] - expected).sum() <= max(2, values.size // 1000)
 
 
-def test_sigmas_are_those_of_the_measured_steps(measured):
+def test_sigmas_are_those_of_the_strided_steps(measured):
     assert measured.steps == tuple(STEPS)
     np.testing.assert_array_equal(measured.sigmas, np.array(trajectory(0).sigmas)[STEPS])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from ditquant.backend import mx
 from ditquant.evaluation.trajectories import (
     NOISE_OFFSET,
     count_parameters,
+    kept_steps,
     load_run,
-    measured_steps,
     read_setting,
     run_captions,
     save_run,
@@ -47,14 +48,14 @@ def shard(tmp_path_factory):
 
 def setting_of(shard: str, batch_size: int):
     plan = {
-        "prompts": [{"text": f"caption {row}", "row": row} for row in range(3)],
+        "prompts": [{"text": f"caption {row}", "negative": "", "row": row} for row in range(3)],
         "seed": 7,
         "num_steps": STEPS,
         "cfg_weight": 4.0,
         "image_size": [64, 64],
         "batch_size": batch_size,
     }
-    return read_setting(plan, [shard] * 3)
+    return read_setting(plan, [shard], [Path(shard).name] * 3)
 
 
 def run_of(spec, shard, batch_size=2, before_step=leave_alone, forced_at=None):
@@ -104,13 +105,13 @@ def test_before_step_sees_every_forward_pass(spec, shard, reference):
            forced_at=reference[0].latents)  # fmt: skip
     sigmas = [round(s, 4) for s in np.array(sigma_schedule(STEPS, spec.shift)).tolist()]
     free = list(enumerate(sigmas[:-1]))
-    forced = [(step, sigmas[step]) for step in measured_steps(STEPS)]
+    forced = [(step, sigmas[step]) for step in kept_steps(STEPS)]
     assert seen == (free + forced) * 2  # two batches
 
 
 def test_measured_steps_start_with_the_first():
-    assert measured_steps(28) == [0, 4, 8, 12, 16, 20, 24]
-    assert measured_steps(2) == [0]
+    assert kept_steps(28) == [0, 4, 8, 12, 16, 20, 24]
+    assert kept_steps(2) == [0]
 
 
 def test_a_run_comes_back_from_its_file(tmp_path, reference):

@@ -23,11 +23,6 @@ from . import measuring
 from .input_statistics import InputStatistics, Statistics, of_one_image, to_fixed
 
 
-def measured_steps(num_steps: int, stride: int) -> list[int]:
-    """Every stride-th step from the first: 0, stride, 2 stride, ..."""
-    return list(range(0, num_steps, stride))
-
-
 def backend_measuring() -> ModuleType:
     """`measuring`, or what has the same functions for this backend."""
     return measuring_cuda if backend_name() == "cuda" else measuring

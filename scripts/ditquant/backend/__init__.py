@@ -1,4 +1,4 @@
-"""The platform room: the only place that knows what MLX and DiffusionKit need to run.
+"""The platform: the only place that knows what MLX and DiffusionKit need to run.
 
 Every other module takes `mx` and `nn` from here, because what is done on import (a real BLAS
 before the first `import mlx`) only works when it happens first.

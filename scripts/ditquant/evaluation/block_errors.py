@@ -25,7 +25,7 @@ from ..metrics import decibels
 from ..network.blocks import Network, boundaries
 from ..network.calibration import load_conditioning
 from ..network.sampling import predict
-from .trajectories import BeforeStep, Setting, measured_steps
+from .trajectories import BeforeStep, Setting, kept_steps
 
 REFERENCE_BLOCKS = "ditquant.reference_blocks"
 BLOCK_CAPTIONS = 4
@@ -110,7 +110,7 @@ def output_streams(
     with _watched(network, streams):
         for rows in _batches(setting):
             conditioning = load_conditioning(setting.shards[rows], setting.rows[rows], False, dtype)
-            for column, step in enumerate(measured_steps(setting.num_steps)):
+            for column, step in enumerate(kept_steps(setting.num_steps)):
                 before_step(step, float(sigmas[step]))
                 predict(
                     network,
@@ -143,7 +143,7 @@ def stacked(outputs: Iterable[Outputs]) -> dict[str, mx.array]:
 
 def num_passes(setting: Setting) -> int:
     """How many forward passes `output_streams` makes."""
-    return len(_batches(setting)) * len(measured_steps(setting.num_steps))
+    return len(_batches(setting)) * len(kept_steps(setting.num_steps))
 
 
 def block_sqnr(

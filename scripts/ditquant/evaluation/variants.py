@@ -51,7 +51,7 @@ class Variant:
     before_step: BeforeStep
 
 
-def _nothing(index: int, sigma: float) -> None:
+def leave_alone(index: int, sigma: float) -> None:
     """`before_step` of a variant whose activations are left alone."""
 
 
@@ -66,12 +66,12 @@ def _round_input(linear: Linear, x: mx.array) -> mx.array:
 @contextmanager
 def _noise_floor(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[Variant]:
     if dtype != mx.float32:
-        yield Variant(load_network(spec, mx.float32), mx.float32, _nothing)
+        yield Variant(load_network(spec, mx.float32), mx.float32, leave_alone)
         return
     network = load_network(spec, dtype)
     network.module.apply(_through_float16)
     with tapped(network.linears, _round_input):
-        yield Variant(network, dtype, _nothing)
+        yield Variant(network, dtype, leave_alone)
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def open_variant(
         network = load_quantized(spec, Path(checkpoint).parent, dtype, packed=kind == "native")
     if recipe is None or kind in WEIGHT_KINDS:
         with blocks_unpacked(network) if kind == "native" else nullcontext():
-            yield Variant(network, dtype, _nothing)
+            yield Variant(network, dtype, leave_alone)
         return
     if quant_config is None:
         raise UserError(f"Variant {name} needs an activation configuration (quant_config.json).")

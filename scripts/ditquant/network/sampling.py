@@ -7,7 +7,7 @@ where they are, and an observer sees every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,12 @@ def sigma_schedule(num_steps: int, shift: float) -> mx.array:
     return mx.array([sigma(timestep) for timestep in timesteps] + [0.0])
 
 
-def latent_shape(image_size: tuple[int, int], channels: int = 16) -> tuple[int, int, int, int]:
+def strided_steps(num_steps: int, stride: int) -> list[int]:
+    """Every `stride`-th step from the first: 0, stride, 2 stride, ..."""
+    return list(range(0, num_steps, stride))
+
+
+def latent_shape(image_size: Sequence[int], channels: int = 16) -> tuple[int, int, int, int]:
     """(1, height / 8, width / 8, channels) for an image of (height, width) pixels."""
     height, width = image_size
     return (1, height // 8, width // 8, channels)

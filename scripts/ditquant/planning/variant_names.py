@@ -1,7 +1,7 @@
 """What can be drawn: recipes' weights, activation configurations, and the variants of both.
 
 A variant is `full`, or what the weights are and what is done with the activations, joined by a
-hyphen: "adaround-weights", "best-native", "adaround-a8", "full-a6". The workflow asks this room
+hyphen: "adaround-weights", "best-native", "adaround-a8", "full-a6". The workflow asks this module
 while it plans, so it imports nothing heavy.
 """
 

@@ -102,11 +102,6 @@ def _places(streams: Mapping[str, mx.array]) -> dict[str, mx.array]:
     return places
 
 
-def cached_steps(num_steps: int, stride: int) -> list[int]:
-    """Every `stride`-th step, the first among them."""
-    return list(range(0, num_steps, stride))
-
-
 def join_steps(steps: Iterator[dict[str, mx.array]]) -> dict[str, mx.array]:
     """Rows of several steps under each other."""
     rows = list(steps)

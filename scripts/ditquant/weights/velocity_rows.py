@@ -21,8 +21,8 @@ from ..backend import mx
 from ..finite import check_finite
 from ..network.blocks import Network
 from ..network.calibration import Trajectory
+from ..network.sampling import strided_steps
 from ..progress import ticking
-from .block_io import cached_steps
 
 _ROWS_AT_ONCE = 8
 
@@ -92,7 +92,7 @@ def velocity_rows(model: Network, trajectories: Sequence[Trajectory], stride: in
     Raises:
         UserError: a velocity is NaN or infinite.
     """
-    steps = mx.array(cached_steps(trajectories[0].num_steps, stride))
+    steps = mx.array(strided_steps(trajectories[0].num_steps, stride))
     count, images = steps.size, len(trajectories)
     rows = VelocityRows(
         latents=mx.concatenate([one.latents[steps] for one in trajectories]),
