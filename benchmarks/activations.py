@@ -48,7 +48,7 @@ from ditquant.activations.clip_errors import ClipErrors, added
 from ditquant.activations.clip_search import measure_clip_errors
 from ditquant.activations.configs import clip_configs, make_config, tier_configs
 from ditquant.activations.input_statistics import Statistics, merge
-from ditquant.activations.observe import measure_image, measured_steps
+from ditquant.activations.observe import measure_image
 from ditquant.activations.quant_config import parse_quant_config
 from ditquant.activations.sensitivity import input_gains
 from ditquant.activations.simulate import simulated_activations
@@ -67,6 +67,7 @@ from ditquant.network.sampling import (
     latent_shape,
     sample_euler,
     sigma_schedule,
+    strided_steps,
 )
 from ditquant.planning.settings import has_own_activations
 
@@ -150,7 +151,7 @@ def measured(
 ) -> Statistics:
     """Statistics of a model's inputs along the full-precision trajectories, as rules make them."""
     asked = plan["activations"]
-    chosen = measured_steps(plan["num_steps"], asked["stride"])
+    chosen = strided_steps(plan["num_steps"], asked["stride"])
     paths = trajectories(spec, tensors, plan, asked["num_images"])
     return merge(
         [
@@ -229,7 +230,7 @@ def main() -> None:
         model, statistics = models[recipe]
         first, count = plan["activations"]["num_images"], asked["clips"]["images"]
         held_out = list(trajectories(spec, tensors, plan, first + count))[first:]
-        chosen = measured_steps(plan["num_steps"], asked["clips"]["stride"])
+        chosen = strided_steps(plan["num_steps"], asked["clips"]["stride"])
         configs = clip_configs(statistics, asked)
         return added(
             [
@@ -243,7 +244,7 @@ def main() -> None:
         if key not in sensitivities:
             model, statistics = models[recipe]
             tiers = asked["tiers"]
-            chosen = measured_steps(plan["num_steps"], tiers["stride"])
+            chosen = strided_steps(plan["num_steps"], tiers["stride"])
             configs, follows = tier_configs(statistics, asked), tiers["weighting"] == "latents"
             sensitivities[key] = average(
                 [

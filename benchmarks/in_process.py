@@ -36,12 +36,12 @@ from ditquant.network.sampling import (  # noqa: E402
     latent_shape,
     sample_euler,
     sigma_schedule,
+    strided_steps,
 )
 from ditquant.planning.settings import is_tuned  # noqa: E402
 from ditquant.weights.block_io import (  # noqa: E402
     BLOCK_IO,
     boundary_streams,
-    cached_steps,
     join_steps,
     read_block,
 )
@@ -190,7 +190,7 @@ def cache_blocks(
             cfg_weight=CFG_WEIGHT,
             prompt="",
         )
-        cached = cached_steps(steps, plan["stride"])
+        cached = strided_steps(steps, plan["stride"])
         streams = join_steps(boundary_streams(model, trajectory, step) for step in cached)
         metadata = {
             "latent_size": list(latents.shape[2:4]),
