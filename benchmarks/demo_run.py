@@ -20,9 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
-from ditquant.artifacts import read_json, write_text  # noqa: E402
+from ditquant.artifacts import read_json  # noqa: E402
 from ditquant.backend import describe_device  # noqa: E402
 from ditquant.evaluation.table import read_summary  # noqa: E402
+from ditquant.files import write_text  # noqa: E402
 from ditquant.report.report_data import stage_times  # noqa: E402
 from ditquant.weights.divergence import kept_text  # noqa: E402
 

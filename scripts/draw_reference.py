@@ -13,11 +13,11 @@ from ditquant.evaluation.trajectories import (
     run_captions,
     save_run,
 )
-from ditquant.evaluation.variants import leave_alone
 from ditquant.job import run_script
 from ditquant.models.load import DTYPES, load_vae_decoder
 from ditquant.models.spec import Model
 from ditquant.network.diffusionkit import load_network
+from ditquant.network.sampling import leave_alone
 
 
 def main(

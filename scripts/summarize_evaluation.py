@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import read_json, write_file, write_text
+from ditquant.artifacts import read_json, write_file
 from ditquant.evaluation.table import FORMAT, TIMING, summary_csv, summary_row
+from ditquant.files import write_text
 from ditquant.job import LOG, run_script
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.evaluation_charts import CHARTS

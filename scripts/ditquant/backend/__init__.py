@@ -17,11 +17,11 @@ from .blas import BLAS, preload_blas
 
 preload_blas()
 
-import mlx.core as mx  # noqa: E402
-import mlx.nn as nn  # noqa: E402
+import mlx.core as mx
+import mlx.nn as nn
 
-from .cuda import cuda_kernel  # noqa: E402
-from .device import (  # noqa: E402
+from .cuda import cuda_kernel
+from .device import (
     are_finite,
     backend_name,
     compiled,
@@ -34,33 +34,8 @@ from .device import (  # noqa: E402
     to_numpy,
     try_compiling,
 )
-from .diffusionkit import hub_files, import_diffusionkit, with_names  # noqa: E402
-from .kernels import KERNELS, compile_advice, use_own_folder  # noqa: E402
-from .vector import normal_cdf, normal_density, polynomial  # noqa: E402
+from .diffusionkit import hub_files, import_diffusionkit, with_names
+from .kernels import KERNELS, compile_advice, use_own_folder
+from .vector import normal_cdf, normal_density, polynomial
 
 use_own_folder(try_compiling, mx.disable_compile)
-
-__all__ = [
-    "BLAS",
-    "KERNELS",
-    "are_finite",
-    "backend_name",
-    "compile_advice",
-    "compiled",
-    "cuda_kernel",
-    "describe_device",
-    "device_arrays",
-    "highest_memory_bytes",
-    "hub_files",
-    "import_diffusionkit",
-    "is_accelerated",
-    "mx",
-    "nn",
-    "normal_cdf",
-    "normal_density",
-    "peak_memory_bytes",
-    "polynomial",
-    "reset_peak_memory",
-    "to_numpy",
-    "with_names",
-]

@@ -24,8 +24,8 @@ from ..finite import check_finite
 from ..metrics import decibels
 from ..network.blocks import Network, boundaries
 from ..network.calibration import load_conditioning
-from ..network.sampling import predict
-from .trajectories import BeforeStep, Setting, kept_steps
+from ..network.sampling import BeforeStep, predict
+from .trajectories import Setting, kept_steps
 
 REFERENCE_BLOCKS = "ditquant.reference_blocks"
 BLOCK_CAPTIONS = 4

@@ -22,6 +22,7 @@ from ..models.spec import ModelSpec
 from ..network.blocks import Network
 from ..network.calibration import Conditioning, Prompt, load_conditioning
 from ..network.sampling import (
+    BeforeStep,
     Step,
     decode,
     initial_latents,
@@ -39,8 +40,6 @@ REFERENCE = "ditquant.reference"
 
 # Evaluation starts from other noise than calibration, whose seeds are seed + image.
 NOISE_OFFSET = 10_000
-
-BeforeStep = Callable[[int, float], None]
 
 
 def kept_steps(num_steps: int) -> list[int]:

@@ -15,7 +15,7 @@ rounded to the 8-bit grid and the product is computed in the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +29,10 @@ from ..errors import UserError
 from ..models.spec import ModelSpec
 from ..network.blocks import Linear, Network, tapped
 from ..network.diffusionkit import load_network
+from ..network.sampling import BeforeStep, leave_alone
 from ..planning.variant_names import FULL, WEIGHT_KINDS, split_variant
 
 NOISE_FLOOR = "noise-floor"
-
-BeforeStep = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,6 @@ class Variant:
     network: Network
     dtype: mx.Dtype
     before_step: BeforeStep
-
-
-def leave_alone(index: int, sigma: float) -> None:
-    """`before_step` of a variant whose activations are left alone."""
 
 
 def _through_float16(array: mx.array) -> mx.array:

@@ -37,6 +37,12 @@ class Step:
 
 
 Observer = Callable[[Step], None]
+# Called with (index, sigma) before each forward pass of a step.
+BeforeStep = Callable[[int, float], None]
+
+
+def leave_alone(index: int, sigma: float) -> None:
+    """`BeforeStep` where nothing is done to activations."""
 
 
 def sigma_schedule(num_steps: int, shift: float) -> mx.array:
@@ -134,7 +140,7 @@ def sample_euler(
     pooled: mx.array,
     cfg_weight: float,
     observer: Observer | None = None,
-    before_step: Callable[[int, float], None] | None = None,
+    before_step: BeforeStep = leave_alone,
 ) -> mx.array:
     """Integrates from sigmas[0] to sigmas[-1] and returns the final latents, in the model's format.
 
@@ -143,8 +149,7 @@ def sample_euler(
         sigmas: (steps + 1,), see `sigma_schedule`.
         conditioning, pooled, cfg_weight: see `predict`.
         observer: called after each step's velocity is known.
-        before_step: called with (index, sigma) before each forward pass; simulated activation
-            quantization looks its scales up by this sigma.
+        before_step: simulated activation quantization looks its scales up by this sigma.
 
     Raises:
         UserError: the latents behind a step are NaN or infinite.
@@ -153,8 +158,7 @@ def sample_euler(
     levels = sigmas.tolist()[:-1]
     for index, value in enumerate(levels):
         sigma, timestep = sigmas[index], timesteps[index]
-        if before_step is not None:
-            before_step(index, value)
+        before_step(index, value)
         velocity = velocity_at(network, latents, sigma, timestep, conditioning, pooled, cfg_weight)
         if observer is not None:
             observer(Step(index, sigma, timestep, latents, velocity))

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..evaluation.table import FORMAT
 from ..planning.settings import block_options
 from ..planning.variant_names import config_file
-from ..provenance import Together, check_alike, check_options, made_by
+from ..provenance import Lineage, check_alike, check_options, made_by
 
 BLOCK_FORMAT = "ditquant.block_result"
 # How pictures are drawn, in every document that is about some.
@@ -109,10 +109,10 @@ def check_run(results: Path, shown: Shown) -> Data | None:
     Raises:
         UserError: naming two files that do not belong together.
     """
-    together = Together(results)
+    lineage = Lineage(results)
     for file in _files(results, shown):
         if file.is_file():
-            together.check(file)
+            lineage.check(file)
     activations = results / "activations"
     for name in ("layer_temporal_analysis.json", "layer_statistics.safetensors"):
         _check_same_job(activations / "layer_statistics.json", activations / name)
@@ -123,7 +123,7 @@ def check_run(results: Path, shown: Shown) -> Data | None:
         options = block_options(recipe_options(results, recipe))
         for file in block_files(results, recipe):
             check_options(file, f"the checkpoint of {recipe}", recipe=options)
-    return together.model
+    return lineage.model
 
 
 def _agreed(values: Mapping[Path, Any]) -> Any:

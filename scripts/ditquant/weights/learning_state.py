@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import load_metadata, load_tensors, remove, save_tensors
+from ..artifacts import load_metadata, load_tensors, save_tensors
 from ..backend import mx
 from ..errors import UserError
+from ..files import remove
 from ..seals import recorded_digest
 
 STATE = "ditquant.learning_state"
