@@ -21,7 +21,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -55,23 +55,23 @@ from ditquant.activations.simulate import simulated_activations
 from ditquant.activations.velocity_errors import Sensitivity, average
 from ditquant.activations.velocity_sensitivity import measure_sensitivity
 from ditquant.artifacts import load_metadata, load_tensors
-from ditquant.backend import describe_device, mx, nn, to_numpy
+from ditquant.backend import describe_device, mx, to_numpy
 from ditquant.models.load import load_vae_decoder
 from ditquant.models.spec import ModelSpec, read_spec
 from ditquant.network.blocks import Network
 from ditquant.network.calibration import Trajectory
 from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import (
+    BeforeStep,
     decode,
     initial_latents,
     latent_shape,
+    leave_alone,
     sample_euler,
     sigma_schedule,
     strided_steps,
 )
 from ditquant.planning.settings import has_own_activations
-
-BeforeStep = Callable[[int, float], None]
 
 
 def parse_row(text: str) -> tuple[str, list[str], list[int]]:
@@ -90,9 +90,7 @@ class Captions:
         self._full = load_network(spec, mx.float32)
         self._references: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def draw(
-        self, model: Network, steps: int, before: BeforeStep | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, model: Network, steps: int, before: BeforeStep) -> tuple[np.ndarray, np.ndarray]:
         """Final latents (captions, h, w, c) and pictures (captions, H, W, 3)."""
         sigmas, shape = sigma_schedule(steps, self._spec.shift), latent_shape(self._spec.image_size)
         count, latents, pictures = len(self._tensors["evaluation.tokens"]), [], []
@@ -110,7 +108,7 @@ class Captions:
         return np.concatenate(latents), np.concatenate(pictures)
 
     def compare(
-        self, model: Network, steps: int, before: BeforeStep | None = None
+        self, model: Network, steps: int, before: BeforeStep = leave_alone
     ) -> tuple[np.ndarray, np.ndarray]:
         """(captions,) relative errors of the final latents and (captions,) PSNR."""
         if steps not in self._references:
@@ -202,11 +200,11 @@ def main() -> None:
     full = load_network(spec, mx.float32)
     shared = measured(full, spec, tensors, plan)
     print(f"measured {len(shared.images)} images, {time.perf_counter() - started:.0f} s")
-    models: dict[str, tuple[nn.Module, Statistics]] = {"full": (full, shared)}
+    models: dict[str, tuple[Network, Statistics]] = {"full": (full, shared)}
     bases: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
     sensitivities: dict[str, Sensitivity] = {}
 
-    def opened(recipe: str, scratch: Path) -> tuple[nn.Module, Statistics]:
+    def opened(recipe: str, scratch: Path) -> tuple[Network, Statistics]:
         if recipe not in models:
             options = plan["recipes"][recipe]
             stored = arguments.weights and arguments.weights / f"{recipe}.safetensors"

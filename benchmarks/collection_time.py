@@ -39,7 +39,7 @@ from forward_time import SIZES, build, random_inputs  # puts ditquant on the pat
 from ditquant.activations.histogram import NUM_BINS, bin_numbers, count_bins
 from ditquant.activations.measuring import sum_of_squares
 from ditquant.activations.observe import backend_measuring, measure_image
-from ditquant.backend import compiled, describe_device, is_accelerated, mx, nn
+from ditquant.backend import compiled, describe_device, is_accelerated, mx
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import Linear, Network, tapped
@@ -195,7 +195,7 @@ def parts(arrays: list[mx.array], repeat: int) -> dict[str, float]:
     return found
 
 
-def model_of(size: str, dtype: mx.Dtype) -> nn.Module:
+def model_of(size: str, dtype: mx.Dtype) -> Network:
     if size == "demo":
         return load_network(read_spec("demo", None), dtype)
     return build("full", SIZES[size], dtype)

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from in_process import device, read_configuration
 from real_size_record import CONFIGURATIONS
+from records import machine, read_configuration
 
 from ditquant.backend import mx
 from ditquant.errors import UserError
@@ -30,11 +29,11 @@ from ditquant.models.load import DTYPES
 from ditquant.models.spec import ModelSpec, read_spec
 from ditquant.network.blocks import Network
 from ditquant.network.diffusionkit import load_network
-from ditquant.planning.settings import block_options, recipe_options
+from ditquant.planning.recipes import Recipe
 from ditquant.weights.block_io import BlockData, read_block
 from ditquant.weights.divergence import told
 from ditquant.weights.prefix import streams_after
-from ditquant.weights.recipes import quantize_block, recipe_grid
+from ditquant.weights.quantize_block import quantize_block
 from ditquant.weights.reconstruct import (
     BlockProblem,
     block_problem,
@@ -42,7 +41,6 @@ from ditquant.weights.reconstruct import (
 )
 
 RECIPES = ("rtn", "gptq", "adaround", "best")
-KIND = "real_size_blocks"
 
 Row = dict[str, Any]
 
@@ -52,18 +50,14 @@ class Chain:
     """A recipe on its way through the blocks.
 
     Attributes:
-        options: what its blocks depend on.
+        recipe: of a block.
         entering: streams behind the quantized blocks before, if it learns on them.
         broken: a block failed that the following ones would be behind.
     """
 
-    options: Mapping[str, Any]
+    recipe: Recipe
     entering: tuple[mx.array, ...] | None = None
     broken: bool = False
-
-    @property
-    def is_chained(self) -> bool:
-        return bool(self.options.get("inputs", "full") != "full")
 
 
 def _cast(streams: tuple[mx.array, ...], dtype: mx.Dtype) -> tuple[mx.array, ...]:
@@ -108,8 +102,7 @@ class Setting:
             self.network,
             self.block,
             replace(self.data, prefix=entering),
-            recipe_grid(chain.options),
-            chain.options["holdout"],
+            chain.recipe,
         )
 
 
@@ -122,10 +115,10 @@ def setting_of(spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype) 
 def quantized(spec: ModelSpec, own: Setting, chain: Chain, seed: int) -> Row:
     """What a recipe makes of a block; moves a chained recipe on to the next."""
     problem = own.problem(chain)
-    result = quantize_block(problem, chain.options, seed)
+    result = quantize_block(problem, chain.recipe, seed)
     if result.document["diverged"]:
         raise UserError(f"Learning diverged. {told(result.document)}")
-    if chain.is_chained:
+    if chain.recipe.is_chained:
         with weights_restored(problem):
             chain.entering = streams_after(
                 own.network,
@@ -152,7 +145,7 @@ def walk(
     model: Mapping[str, Any],
     files: list[Path],
     dtype: str,
-    recipes: Mapping[str, Mapping[str, Any]],
+    recipes: Mapping[str, Recipe],
     blocks: list[str],
     seed: int,
 ) -> Iterator[Row]:
@@ -161,7 +154,7 @@ def walk(
     A recipe that fails tells so in its row ("error") and ends no other.
     """
     spec = read_spec(model["name"], model["checkpoint"])
-    chains = {name: Chain(options) for name, options in recipes.items()}
+    chains = {name: Chain(recipe) for name, recipe in recipes.items()}
     last = max(map(spec.block_names.index, blocks))
     for block in spec.block_names[: last + 1]:
         asked = [
@@ -221,13 +214,10 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     if unknown:
         parser.error(f"no such blocks: {', '.join(unknown)}; there are {names[0]} to {names[-1]}.")
     recipes = {
-        name: block_options(recipe_options(config["recipes"][name])) for name in options.recipes
+        name: Recipe.from_params(config["recipes"][name]).of_block() for name in options.recipes
     }
-    document: dict[str, Any] = {
-        "kind": KIND, "device": device(), "images": len(files), "recipes": recipes,
-        "tf32": os.environ.get("MLX_ENABLE_TF32") != "0", "rows": [],
-    }  # fmt: skip
-    print(device(), flush=True)
+    document: dict[str, Any] = {"machine": machine(), "rows": []}
+    print(document["machine"], flush=True)
     for dtype in options.dtypes:
         for row in walk(model, files, dtype, recipes, blocks, config["seed"]):
             document["rows"].append(row)

@@ -8,6 +8,7 @@ from ditquant.planning import configuration, fitting, settings, variant_names
 from ditquant.planning.command_line import take_typed_text
 from ditquant.planning.copies import recognise_copies
 from ditquant.planning.digest import code_digest
+from ditquant.planning.recipes import Recipe
 from ditquant.errors import UserError
 from ditquant.models.identity import checkpoint_identity, text_identity
 from ditquant.models.plan import read_plan
@@ -30,7 +31,9 @@ RESULTS = f"results/{config['run']}"
 IMAGES = [f"{index:04d}" for index in range(config["num_images"])]
 BLOCKS = SPEC.block_names
 LINEARS = SPEC.shape.block_linears()
-RECIPES = list(config["recipes"])
+RECIPES = {
+    name: Recipe.from_params(options) for name, options in config["recipes"].items()
+}
 
 # Jobs parse this file too, on other machines perhaps; only who plans may judge what is there.
 if not is_spawned:

@@ -101,7 +101,7 @@ rule summarize_evaluation:
     resources:
         mem_mb=2000,
     params:
-        baselines=baseline_variants(config["recipes"], EVALUATED_VARIANTS),
+        baselines=baseline_variants(RECIPES, EVALUATED_VARIANTS),
         code=code("summarize_evaluation.py"),
     message:
         "Summarizing the evaluation"

@@ -209,7 +209,7 @@ rule export_ranges:
     resources:
         mem_mb=4000,
     params:
-        rotation=lambda wildcards: recipe_params(wildcards).get("rotation"),
+        rotation=lambda wildcards: fitting_recipe(wildcards.recipe).rotation,
         code=code("export_ranges.py"),
     message:
         "Exporting the activation ranges of recipe {wildcards.recipe}"

@@ -1,6 +1,7 @@
 """Rule assemble_weights: quantized blocks, tuned or not, and the rest -> a native checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.checkpoints.checkpoint import (
@@ -15,7 +16,7 @@ from ditquant.job import LOG, job
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
-from ditquant.planning.settings import block_options
+from ditquant.planning.recipes import Recipe
 from ditquant.provenance import check_options
 from ditquant.weights.block_files import read_packed, read_parameters, read_tuned
 from ditquant.weights.other_linears import quantize_other_linears
@@ -23,12 +24,13 @@ from ditquant.weights.rotation import rotate
 
 
 def main(
+    *,
     blocks: list[str],
     config: str,
     output: str,
-    model: dict,
+    model: dict[str, Any],
     name: str,
-    recipe: dict,
+    recipe: dict[str, Any],
     tuned: str | None = None,
 ) -> None:
     """Writes config.json and model.safetensors as mlx-lm's conventions have them.
@@ -36,17 +38,16 @@ def main(
     Args:
         tuned: scales and biases of the blocks' linears, if the recipe is tuned.
     """
+    own = Recipe.from_params(recipe)
     for path in blocks:
-        check_options(path, f"recipe {name}", recipe=block_options(recipe))
+        check_options(path, f"recipe {name}", recipe=own.of_block().params())
     if tuned is not None:
         check_options(tuned, f"recipe {name}", recipe=recipe)
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_network(spec, DTYPES[model["dtype"]], blocks=[])
-    rotate(network, recipe.get("rotation"))
+    rotate(network, own.rotation)
     network.module.load_weights(list(read_parameters(blocks).items()), strict=False)
-    others = quantize_other_linears(
-        network, recipe["quantize"], recipe["other_bits"], recipe["group_size"]
-    )
+    others = quantize_other_linears(network, own)
     for path, size in others.regrouped.items():
         LOG.info("%s: groups of %d, which divide its inputs", path, size)
     for path in others.kept:
@@ -64,8 +65,8 @@ def main(
         "quantization": quantization_config(network, quantized),
         **sizes,
     }
-    if recipe.get("rotation"):
-        document[ROTATION] = recipe["rotation"]
+    if own.rotation:
+        document[ROTATION] = own.rotation
     write_json(config, FORMAT, document)
     LOG.info(
         "%d quantized linears in %.3f of their float16 bytes; %d bytes in all",
@@ -77,13 +78,12 @@ def main(
 
 if "snakemake" in globals():
     with job(snakemake):
-        params = snakemake.params
         main(
-            snakemake.input.weights,
-            snakemake.output.config,
-            snakemake.output.model,
-            params.model,
-            snakemake.wildcards.recipe,
-            params.recipe,
-            snakemake.input.get("tuned"),
+            blocks=snakemake.input.weights,
+            config=snakemake.output.config,
+            output=snakemake.output.model,
+            model=snakemake.params.model,
+            name=snakemake.wildcards.recipe,
+            recipe=snakemake.params.recipe,
+            tuned=snakemake.input.get("tuned"),
         )

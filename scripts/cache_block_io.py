@@ -1,5 +1,7 @@
 """Rule cache_block_io: a trajectory -> the streams at every block boundary."""
 
+from typing import Any
+
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.job import job
@@ -12,7 +14,7 @@ from ditquant.progress import track
 from ditquant.weights.block_io import BLOCK_IO, boundary_streams, join_steps
 
 
-def main(trajectory: str, output: str, model: dict, stride: int) -> None:
+def main(*, trajectory: str, output: str, model: dict[str, Any], stride: int) -> None:
     """Writes "mm00.img" (rows, tokens, 1, hidden), ..., `modulation`, `sigmas` and `steps`.
 
     Rows are (prompt, negative prompt) at every `stride`-th step.
@@ -36,10 +38,9 @@ def main(trajectory: str, output: str, model: dict, stride: int) -> None:
 
 if "snakemake" in globals():
     with job(snakemake):
-        params = snakemake.params
         main(
-            snakemake.input.trajectory,
-            snakemake.output.block_io,
-            params.model,
-            params.stride,
+            trajectory=snakemake.input.trajectory,
+            output=snakemake.output.block_io,
+            model=snakemake.params.model,
+            stride=snakemake.params.stride,
         )

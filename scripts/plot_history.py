@@ -6,7 +6,7 @@ from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.history_plots import draw_histories
 
 
-def main(results: list[str], png: str, svg: str, recipe: str, tuned: str | None = None) -> None:
+def main(*, results: list[str], png: str, svg: str, recipe: str, tuned: str | None = None) -> None:
     """Writes the same chart as PNG and as SVG.
 
     Args:
@@ -23,9 +23,9 @@ def main(results: list[str], png: str, svg: str, recipe: str, tuned: str | None 
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.results,
-            snakemake.output.png,
-            snakemake.output.svg,
-            snakemake.wildcards.recipe,
-            snakemake.input.get("tuned"),
+            results=snakemake.input.results,
+            png=snakemake.output.png,
+            svg=snakemake.output.svg,
+            recipe=snakemake.wildcards.recipe,
+            tuned=snakemake.input.get("tuned"),
         )

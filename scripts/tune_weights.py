@@ -1,23 +1,24 @@
 """Rule tune_weights: all blocks of a recipe -> their scales and biases, tuned together."""
 
 from pathlib import Path
+from typing import Any
 
-from ditquant.artifacts import save_tensors, write_json
+from ditquant.artifacts import write_json
 from ditquant.job import LOG, input_files, job
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
 from ditquant.network.diffusionkit import load_network
-from ditquant.planning.settings import block_options
+from ditquant.planning.recipes import Recipe
 from ditquant.provenance import check_alike, check_options
-from ditquant.weights.block_files import TUNED_WEIGHTS, read_packed, read_parameters
+from ditquant.weights.block_files import read_packed, read_parameters, write_tuned
 from ditquant.weights.divergence import told
-from ditquant.weights.learning_state import Resume, resume_key
+from ditquant.weights.learning import Resume, resume_key
 from ditquant.weights.rotation import rotate
 from ditquant.weights.tuning import FORMAT, tune_recipe
 
 
-def main(files: dict[str, list[str]], weights: str, result: str, params: dict) -> None:
+def main(*, files: dict[str, list[str]], weights: str, result: str, params: dict[str, Any]) -> None:
     """Writes "mm03.img.attn.q_proj.scales", .biases, ... and the result.
 
     Args:
@@ -26,13 +27,13 @@ def main(files: dict[str, list[str]], weights: str, result: str, params: dict) -
 
     What an interrupted run had learned lies in a hidden file beside the output until it is done.
     """
-    model, recipe, blocks = params["model"], params["recipe"], files["blocks"]
+    model, blocks, recipe = params["model"], files["blocks"], Recipe.from_params(params["recipe"])
     check_alike(files["trajectories"], "num_steps", "cfg_weight", "image_size")
     for path in blocks:
-        check_options(path, "the recipe that is tuned", recipe=block_options(recipe))
+        check_options(path, "the recipe that is tuned", recipe=recipe.of_block().params())
     spec = read_spec(model["name"], model["checkpoint"])
     network = load_network(spec, DTYPES[model["dtype"]])
-    rotate(network, recipe.get("rotation"))
+    rotate(network, recipe.rotation)
     resume = Resume(Path(weights).with_name(".tuned.resume.safetensors"), resume_key(files, params))
     tuned = tune_recipe(
         network,
@@ -44,16 +45,12 @@ def main(files: dict[str, list[str]], weights: str, result: str, params: dict) -
         resume,
     )
     log_result(tuned.document)
-    tensors = {}
-    for name, packed in tuned.packed.items():
-        tensors[f"{name}.scales"] = packed.scales
-        tensors[f"{name}.biases"] = packed.biases
-    save_tensors(weights, tensors, TUNED_WEIGHTS)
+    write_tuned(weights, tuned.packed)
     write_json(result, FORMAT, tuned.document)
     resume.discard()
 
 
-def log_result(document: dict) -> None:
+def log_result(document: dict[str, Any]) -> None:
     if document["diverged"]:
         LOG.error(
             "The tuning diverged. %s Until then the blocks keep their own scales.", told(document)
@@ -70,8 +67,8 @@ def log_result(document: dict) -> None:
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            input_files(snakemake),
-            snakemake.output.weights,
-            snakemake.output.result,
-            dict(snakemake.params.items()),
+            files=input_files(snakemake),
+            weights=snakemake.output.weights,
+            result=snakemake.output.result,
+            params=dict(snakemake.params.items()),
         )

@@ -11,7 +11,7 @@ def own_checkpoint(wildcards):
     """The checkpoint of a recipe that has activations of its own to measure."""
     recipe = wildcards.recipe
     files = checkpoint_files(recipe)
-    if not settings.has_own_activations(config["recipes"][recipe]):
+    if not RECIPES[recipe].has_own_activations:
         raise WorkflowError(
             f"Recipe {recipe!r} balances no channels, rotates nothing and learns no activation "
             "ranges, so its activations are those of the full-precision model: ask for "
@@ -97,7 +97,7 @@ def learned_blocks(wildcards):
     """A recipe's blocks, where a configuration takes the ranges that were learned with them."""
     recipe = known("recipe", wildcards.recipe, RECIPES)
     takes_learned = ACTIVATION_CONFIGS[config_name(wildcards)]["range"] == "learned"
-    if not (takes_learned and settings.learns_ranges(config["recipes"][recipe])):
+    if not (takes_learned and RECIPES[recipe].learns_ranges):
         return {}
     folder = f"{RESULTS}/weights/{recipe}/blocks"
     return {"learned": expand(f"{folder}/{{block}}.safetensors", block=BLOCKS)}
@@ -107,7 +107,7 @@ def learned_bits(wildcards):
     """Bits that the ranges of `learned_blocks` were learned for; 0 where none are taken."""
     if not learned_blocks(wildcards):
         return 0
-    return config["recipes"][wildcards.recipe]["activation_bits"]
+    return RECIPES[wildcards.recipe].activation_bits
 
 
 def own_config_inputs(wildcards):

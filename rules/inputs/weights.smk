@@ -8,7 +8,7 @@ WEIGHT_IMAGES = IMAGES[: config["weights"]["num_images"]]
 @cache
 def fitting_recipe(name):
     """A recipe, once it is known to fit the model; those that nothing is made of need not."""
-    recipe = config["recipes"][known("recipe", name, RECIPES)]
+    recipe = RECIPES[known("recipe", name, RECIPES)]
     try:
         fitting.check_recipe(f"recipes.{name}", recipe, LINEARS, SPEC.name)
     except UserError as error:
@@ -18,7 +18,7 @@ def fitting_recipe(name):
 
 def recipe_params(wildcards):
     """One recipe's options: changing another recipe redoes nothing of this one."""
-    return settings.recipe_options(fitting_recipe(wildcards.recipe))
+    return fitting_recipe(wildcards.recipe).params()
 
 
 def block_name(wildcards):
@@ -27,7 +27,7 @@ def block_name(wildcards):
 
 def block_recipe(wildcards):
     """What the blocks of a recipe depend on: how its other linears are rounded redoes none."""
-    return settings.block_options(recipe_params(wildcards))
+    return fitting_recipe(wildcards.recipe).of_block().params()
 
 
 def checkpoint_files(recipe):
@@ -46,25 +46,28 @@ def activation_folder(recipe):
     them has, and one that learns ranges together with its weights; all others share those of the
     full-precision model.
     """
-    options = config["recipes"][known("recipe", recipe, RECIPES)]
-    if settings.has_own_activations(options):
+    if RECIPES[known("recipe", recipe, RECIPES)].has_own_activations:
         return f"{RESULTS}/weights/{recipe}/activations"
     return f"{RESULTS}/activations"
 
 
 def block_inputs(wildcards):
     """What a block's recipe reads beside the cached streams."""
-    recipe, block, inputs = block_recipe(wildcards), block_name(wildcards), {}
+    recipe, block, inputs = (
+        fitting_recipe(wildcards.recipe),
+        block_name(wildcards),
+        {},
+    )
     before = BLOCKS[: BLOCKS.index(block)]
-    if recipe.get("inputs", "full") != "full" and before:
+    if recipe.is_chained and before:
         folder = f"{RESULTS}/weights/{wildcards.recipe}/blocks"
         inputs["before"] = expand(f"{folder}/{{block}}.safetensors", block=before)
-    if recipe["balance"] in ("smoothquant", "csb"):
+    if recipe.balance in ("smoothquant", "csb"):
         inputs["statistics"] = f"{RESULTS}/activations/layer_statistics.safetensors"
     return inputs
 
 
-TUNED_RECIPES = [name for name in RECIPES if settings.is_tuned(config["recipes"][name])]
+TUNED_RECIPES = [name for name, recipe in RECIPES.items() if recipe.tuning]
 
 
 def tuned_blocks(wildcards):
@@ -89,9 +92,7 @@ def tuned_result(wildcards):
 
 
 LEARNED_RECIPES = [
-    name
-    for name, recipe in config["recipes"].items()
-    if recipe["rounding"] in settings.LEARNED or name in TUNED_RECIPES
+    name for name, recipe in RECIPES.items() if recipe.is_learned or recipe.tuning
 ]
 
 
@@ -107,7 +108,7 @@ HISTORY_PLOTS = [
 def learned_results(wildcards):
     """Every block's result of a recipe that learns; none where only the tuning does."""
     recipe = known("recipe that learns", wildcards.recipe, LEARNED_RECIPES)
-    if config["recipes"][recipe]["rounding"] not in settings.LEARNED:
+    if not RECIPES[recipe].is_learned:
         return []
     return expand(f"{RESULTS}/weights/{recipe}/blocks/{{block}}.json", block=BLOCKS)
 

@@ -11,9 +11,8 @@ import yaml
 
 from ditquant.backend import mx
 from ditquant.network.blocks import Network
-from ditquant.planning import settings
+from ditquant.planning.recipes import ROUNDINGS, Recipe
 from ditquant.weights.block_io import BlockData, read_block
-from ditquant.weights.recipes import recipe_grid
 from ditquant.weights.reconstruct import BlockProblem, block_problem
 from ditquant.weights.rotation import rotate
 
@@ -22,6 +21,11 @@ from .models import build_network
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ("mm00", "mm01")
+# Short, and for blocks of 64 channels.
+_SHORT = {
+    "group_size": 32, "iterations": 60, "batch_size": 8, "learning_rate": 0.15,
+    "regularizer": 1000.0, "warmup": 0.2,
+}  # fmt: skip
 
 
 @cache
@@ -31,11 +35,20 @@ def _recipe_defaults() -> dict[str, Any]:
     return {name: one["default"] for name, one in properties.items() if "default" in one}
 
 
-def full_recipe(rounding: str, **options: Any) -> dict[str, Any]:
+def whole_recipe(rounding: str, **options: Any) -> Recipe:
+    """A recipe with the schema's defaults; options that it does not read are left out."""
+    every = {**_recipe_defaults(), **options, "rounding": rounding}
+    return Recipe.from_params(ROUNDINGS[rounding].read_of(every))
+
+
+def full_recipe(rounding: str, **options: Any) -> Recipe:
     """A recipe as a block's job gets it, short and for blocks of 64 channels."""
-    short = {"group_size": 32, "iterations": 60, "batch_size": 8, "learning_rate": 0.15}
-    whole = {**_recipe_defaults(), **short, "regularizer": 1000.0, "warmup": 0.2, **options}
-    return settings.block_options(settings.recipe_options({**whole, "rounding": rounding}))
+    return whole_recipe(rounding, **{**_SHORT, **options}).of_block()
+
+
+def tuned_recipe(rounding: str = "rtn", **options: Any) -> Recipe:
+    """A whole recipe that is tuned, for blocks of 64 channels."""
+    return whole_recipe(rounding, **{**_SHORT, **options})
 
 
 def write_images(
@@ -50,7 +63,7 @@ def write_images(
 
 def make_problem(
     folder: Path,
-    recipe: dict[str, Any],
+    recipe: Recipe,
     block: str = "mm00",
     dtype: mx.Dtype = mx.float32,
     **model: Any,
@@ -59,8 +72,8 @@ def make_problem(
     network = build_network(seed=4, dtype=dtype, float16_dtype=dtype, **model)
     network.module.set_dtype(dtype)
     data = read_block(write_images(folder, network, dtype=dtype), BLOCKS, block)
-    rotate(network, recipe.get("rotation"))
-    return block_problem(network, block, data, recipe_grid(recipe), holdout=0.2)
+    rotate(network, recipe.rotation)
+    return block_problem(network, block, data, recipe)
 
 
 def behind_noise(data: BlockData, size: float = 0.05) -> BlockData:

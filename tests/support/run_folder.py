@@ -18,7 +18,7 @@ from ditquant.evaluation import table as evaluation
 from ditquant.evaluation.pictures import LATENTS, PICTURE, png_bytes
 from ditquant.files import write_text
 from ditquant.network.calibration import TRAJECTORY
-from ditquant.planning.settings import block_options
+from ditquant.planning.recipes import Recipe
 from ditquant.plots.charts import as_svg
 from ditquant.plots.evaluation_charts import CHARTS
 from ditquant.provenance import making
@@ -174,7 +174,8 @@ def write_block(folder: Path, recipe: str, options: dict, index: int, **changes:
     }
     place = f"weights/{recipe}/blocks/{block}"
     streams = [f"block_io/{image:04d}.safetensors" for image in range(2)]
-    with made(folder, "optimize_block", *streams, model=MODEL, recipe=block_options(options)):
+    recipe_of_block = Recipe.from_params(options).of_block().params()
+    with made(folder, "optimize_block", *streams, model=MODEL, recipe=recipe_of_block):
         tensors(folder / f"{place}.safetensors", "ditquant.block_weights", index)
         write_json(folder / f"{place}.json", "ditquant.block_result", document)
 

@@ -9,13 +9,12 @@ import pytest
 
 from ditquant.backend import mx
 from ditquant.network.blocks import shared_input
-from ditquant.weights import adaround, learning_state
-from ditquant.weights.adaround import Learner, Options, annealed_beta, batch_rows
+from ditquant.weights import adaround, learning
+from ditquant.weights.adaround import Learner, annealed_beta, batch_rows
 from ditquant.weights.block_io import read_block
-from ditquant.weights.grids import Grid, steps_of
-from ditquant.weights.joint_steps import Joint
-from ditquant.weights.learning_state import Resume
-from ditquant.weights.lsq import range_quantizer
+from ditquant.weights.grids import fractional_codes
+from ditquant.weights.learning import Resume
+from ditquant.weights.lsq import Joint, range_quantizer
 from ditquant.weights.reconstruct import (
     block_error,
     block_problem,
@@ -25,13 +24,14 @@ from ditquant.weights.reconstruct import (
 from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
 from support.models import build_network, parameters
+from support.problems import full_recipe
 
-OPTIONS = Options(iterations=100, batch_size=8, learning_rate=0.08, regularizer=1000.0, warmup=0.2)
+RECIPE = full_recipe("adaround", iterations=100, learning_rate=0.08)
 IMAGES = 5
-SHORT = Options(iterations=40, batch_size=4, learning_rate=0.05, regularizer=500.0, warmup=0.2)
+SHORT = full_recipe("adaround", iterations=40, batch_size=4, learning_rate=0.05, regularizer=500.0)
 
 
-def make_problem(folder, grid, dtype=mx.float32):
+def make_problem(folder, recipe=RECIPE, dtype=mx.float32):
     model = build_network(seed=4, dtype=dtype, float16_dtype=dtype)
     model.module.set_dtype(dtype)
     files = [
@@ -39,16 +39,16 @@ def make_problem(folder, grid, dtype=mx.float32):
         for i in range(IMAGES)
     ]
     data = read_block(files, ["mm00", "mm01"], "mm00")
-    return block_problem(model, "mm00", data, lambda name: grid, holdout=0.2)
+    return block_problem(model, "mm00", data, recipe)
 
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):
-    return make_problem(tmp_path_factory.mktemp("block_io"), Grid("group", 4, 32))
+    return make_problem(tmp_path_factory.mktemp("block_io"))
 
 
 def starts(problem):
-    return [steps_of(*pair) for pair in zip(problem.weights, problem.scales, strict=True)]
+    return [fractional_codes(*pair) for pair in zip(problem.weights, problem.scales, strict=True)]
 
 
 def learn(problem, *arguments, **options):
@@ -78,12 +78,12 @@ def assert_equal(one, other):
 
 
 def test_learned_rounding_beats_nearest_on_unseen_rows(problem, rtn):
-    learned = learn(problem, OPTIONS, rtn[0], seed=1)
+    learned = learn(problem, RECIPE, rtn[0], seed=1)
     codes, state = learned.codes, learned.state
     assert errors(problem, codes, problem.held_out) < 0.9 * rtn[1]
     assert errors(problem, codes, problem.train) < 0.7 * rtn[0]
     last = state.history[-1]
-    assert last["iteration"] == OPTIONS.iterations
+    assert last["iteration"] == RECIPE.iterations
     assert last["binary_share"] >= 0.9
     for code, near in zip(codes, rtn_codes(problem), strict=True):
         # Only the two neighbours of a weight are on offer.
@@ -91,19 +91,19 @@ def test_learned_rounding_beats_nearest_on_unseen_rows(problem, rtn):
 
 
 def test_channel_grid_learns_too(tmp_path):
-    channel = make_problem(tmp_path, Grid("channel", 4))
+    channel = make_problem(tmp_path, replace(RECIPE, grid="channel"))
     nearest = rtn_codes(channel)
     start = errors(channel, nearest, channel.train)
-    codes = learn(channel, OPTIONS, start, seed=1).codes
+    codes = learn(channel, RECIPE, start, seed=1).codes
     unseen = errors(channel, nearest, channel.held_out)
     assert errors(channel, codes, channel.held_out) < 0.9 * unseen
 
 
 def test_float16_gradients_do_not_vanish(tmp_path):
-    half = make_problem(tmp_path, Grid("group", 4, 32), mx.float16)
+    half = make_problem(tmp_path, dtype=mx.float16)
     nearest = rtn_codes(half)
     start = errors(half, nearest, half.train)
-    learned = learn(half, OPTIONS, start, seed=1)
+    learned = learn(half, RECIPE, start, seed=1)
     assert all(value.dtype == mx.float32 for value in learned.state.values)
     assert errors(half, learned.codes, half.train) < 0.7 * start
 
@@ -132,31 +132,31 @@ def joint_of(problem):
 
 
 @pytest.mark.parametrize(
-    ("options", "joint"), [(SHORT, False), (replace(SHORT, rows_at_once=2), True)]
+    ("recipe", "joint"), [(SHORT, False), (replace(SHORT, rows_at_once=2), True)]
 )
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(
-    problem, rtn, tmp_path, monkeypatch, options, joint
+    problem, rtn, tmp_path, monkeypatch, recipe, joint
 ):
     more = {"joint": joint_of(problem)} if joint else {}
-    straight = learn(problem, options, rtn[0], seed=7, **more)
-    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    straight = learn(problem, recipe, rtn[0], seed=7, **more)
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
     resume = Resume(tmp_path / ".mm00.resume.safetensors", "k")
     with monkeypatch.context() as patched:
         stop_after(patched, 27)
         with pytest.raises(Stop):
-            learn(problem, options, rtn[0], seed=7, resume=resume, **more)
+            learn(problem, recipe, rtn[0], seed=7, resume=resume, **more)
     kept = resume.load()
     assert kept is not None
     assert kept.iteration == 27
-    again = learn(problem, options, rtn[0], seed=7, resume=resume, **more)
-    assert len(again.steps) == (8 if joint else 0)
+    again = learn(problem, recipe, rtn[0], seed=7, resume=resume, **more)
+    assert len(again.step_sizes) == (8 if joint else 0)
     assert_equal(again, straight)
 
 
 def test_the_model_keeps_its_weights(problem, rtn):
     block = problem.block.module
     before = {name: mx.array(value) for name, value in parameters(block).items()}
-    learn(problem, Options(3, 4, 0.1, 100.0, 0.0), rtn[0], seed=0)
+    learn(problem, replace(SHORT, iterations=3, warmup=0.0), rtn[0], seed=0)
     assert same(before.values(), parameters(block).values())
 
 
@@ -181,13 +181,13 @@ def test_beta_is_annealed_from_20_to_2_in_even_numbers():
 
 def slopes_of(problem, rows_at_once):
     """Error and slopes of the weights over one batch of 8, in units of the error."""
-    options = replace(OPTIONS, rows_at_once=rows_at_once)
-    learner = Learner(problem, starts(problem), options, 0.01, seed=2)
+    recipe = replace(RECIPE, rows_at_once=rows_at_once)
+    learner = Learner(problem, starts(problem), recipe, 0.01, seed=2)
     with weights_restored(problem):
         rows = batch_rows(problem, 8, 2, 0)
         # Full-precision weights have no error: that of a small step away from them is asked for.
         moved = [weight + 0.01 for weight in problem.weights]
-        total, slopes, _ = learner._batch_slopes(moved, learner.start(), rows)
+        total, slopes = learner._batch_slopes(moved, learner.start(), rows)
         mx.eval(total, slopes)
     parts = 8 // (rows_at_once or 8)
     return total.item() / parts, [slope / parts for slope in slopes]

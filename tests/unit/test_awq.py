@@ -7,10 +7,11 @@ import pytest
 
 from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.weights.awq import awq_factors, clipped_scales, mean_magnitude
-from ditquant.weights.gptq import factorize, gptq_codes, layer_error, moment
-from ditquant.weights.grids import Grid, Scales, dequantize, fit_scales, pack, steps_of, values_of
-from ditquant.weights.rounding import nearest_codes
+from ditquant.weights.balance_search import awq_factors, mean_magnitude
+from ditquant.weights.gptq import factorize, moment
+from ditquant.weights.grids import Grid, Scales, dequantize, fit_scales, pack, values_of
+from ditquant.weights.roundings import clipped_scales
+from support.layers import layer_error, nearest, rounded_by_gptq
 
 GRIDS = [Grid("group", 4, 64), Grid("group", 3, 32), Grid("group", 2, 128), Grid("channel", 4)]
 
@@ -31,7 +32,7 @@ def inputs(rows=800, channels=256, seed=1):
 
 
 def rounded(weight: mx.array, scales: Scales) -> mx.array:
-    return values_of(nearest_codes(steps_of(weight, scales), 2**scales.bits), scales)
+    return values_of(nearest(weight, scales), scales)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -82,7 +83,7 @@ def test_a_matrix_weighs_by_the_groups_own_block():
 def test_clipped_scales_obey_the_storage(grid):
     weight = heavy_tailed()
     scales = clipped_scales(weight, grid, moment(inputs()))
-    codes = nearest_codes(steps_of(weight, scales), grid.levels)
+    codes = nearest(weight, scales)
     stored = dequantize(pack(codes, scales), mx.float16)
     assert mx.array_equal(stored.astype(mx.float32), values_of(codes, scales))
     assert mx.array_equal(scales.zeros, mx.round(scales.zeros))
@@ -101,9 +102,9 @@ def test_gptq_gains_from_a_clipped_grid():
     """The diagonal leaves the correlations to GPTQ."""
     weight, x = heavy_tailed(), inputs()
     seen, unseen = moment(x[:400]), moment(x[400:])
-    grid, factor = Grid("group", 3, 64), factorize(seen)
+    grid, factor = Grid("group", 3, 64), factorize(seen, 0.1)
     errors = [
-        layer_error(weight, values_of(gptq_codes(weight, scales, factor), scales), unseen)
+        layer_error(weight, values_of(rounded_by_gptq(weight, scales, factor), scales), unseen)
         for scales in (fit_scales(weight, grid), clipped_scales(weight, grid, np.diag(seen)))
     ]
     assert errors[1] < 0.95 * errors[0]

@@ -9,14 +9,7 @@ import pytest
 from ditquant.backend import mx, nn
 from ditquant.network.blocks import Block, tapped
 from ditquant.network.sampling import predict
-from ditquant.weights.balance import (
-    Balance,
-    apply_balance,
-    balanced_parameters,
-    folds,
-    path_inside,
-    shift_biases,
-)
+from ditquant.weights.balance import apply_balance, balanced_parameters, folds, path_inside
 from support.block_data import random_trajectory
 from support.models import build_network, parameters
 
@@ -71,23 +64,13 @@ def random_factors(block: Block, seed: int) -> dict[str, mx.array]:
     }
 
 
-def random_shifts(block: Block, seed: int) -> dict[str, mx.array]:
-    places = shift_biases(block)
-    keys = mx.random.split(mx.random.key(seed), max(len(places), 1))
-    return {
-        stream: mx.random.normal((fc2.module.weight.shape[1],), key=key)
-        for (stream, (fc2, _)), key in zip(places.items(), keys, strict=False)
-    }
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_the_balanced_network_is_the_same_network(name):
     model = MODELS[name]()
     expected = output_of(model)
     for seed, block in enumerate(model.blocks):
-        balance = Balance(random_factors(block, seed), random_shifts(block, seed))
         before = parameters(block.module)
-        apply_balance(block, balance)
+        apply_balance(block, random_factors(block, seed))
         changed = parameters(block.module)
         assert changed.keys() - before.keys() == set(), "balancing adds no parameter"
         assert not mx.array_equal(
@@ -107,7 +90,7 @@ def test_every_fold_is_exact_by_itself(name):
             other = MODELS[name]()
             block = other.blocks[index]
             factors = random_factors(block, 5)
-            apply_balance(block, Balance({fold.name: factors[fold.name]}))
+            apply_balance(block, {fold.name: factors[fold.name]})
             assert difference(expected, output_of(other)) < 1e-5, (block.name, fold.name)
 
 
@@ -125,18 +108,14 @@ def test_what_linears_read_is_divided(name):
         return seen
 
     before = inputs()
-    balance = Balance(random_factors(block, 1), random_shifts(block, 2))
+    factors = random_factors(block, 1)
     readers = {linear.name: fold.name for fold in folds(block) for linear in fold.readers}
     assert set(readers) == {linear.name for linear in linears if linear.attribute != "fc2"}
-    apply_balance(block, balance)
+    apply_balance(block, factors)
     after = inputs()
     for linear in linears:
-        if linear.attribute == "fc2":
-            stream = "uni" if "uni" in block.streams else linear.name.split(".")[1]
-            shift = balance.shifts.get(stream, mx.zeros(()))
-            expected = before[linear.name] - shift
-        else:
-            expected = before[linear.name] / balance.factors[readers[linear.name]]
+        fold = readers.get(linear.name)
+        expected = before[linear.name] / (factors[fold] if fold else 1.0)
         assert difference(expected, after[linear.name]) < 1e-5, linear.name
 
 
@@ -158,26 +137,12 @@ def test_folds_of_each_kind_of_block():
     ]
 
 
-def test_shifts_have_a_bias_that_keeps_them():
-    places = {
-        name: [
-            {stream: home.name for stream, (_, home) in shift_biases(block).items()}
-            for block in make().blocks
-        ]
-        for name, make in MODELS.items()
-    }
-    both = {"img": "mm00.img.mlp.fc2", "txt": "mm00.txt.mlp.fc2"}
-    assert places["sd3"] == [both, {"img": "mm01.img.mlp.fc2"}]
-    assert places["flux"][-1] == {"uni": "uni01.attn.o_proj"}
-    assert places["unified, serial"][-1] == {}
-
-
 def test_one_factor_of_one_stream_alone_changes_the_network():
     """The trap: values of both streams meet in attention, so "o" cannot be one stream's."""
     model = build_network()
     expected = output_of(model)
     block = model.blocks[0]
-    balanced = balanced_parameters(block, Balance({"o": random_factors(block, 0)["o"]}))
+    balanced = balanced_parameters(block, {"o": random_factors(block, 0)["o"]})
     image_only = {name: array for name, array in balanced.items() if name.startswith("image")}
     block.module.load_weights(list(image_only.items()), strict=False)
     assert difference(expected, output_of(model)) > 1e-3
@@ -188,7 +153,7 @@ def test_only_what_changes_is_returned_in_its_own_dtype():
     model.module.set_dtype(mx.float16)
     block = model.blocks[0]
     before = parameters(block.module)
-    balanced = balanced_parameters(block, Balance({"txt.fc1": mx.full((64,), 2.0)}))
+    balanced = balanced_parameters(block, {"txt.fc1": mx.full((64,), 2.0)})
     text = "text_transformer_block"
     adaln = f"{text}.adaLN_modulation.layers.1"
     fc1 = f"{text}.mlp.fc1.weight"
@@ -200,18 +165,16 @@ def test_only_what_changes_is_returned_in_its_own_dtype():
     assert all(mx.array_equal(weight[rows], before[f"{adaln}.weight"][rows]) for rows in kept)
     assert all(mx.array_equal(bias[rows], before[f"{adaln}.bias"][rows]) for rows in kept)
     assert mx.array_equal(parameters(block.module)[fc1], before[fc1]), "a pure function"
-    assert balanced_parameters(block, Balance()) == {}
+    assert balanced_parameters(block, {}) == {}
 
 
 @pytest.mark.parametrize(
-    ("balance", "message"),
+    ("factors", "message"),
     [
-        (Balance({"uni.qkv": mx.ones(64)}), "factors for uni.qkv, of img.qkv, img.fc1, txt.qkv"),
-        (Balance({"o": mx.ones(32)}), r"factors for o: shape \(32,\), not \(64,\)"),
-        (Balance(shifts={"txt": mx.ones(256)}), "a shift for txt, of img"),
-        (Balance(shifts={"img": mx.ones(64)}), r"a shift for img: shape \(64,\), not \(256,\)"),
+        ({"uni.qkv": mx.ones(64)}, "factors for uni.qkv, of img.qkv, img.fc1, txt.qkv"),
+        ({"o": mx.ones(32)}, r"factors for o: shape \(32,\), not \(64,\)"),
     ],
 )
-def test_factors_that_do_not_fit_are_refused(balance, message):
+def test_factors_that_do_not_fit_are_refused(factors, message):
     with pytest.raises(ValueError, match=message):
-        balanced_parameters(build_network().blocks[-1], balance)
+        balanced_parameters(build_network().blocks[-1], factors)

@@ -15,10 +15,8 @@ from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors
 from ditquant.errors import UserError
 from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
-from ditquant.planning import settings
 from ditquant.planning.digest import code_files
-from ditquant.weights.balance import Balance, apply_balance, folds
-from ditquant.weights.recipes import balance_kind
+from ditquant.weights.balance import apply_balance, folds
 from support.block_data import random_trajectory
 from support.models import write_folder
 
@@ -47,15 +45,13 @@ def trajectory(tmp_path_factory):
     return str(path)
 
 
-def random_balance(block, seed: int) -> Balance:
+def random_factors(block, seed: int) -> dict[str, mx.array]:
     """Every fold's factors, log-uniform in 0.25 .. 4."""
     random = np.random.default_rng(seed)
-    return Balance(
-        {
-            fold.name: mx.array(2 ** random.uniform(-2, 2, fold.channels).astype(np.float32))
-            for fold in folds(block)
-        }
-    )
+    return {
+        fold.name: mx.array(2 ** random.uniform(-2, 2, fold.channels).astype(np.float32))
+        for fold in folds(block)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +61,11 @@ def folded(tmp_path_factory, model):
     network = load_network(spec, mx.float32)
     factors = {}
     for seed, block in enumerate(network.blocks):
-        balance = random_balance(block, seed)
+        own = random_factors(block, seed)
         for fold in folds(block):
-            b = to_numpy(balance.factors[fold.name])
+            b = to_numpy(own[fold.name])
             factors |= {linear.name: b for linear in fold.readers}
-        apply_balance(block, balance)
+        apply_balance(block, own)
     folder = tmp_path_factory.mktemp("weights")
     save_tensors(
         folder / "model.safetensors", checkpoint_tensors(network, {}), "ditquant.checkpoint_weights"
@@ -116,13 +112,6 @@ def test_statistics_say_whose_they_are_and_do_not_mix(measured):
     other = type(balanced)(**{**vars(balanced), "images": ("0004",)})
     with pytest.raises(UserError, match="tiny by recipe smooth"):
         merge([plain, other])
-
-
-@pytest.mark.parametrize("balance", ["none", "smoothquant", "csb", "awq"])
-@pytest.mark.parametrize("rounding", ["rtn", "gptq", "awq", "adaround", "taqdit"])
-def test_planning_and_quantizing_agree_on_which_recipes_balance(rounding, balance):
-    recipe = {"rounding": rounding, "balance": balance}
-    assert settings.balances_channels(recipe) == (balance_kind(recipe) != "none")
 
 
 def test_how_checkpoints_are_read_redoes_no_full_precision_statistics():

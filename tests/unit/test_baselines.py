@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from ditquant.planning.baselines import baseline_recipe, baseline_variants
-
-
-def recipe(rounding="rtn", **options):
-    return {"rounding": rounding, "bits": 4, "grid": "group", "group_size": 64, **options}
-
+from support.problems import whole_recipe as recipe
 
 RECIPES = {
     "learned": recipe("adaround"),
-    "rtn": recipe(),
-    "balanced": recipe(balance="csb"),
-    "rtn-channel": recipe(grid="channel"),
+    "rtn": recipe("rtn"),
+    "balanced": recipe("rtn", balance="csb"),
+    "rtn-channel": recipe("rtn", grid="channel"),
     "learned-channel": recipe("taqdit", grid="channel"),
     "learned-3bit": recipe("adaround", bits=3),
-    "rtn-all": recipe(quantize="all"),
+    "rtn-all": recipe("rtn", quantize="all"),
     "learned-all": recipe("adaround", quantize="all"),
     "learned-adaln": recipe("adaround", quantize="blocks+adaln"),
 }

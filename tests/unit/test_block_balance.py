@@ -10,10 +10,10 @@ import pytest
 from ditquant.backend import mx
 from ditquant.network.blocks import tapped
 from ditquant.weights import roundings
-from ditquant.weights.block_balance import balanced_block
+from ditquant.weights.balance_search import balanced_block
 from ditquant.weights.block_io import read_block
 from ditquant.weights.prefix import streams_after
-from ditquant.weights.recipes import balance_kind, quantize_block, recipe_grid
+from ditquant.weights.quantize_block import quantize_block
 from ditquant.weights.reconstruct import block_error, block_problem, stream_errors, weights_restored
 from ditquant.weights.roundings import Proposal, rtn_codes
 from support.activations import statistics
@@ -50,7 +50,7 @@ def files(tmp_path_factory):
 
 def make_problem(files, model=None, recipe=RECIPES["awq"]):
     data = read_block(files, BLOCKS, BLOCK)
-    return block_problem(model or uneven_mmdit(), BLOCK, data, recipe_grid(recipe), holdout=0.2)
+    return block_problem(model or uneven_mmdit(), BLOCK, data, recipe)
 
 
 def measured(problem):
@@ -73,9 +73,9 @@ def test_the_full_precision_block_is_the_same(files, kind):
     balanced = balanced_block(problem, kind, 8, measured(problem), seed=1)
     # Uneven channels are what the search is for; its first candidate leaves inputs as they are.
     for fold in ("img.qkv", "img.fc1", "txt.qkv", "txt.fc1"):
-        record = balanced.record[fold]
-        unbalanced, chosen = next(iter(record["errors"].values())), min(record["errors"].values())
-        assert str(record["chosen"]) != next(iter(record["errors"]))
+        choice = balanced.choices[fold]
+        unbalanced, chosen = next(iter(choice.errors.values())), min(choice.errors.values())
+        assert choice.key != next(iter(choice.errors))
         assert chosen < 0.6 * unbalanced
     moved = [
         mx.max(mx.abs(own - other)).item()
@@ -95,7 +95,7 @@ def test_the_result_is_the_block_that_was_judged(files, kind):
     result = quantize_block(problem, RECIPES[kind], seed=1, statistics=measured(problem))
     document = result.document
     assert document["accepted"]
-    assert document["kept"].endswith(RECIPES[kind]["rounding"])
+    assert document["kept"].endswith(RECIPES[kind].rounding)
     assert document["hard_error"]["result"]["held_out"] < document["hard_error"]["rtn"]["held_out"]
     assert result.parameters
     assert document["balance"]
@@ -122,12 +122,6 @@ def test_a_block_that_keeps_rtn_keeps_its_parameters(files, monkeypatch):
     result = quantize_block(problem, RECIPES["awq"], seed=1)
     assert result.document["kept"] == "rtn"
     assert result.parameters == {}
-
-
-def test_awq_balances_by_definition():
-    assert balance_kind(RECIPES["awq"]) == "awq"
-    assert balance_kind({**RECIPES["awq"], "balance": "csb"}) == "csb"
-    assert balance_kind(full_recipe("gptq")) == "none"
 
 
 def test_statistics_are_asked_for(files):

@@ -13,8 +13,14 @@ from ditquant.activations.sigma_lookup import numbers_at
 from ditquant.activations.single_tier import GRANULARITIES, ScaleOptions, single_tier
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
-from ditquant.weights.rounding import nearest_codes
+from ditquant.weights.grids import (
+    Grid,
+    dequantize,
+    fit_scales,
+    fractional_codes,
+    nearest_codes,
+    pack,
+)
 from support.activations import input_statistics, statistics
 
 CHANNELS, SIZE = 128, 32
@@ -118,7 +124,7 @@ def test_multipliers_migrate_into_the_weights_group_scales():
     layer = config.layers["a"]
     weight = mx.array(np.random.default_rng(1).standard_normal((16, CHANNELS)).astype(np.float32))
     scales = fit_scales(weight, Grid("group", 4, SIZE))
-    codes = nearest_codes(steps_of(weight, scales), 16)
+    codes = nearest_codes(fractional_codes(weight, scales), 4)
     weights = to_numpy(dequantize(pack(codes, scales)))
     numbers = numbers_at(config, layer, config.sigmas[0])
     integers = np.rint(x[0] / np.repeat(numbers.scale, SIZE))

@@ -21,8 +21,7 @@ from ditquant.checkpoints.quantized import PackedLinear
 from ditquant.errors import UserError
 from ditquant.models.spec import read_spec
 from ditquant.weights.block_files import read_packed
-from ditquant.weights.grids import Grid, dequantize
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.grids import Grid, dequantize, round_to_nearest
 from support.models import build_network, parameters, write_folder
 
 

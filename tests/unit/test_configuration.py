@@ -14,6 +14,7 @@ from ditquant.errors import UserError
 from ditquant.planning import configuration, settings
 from ditquant.planning.command_line import check_options, take_typed_text
 from ditquant.planning.config_files import check_file, main
+from ditquant.planning.recipes import ROUNDINGS
 from support.planned import ROOT, complete, plan, schema
 
 PROMPTS = [
@@ -95,7 +96,7 @@ def test_numbers_have_the_types_of_the_schema_however_they_are_written():
         },
         "recipes": {
             "x": {
-                "rounding": "rtn",
+                "rounding": "adaround",
                 "bits": 4.0,
                 "rows_at_once": 2.0,
                 "warmup": 0,
@@ -124,6 +125,9 @@ def test_defaults_are_those_that_snakemake_fills_in():
         theirs[track]["num_images"] = ours[track]["num_images"]
     for key in ("tiers", "clips"):
         theirs["activations"][key]["images"] = ours["activations"][key]["images"]
+    # Snakemake fills in what a recipe does not read, too.
+    for name, options in theirs["recipes"].items():
+        theirs["recipes"][name] = ROUNDINGS[options["rounding"]].read_of(options)
     assert ours == theirs
 
 

@@ -19,8 +19,7 @@ from ditquant.kernels.cuda.fake_quantization import (
     quantize_tokens,
 )
 from ditquant.kernels.cuda.unpacking import unpack_parts
-from ditquant.weights.grids import Grid, Packed
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.grids import Grid, Packed, round_to_nearest
 
 SHAPES = [(2, 1024, 1, 1536), (2, 154, 1, 6144), (2, 1, 1536), (3, 7, 1, 36), (1, 5)]
 

@@ -22,14 +22,13 @@ from ditquant.models.load import load_vae_decoder, load_vae_encoder, mmdit_confi
 from ditquant.models.spec import Model, read_spec
 from ditquant.network.diffusionkit import DiffusionKitNetwork, load_network
 from ditquant.network.sampling import predict
-from ditquant.weights.grids import Grid, dequantize
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.grids import Grid, dequantize, round_to_nearest
 from support.models import build_network, parameters, write_folder
+from support.problems import whole_recipe
 from support.small_tables import VAE
 
 FOUR_BIT = "argmaxinc/mlx-stable-diffusion-3.5-large-4bit-quantized"
 MEDIUM = "argmaxinc/mlx-stable-diffusion-3-medium"
-RECIPE = {"rounding": "rtn", "grid": "group", "group_size": 64, "bits": 4, "other_bits": 8}
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +57,14 @@ def write_blocks(spec, path, grid: Grid) -> None:
 
 def assemble(spec, model, folder, quantize="blocks", **options):
     """A native checkpoint by the rule's own script."""
-    recipe = {**RECIPE, "quantize": quantize, **options}
-    grid = Grid(recipe["grid"], recipe["bits"], recipe["group_size"])
+    recipe = whole_recipe("rtn", quantize=quantize, **options)
+    grid = Grid(recipe.grid, recipe.bits, recipe.group_size)
     write_blocks(spec, folder / "blocks.safetensors", grid)
     config, weights = folder / "model" / "config.json", folder / "model" / "model.safetensors"
     assemble_weights.main(
-        [str(folder / "blocks.safetensors")], str(config), str(weights), model, "rtn", recipe
-    )
+        blocks=[str(folder / "blocks.safetensors")], config=str(config), output=str(weights),
+        model=model, name="rtn", recipe=recipe.params(),
+    )  # fmt: skip
     return config
 
 
@@ -107,11 +107,8 @@ def stock(spec, tmp_path, monkeypatch):
         (snapshot / "config.json").write_text("{}")
         shutil.copy(file, snapshot / model_io._MMDIT[key][key])
         mmdit = model_io.load_mmdit(key=key, model_key=key, low_memory_mode=False)
-        return (
-            DiffusionKitNetwork(mmdit),
-            model_io.load_vae_encoder(key=key),
-            model_io.load_vae_decoder(key=key),
-        )
+        encoder, decoder = model_io.load_vae_encoder(key=key), model_io.load_vae_decoder(key=key)
+        return DiffusionKitNetwork(mmdit), encoder, decoder
 
     return load
 

@@ -9,19 +9,22 @@ from ditquant.models.shapes import Shape
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import SCOPES
 from ditquant.planning.fitting import check_channel_group, check_recipe
-from ditquant.planning.layer_bits import MLX_GROUPS, layer_bits
+from ditquant.planning.recipes import MLX_GROUPS
 from ditquant.weights.grids import Grid, storage_group_size
-from ditquant.weights.recipes import recipe_grid
 from ditquant.weights.rotation import mark_rotated
 from support.models import build_network
+from support.problems import whole_recipe
 
 SMALL = Shape(hidden_size=96, num_heads=2, depth_multimodal=2)
 LINEARS = SMALL.block_linears()
-RECIPE = {"grid": "group", "group_size": 32, "bits": 4, "layers": {}, "quantize": "blocks"}
+
+
+def recipe(**options):
+    return whole_recipe("rtn", **{"group_size": 32, **options})
 
 
 def check(**options):
-    check_recipe("recipes.own", {**RECIPE, **options}, LINEARS, "small")
+    check_recipe("recipes.own", recipe(**options), LINEARS, "small")
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -52,7 +55,7 @@ def test_the_first_linear_that_is_quantized_counts():
 def test_a_channel_grid_needs_one_of_mlxs_groups():
     odd = Shape(hidden_size=48, num_heads=2, depth_multimodal=2).block_linears()
     with pytest.raises(UserError, match=r"48 inputs, which groups of 128, 64, 32 do not divide"):
-        check_recipe("recipes.own", {**RECIPE, "grid": "channel"}, odd, "odd")
+        check_recipe("recipes.own", recipe(grid="channel"), odd, "odd")
 
 
 def test_a_recipe_that_quantizes_nothing_is_told():
@@ -87,7 +90,7 @@ def test_a_pattern_that_fits_nothing_is_told_with_the_names(pattern):
 def test_names_of_many_blocks_are_told_in_short():
     linears = read_spec("sd3-medium").shape.block_linears()
     with pytest.raises(UserError) as error:
-        check_recipe("recipes.own", {**RECIPE, "layers": {"mm24.*": 8}}, linears, "sd3-medium")
+        check_recipe("recipes.own", recipe(layers={"mm24.*": 8}), linears, "sd3-medium")
     assert "mm00 to mm22 followed by .img.attn.q_proj" in str(error.value)
     assert "; mm23 followed by" in str(error.value)
     assert len(str(error.value)) < 700
@@ -102,9 +105,9 @@ def test_planning_and_packing_agree(width, grid, size):
         storage_group_size(Grid(grid, 4, size), width, "x")
     except UserError:
         with pytest.raises(UserError, match="do not divide"):
-            check_recipe("r", {**RECIPE, "grid": grid, "group_size": size}, linears, "x")
+            check_recipe("r", recipe(grid=grid, group_size=size), linears, "x")
     else:
-        check_recipe("r", {**RECIPE, "grid": grid, "group_size": size}, linears, "x")
+        check_recipe("r", recipe(grid=grid, group_size=size), linears, "x")
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
@@ -115,17 +118,9 @@ def test_planning_and_rotating_agree(size):
         mark_rotated(model, size)
     except UserError:
         with pytest.raises(UserError, match="does not divide"):
-            check_recipe("r", {**RECIPE, "rotation": size}, linears, "x")
+            check_recipe("r", recipe(rotation=size), linears, "x")
     else:
-        check_recipe("r", {**RECIPE, "rotation": size}, linears, "x")
-
-
-def test_bits_of_layers_are_those_of_the_grids():
-    recipe = {**RECIPE, "layers": {"*.fc1": 8, "mm01.*": 3, "*.txt.*": "full", "mm00.txt.*.fc2": 6}}
-    for name in LINEARS:
-        grid = recipe_grid(recipe)(name)
-        bits = layer_bits(recipe, name)
-        assert (grid is None and bits == "full") or (grid is not None and grid.bits == bits)
+        check_recipe("r", recipe(rotation=size), linears, "x")
 
 
 def test_groups_of_channels_must_fill_every_input():

@@ -8,9 +8,9 @@ import pytest
 from ditquant.backend import mx
 from ditquant.errors import UserError
 from ditquant.weights import gptq
-from ditquant.weights.gptq import corrected_weight, factorize, gptq_codes, layer_error, moment
-from ditquant.weights.grids import Grid, Scales, dequantize, fit_scales, pack, steps_of, values_of
-from ditquant.weights.rounding import nearest_codes
+from ditquant.weights.gptq import factorize, moment
+from ditquant.weights.grids import Grid, Scales, dequantize, fit_scales, pack, values_of
+from support.layers import layer_error, nearest, rounded_by_gptq
 
 
 def weights(outputs=24, inputs=192, seed=0):
@@ -26,18 +26,13 @@ def correlated(rows=600, channels=192, seed=1):
     return (mixed + 0.5 * mx.random.normal((rows, channels), key=keys[3])) * sizes
 
 
-def nearest(weight, scales):
-    return nearest_codes(steps_of(weight, scales), 2**scales.bits)
-
-
 def error_of(weight, scales, codes, matrix):
     return layer_error(weight, values_of(codes, scales), matrix)
 
 
-def textbook(weight: mx.array, scales: Scales, matrix: np.ndarray, damping: float, order=None):
+def textbook(weight: mx.array, scales: Scales, matrix: np.ndarray, damping: float, order):
     """GPTQ as published: invert H, then change every later column after each rounding."""
     columns = matrix.shape[0]
-    order = np.arange(columns) if order is None else order
     work = np.array(weight, dtype=np.float64)[:, order]
     damped = matrix + damping * np.mean(np.diag(matrix)) * np.eye(columns)
     upper = np.linalg.cholesky(np.linalg.inv(damped[order][:, order])).T
@@ -54,63 +49,50 @@ def textbook(weight: mx.array, scales: Scales, matrix: np.ndarray, damping: floa
     return result
 
 
-@pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("grid", [Grid("group", 4, 32), Grid("group", 3, 64), Grid("channel", 4)])
-def test_codes_are_those_of_the_published_algorithm(grid, act_order):
+def test_codes_are_those_of_the_published_algorithm(grid):
     weight, matrix = weights(), moment(correlated())
     scales = fit_scales(weight, grid)
-    order = np.argsort(-np.diag(matrix), kind="stable") if act_order else None
+    order = np.argsort(-np.diag(matrix), kind="stable")
     expected = textbook(weight, scales, matrix, 0.01, order)
-    codes = gptq_codes(weight, scales, factorize(matrix, 0.01, act_order))
+    codes = rounded_by_gptq(weight, scales, factorize(matrix, 0.01))
     # float64 on both sides: a number would have to lie within 1e-12 of a tie to round elsewhere
     assert np.array_equal(np.array(codes), expected)
 
 
 @pytest.mark.parametrize("block", [1, 7, 128, 500])
 def test_blocks_of_columns_change_nothing(monkeypatch, block):
-    weight, factor = weights(), factorize(moment(correlated()))
+    weight, factor = weights(), factorize(moment(correlated()), 0.01)
     scales = fit_scales(weight, Grid("group", 4, 64))
-    expected = gptq_codes(weight, scales, factor)
+    expected = rounded_by_gptq(weight, scales, factor)
     monkeypatch.setattr(gptq, "_BLOCK", block)
-    assert mx.array_equal(gptq_codes(weight, scales, factor), expected)
+    assert mx.array_equal(rounded_by_gptq(weight, scales, factor), expected)
 
 
-@pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_the_layers_error_is_below_that_of_round_to_nearest(bits, act_order):
+def test_the_layers_error_is_below_that_of_round_to_nearest(bits):
     weight, x = weights(seed=bits), correlated(seed=bits)
     scales = fit_scales(weight, Grid("group", bits, 64))
-    codes = gptq_codes(weight, scales, factorize(moment(x[:300]), 0.01, act_order))
+    codes = rounded_by_gptq(weight, scales, factorize(moment(x[:300]), 0.01))
     for rows, ratio in ((x[:300], 0.5), (x[300:], 0.6)):
         matrix = moment(rows)
         rounded = error_of(weight, scales, nearest(weight, scales), matrix)
         assert error_of(weight, scales, codes, matrix) < ratio * rounded
 
 
-def test_activation_order_helps_where_channels_differ():
-    errors = []
-    for act_order in (False, True):
-        total = 0.0
-        for seed in range(5):
-            weight, matrix = weights(seed=seed), moment(correlated(seed=seed))
-            scales = fit_scales(weight, Grid("group", 4, 64))
-            codes = gptq_codes(weight, scales, factorize(matrix, 0.01, act_order))
-            total += error_of(weight, scales, codes, matrix)
-        errors.append(total)
-    assert errors[1] < errors[0]
-
-
 def test_uncorrelated_inputs_leave_round_to_nearest():
     weight = weights()
     scales = fit_scales(weight, Grid("group", 4, 64))
     matrix = np.diag(np.linspace(0.5, 3.0, 192))
-    assert mx.array_equal(gptq_codes(weight, scales, factorize(matrix)), nearest(weight, scales))
+    assert mx.array_equal(
+        rounded_by_gptq(weight, scales, factorize(matrix, 0.01)), nearest(weight, scales)
+    )
 
 
 def test_the_result_packs_exactly():
     weight = weights()
     scales = fit_scales(weight, Grid("group", 4, 32))
-    codes = gptq_codes(weight, scales, factorize(moment(correlated())))
+    codes = rounded_by_gptq(weight, scales, factorize(moment(correlated()), 0.01))
     assert set(np.unique(np.array(codes))) == set(range(16))
     assert mx.array_equal(dequantize(pack(codes, scales)), values_of(codes, scales))
 
@@ -118,7 +100,7 @@ def test_the_result_packs_exactly():
 def test_two_runs_agree():
     weight, matrix = weights(), moment(correlated())
     scales = fit_scales(weight, Grid("group", 4, 64))
-    first, second = (gptq_codes(weight, scales, factorize(matrix)) for _ in range(2))
+    first, second = (rounded_by_gptq(weight, scales, factorize(matrix, 0.01)) for _ in range(2))
     assert mx.array_equal(first, second)
 
 
@@ -128,10 +110,10 @@ def test_channels_that_are_always_zero_are_rounded_to_nearest(damping):
     dead = np.array([0, 5, 64, 191])
     x[:, dead] = 0.0
     scales = fit_scales(weight, Grid("group", 4, 64))
-    codes = gptq_codes(weight, scales, factorize(moment(mx.array(x)), damping))
+    codes = rounded_by_gptq(weight, scales, factorize(moment(mx.array(x)), damping))
     expected = np.array(nearest(weight, scales))
     assert np.array_equal(np.array(codes)[:, dead], expected[:, dead])
-    everything = gptq_codes(weight, scales, factorize(np.zeros((192, 192)), damping))
+    everything = rounded_by_gptq(weight, scales, factorize(np.zeros((192, 192)), damping))
     assert np.array_equal(np.array(everything), expected)
 
 
@@ -145,7 +127,7 @@ def test_a_singular_matrix_gets_more_damping_and_says_so():
 
 def test_the_factor_is_of_the_damped_matrix():
     matrix = moment(correlated())
-    factor = factorize(matrix, 0.02, act_order=True)
+    factor = factorize(matrix, 0.02)
     assert np.array_equal(np.tril(factor.upper, -1), np.zeros((192, 192)))
     expected = matrix + 0.02 * np.mean(np.diag(matrix)) * np.eye(192)
     product = factor.upper @ factor.upper.T
@@ -156,77 +138,16 @@ def test_matrices_that_no_inputs_have_are_refused():
     broken = np.eye(8)
     broken[2, 2] = np.nan
     with pytest.raises(UserError, match=r"NaN or infinity in .* inputs of mm01\.img\.mlp\.fc2"):
-        factorize(broken, name="mm01.img.mlp.fc2")
+        factorize(broken, 0.01, "mm01.img.mlp.fc2")
     with pytest.raises(UserError, match="not positive definite even with a damping of 1"):
-        factorize(40.0 - 39.0 * np.eye(8))
+        factorize(40.0 - 39.0 * np.eye(8), 0.01)
 
 
 def test_moments_are_sums_over_rows(monkeypatch):
-    x, y = correlated(50, 32, 3), correlated(50, 48, 4)
+    x = correlated(50, 32, 3)
     monkeypatch.setattr(gptq, "_ROWS_AT_ONCE", 16)
-    expected = np.array(x, dtype=np.float64).T @ np.array(y, dtype=np.float64)
+    expected = np.array(x, dtype=np.float64).T @ np.array(x, dtype=np.float64)
     size = np.abs(expected).max()
     # sums of 50 float32 products
-    assert np.abs(moment(x.reshape(5, 10, 1, 32), y) - expected).max() < 50 * 2**-24 * size
+    assert np.abs(moment(x.reshape(5, 10, 1, 32)) - expected).max() < 50 * 2**-24 * size
     assert moment(x).dtype == np.float64
-
-
-def test_layer_error_is_the_outputs_error():
-    weight, x = weights(), correlated()
-    other = weight + 0.01 * weights(seed=9)
-    difference = mx.sum(((other - weight) @ x.T) ** 2) / mx.sum((weight @ x.T) ** 2)
-    assert layer_error(weight, other, moment(x)) == pytest.approx(difference.item(), rel=1e-4)
-    assert layer_error(weight, weight, moment(x)) == 0.0
-
-
-# ------------------------------------------------------------------- quantized inputs
-
-
-def prefix(x, seed=7, size=0.15):
-    """What earlier quantized layers make of x: noise, and a systematic part."""
-    noise = mx.random.normal(x.shape, key=mx.random.key(seed))
-    drift = mx.random.normal((x.shape[1], x.shape[1]), key=mx.random.key(seed + 1))
-    scale = mx.sqrt(mx.mean(x**2, axis=0))
-    return x + size * scale * noise + size * (x @ drift) / x.shape[1] ** 0.5
-
-
-def output_error(weight, x, other_weight, other_x):
-    exact = x @ weight.T
-    return (mx.sum((other_x @ other_weight.T - exact) ** 2) / mx.sum(exact**2)).item()
-
-
-def test_a_corrected_weight_lowers_the_error_of_quantized_inputs():
-    weight, x = weights(), correlated(rows=2000)
-    other = prefix(x)
-    train, held_out = slice(0, 1000), slice(1000, 2000)
-    cross, own = moment(x[train], other[train]), moment(other[train])
-    corrected = corrected_weight(weight, cross, own)
-    before = output_error(weight, x[held_out], weight, other[held_out])
-    assert output_error(weight, x[held_out], corrected, other[held_out]) < 0.5 * before
-    # and it is still worth it after rounding, on the grid of the original weight
-    scales = fit_scales(corrected, Grid("group", 4, 64))
-    factor = factorize(own)
-    plain, better = (
-        values_of(gptq_codes(target, scales, factor), scales) for target in (weight, corrected)
-    )
-    errors = [
-        output_error(weight, x[held_out], values, other[held_out]) for values in (plain, better)
-    ]
-    assert errors[1] < 0.6 * errors[0]
-
-
-def test_the_correction_is_the_least_squares_solution():
-    weight, x = weights(inputs=32), correlated(400, 32)
-    other = prefix(x)
-    corrected = corrected_weight(weight, moment(x, other), moment(other), damping=1e-9)
-    target = np.array(x @ weight.T, dtype=np.float64)
-    expected = np.linalg.lstsq(np.array(other, dtype=np.float64), target, rcond=None)[0].T
-    # moments were summed in float32, and solving magnifies that by their condition number
-    condition = np.linalg.cond(moment(other))
-    tolerance = condition * 2**-24 * 400**0.5 * np.abs(expected).max()
-    assert np.abs(np.array(corrected) - expected).max() < tolerance
-
-
-def test_equal_inputs_need_no_correction():
-    weight, matrix = weights(), moment(correlated())
-    assert mx.array_equal(corrected_weight(weight, matrix, matrix), weight)

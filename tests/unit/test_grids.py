@@ -18,13 +18,13 @@ from ditquant.weights.grids import (
     Scales,
     dequantize,
     fit_scales,
+    fractional_codes,
+    nearest_codes,
     pack,
     pack_codes,
-    steps_of,
     unpack_codes,
     values_of,
 )
-from ditquant.weights.rounding import nearest_codes
 
 BITS = (2, 3, 4, 6, 8)
 GROUPS = (32, 64, 128)
@@ -38,7 +38,9 @@ def gaussian(shape=(48, 256), seed=0, scale=0.05):
 def nearest(weight, grid):
     """The values of round-to-nearest, and the scales."""
     scales = fit_scales(weight, grid)
-    return dequantize(pack(nearest_codes(steps_of(weight, scales), grid.levels), scales)), scales
+    return dequantize(
+        pack(nearest_codes(fractional_codes(weight, scales), grid.bits), scales)
+    ), scales
 
 
 def mean_square(array):
@@ -89,7 +91,7 @@ def test_values_are_exact_in_every_order(bits, group_size, kind):
 def test_eight_bits_are_what_mlx_dequantizes():
     weight = gaussian()
     values, scales = nearest(weight, Grid("group", 8, 64))
-    ideal = values_of(nearest_codes(steps_of(weight, scales), 256), scales)
+    ideal = values_of(nearest_codes(fractional_codes(weight, scales), 8), scales)
     # The products and sums round to 11 bits: half an ulp each of at most twice the largest value.
     assert mx.max(mx.abs(values - ideal)).item() <= 2 * 2**-11 * mx.max(mx.abs(weight)).item()
     assert mean_square(values - weight) < 1e-4 * mean_square(weight)
@@ -142,7 +144,7 @@ def test_error_is_at_most_that_of_covering_the_range(bits, seed, offset, scale):
 def test_channel_grid_is_a_group_grid():
     weight = gaussian((64, 384))
     scales = fit_scales(weight, Grid("channel", 4))
-    packed = pack(nearest_codes(steps_of(weight, scales), 16), scales)
+    packed = pack(nearest_codes(fractional_codes(weight, scales), 4), scales)
     assert packed.group_size == 128
     assert mx.array_equal(packed.scales, mx.repeat(packed.scales[:, :1], 3, axis=1))
     assert mx.array_equal(packed.biases, -8 * packed.scales)

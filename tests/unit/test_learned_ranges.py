@@ -26,6 +26,7 @@ from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.blocks import shared_input
 from ditquant.planning import settings
+from ditquant.planning.recipes import Recipe
 from ditquant.weights.lsq import ActivationQuantizer, quantize
 from support.activations import statistics
 from support.models import build_network
@@ -72,7 +73,7 @@ def layers(made, granularity="static", bits=BITS, learned=LEARNED, **options):
 def test_a_static_scale_is_the_learned_grid(made, bits, step):
     zero = float(2**bits // 3)
     quantizer = ActivationQuantizer(mx.array(step, dtype=mx.float32), zero, bits)
-    exact = quantizer.step.item()
+    exact = quantizer.step_size.item()
     intervals = learned_intervals({"a.qkv": (exact, zero)}, bits, made.input_of)
     entry = layers(made, bits=bits, learned=intervals)["a.q_proj"]
     assert np.float32(entry["scales"][0]) == np.float32(exact)
@@ -81,7 +82,7 @@ def test_a_static_scale_is_the_learned_grid(made, bits, step):
     offsets = np.array([-0.4, 0.0, 0.3])
     steps = (np.arange(-20, 2**bits + 20)[:, None] - zero + offsets).ravel()
     x = mx.array((steps * exact).astype(np.float32))
-    expected = to_numpy(quantize(x, quantizer, quantizer.step))
+    expected = to_numpy(quantize(x, quantizer, quantizer.step_size))
     found = to_numpy(fake_quantize(x, entry["scales"][0], bits, entry["shifts"][0]))
     assert len(np.unique(np.rint(expected / exact))) == 2**bits
     np.testing.assert_array_equal(np.rint(found / exact), np.rint(expected / exact))
@@ -270,10 +271,7 @@ def test_a_variant_may_be_learned_alone(sound):
 
 
 def test_recipes_that_learn_ranges_have_activations_of_their_own(sound):
-    own = {
-        name for name, recipe in sound["recipes"].items() if settings.has_own_activations(recipe)
-    }
+    recipes = {name: Recipe.from_params(one) for name, one in sound["recipes"].items()}
+    own = {name for name, recipe in recipes.items() if recipe.has_own_activations}
     assert own == {"awq", "taqdit"}
-    assert [settings.learns_ranges(sound["recipes"][name]) for name in ("awq", "taqdit")] == [
-        False, True,
-    ]  # fmt: skip
+    assert [recipes[name].learns_ranges for name in ("awq", "taqdit")] == [False, True]

@@ -9,25 +9,20 @@ import pytest
 
 from ditquant.backend import mx
 from ditquant.network.blocks import shared_input
-from ditquant.weights import adaround, learning_state, loss_scale
-from ditquant.weights.adaround import Options
-from ditquant.weights.grids import Grid, steps_of
-from ditquant.weights.joint_steps import Joint
-from ditquant.weights.learning_state import Resume
+from ditquant.weights import adaround, learning, loss_scale
+from ditquant.weights.grids import Grid, fractional_codes, round_to_nearest
+from ditquant.weights.learning import Resume
 from ditquant.weights.loss_scale import GROWTH_INTERVAL, Diverged, LossScale
-from ditquant.weights.lsq import range_quantizer
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.lsq import Joint, range_quantizer
 from ditquant.weights.reconstruct import block_error, quantized_weights
 from ditquant.weights.roundings import rtn_codes
-from ditquant.weights.tuner import Options as TuningOptions
-from ditquant.weights.tuner import Tuner
-from ditquant.weights.tuning import tune
+from ditquant.weights.tuning import Tuner, tune
 from ditquant.weights.velocity_rows import velocity_rows
 from support.block_data import random_trajectory
 from support.models import build_network
-from support.problems import full_recipe, make_problem
+from support.problems import full_recipe, make_problem, tuned_recipe
 
-OPTIONS = Options(iterations=40, batch_size=4, learning_rate=0.1, regularizer=1000.0, warmup=0.2)
+RECIPE = full_recipe("adaround", iterations=40, batch_size=4, learning_rate=0.1)
 FLAT = [mx.zeros(3, mx.float16)]
 STEEP = [mx.array([0.0, math.inf], mx.float16), mx.zeros(3, mx.float16)]
 
@@ -137,11 +132,11 @@ def joint_of(problem) -> Joint:
     return Joint(quantizers, input_of, learning_rate=1e-3, drop=0.5)
 
 
-def learn(problem, joint=False, options=OPTIONS, **more):
-    starts = [steps_of(*pair) for pair in zip(problem.weights, problem.scales, strict=True)]
+def learn(problem, joint=False, recipe=RECIPE, **more):
+    starts = [fractional_codes(*pair) for pair in zip(problem.weights, problem.scales, strict=True)]
     start = errors(problem, rtn_codes(problem))
     own = joint_of(problem) if joint else None
-    return start, adaround.learn(problem, starts, options, start, 1, joint=own, **more)
+    return start, adaround.learn(problem, starts, recipe, start, 1, joint=own, **more)
 
 
 def errors(problem, codes):
@@ -190,13 +185,13 @@ def test_a_run_that_stops_behind_a_skipped_step_ends_with_the_same_bits(
 ):
     # The scale grows so fast that it overflows again and again.
     monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 2)
-    options = replace(OPTIONS, iterations=20)
-    _, straight = learn(problems[mx.float16], joint, options)
+    recipe = replace(RECIPE, iterations=20)
+    _, straight = learn(problems[mx.float16], joint, recipe)
     skipped = [point["skipped"] for point in straight.state.history]
     first = straight.state.history[0]["iteration"]
     behind = [first + at for at in range(1, len(skipped)) if skipped[at] > skipped[at - 1]]
     assert behind
-    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
     resume = Resume(tmp_path / "state.safetensors", "k")
     iterate = adaround.Learner.iterate
 
@@ -208,11 +203,11 @@ def test_a_run_that_stops_behind_a_skipped_step_ends_with_the_same_bits(
     with monkeypatch.context() as patched:
         patched.setattr(adaround.Learner, "iterate", dying)
         with pytest.raises(Stop):
-            learn(problems[mx.float16], joint, options, resume=resume)
+            learn(problems[mx.float16], joint, recipe, resume=resume)
     kept = resume.load()
     assert kept is not None
     assert kept.iteration == behind[0]
-    _, again = learn(problems[mx.float16], joint, options, resume=resume)
+    _, again = learn(problems[mx.float16], joint, recipe, resume=resume)
     for one, other in zip(again.state.arrays(), straight.state.arrays(), strict=True):
         assert mx.array_equal(one, other)
     assert again.state.history == straight.state.history
@@ -236,8 +231,10 @@ def tuned(dtype, **how):
         for linear in model.linears
     }
     rows = velocity_rows(model, [random_trajectory(seed, 2, dtype) for seed in range(4)], 1)
-    options = TuningOptions(iterations=16, batch_size=3, learning_rate=0.01)
-    return tune(model, packed, "group", rows, options, 7, 0.2, **how)
+    recipe = tuned_recipe(
+        tune_iterations=16, tune_batch_size=3, tune_learning_rate=0.01, tune_rows_at_once=None
+    )
+    return tune(model, packed, rows, recipe, 7, **how)
 
 
 def test_tuning_skips_what_overflows_too(too_steep_for_tuning, monkeypatch):
@@ -262,7 +259,7 @@ def test_a_tuning_that_stops_behind_a_skipped_step_ends_with_the_same_bits(
 ):
     monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 2)
     straight = tuned(mx.float16)
-    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
     resume = Resume(tmp_path / "state.safetensors", "k")
     iterate = Tuner.iterate
     taken: list[float] = []

@@ -22,7 +22,7 @@ def inputs(count=4000, seed=0):
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.5, 3.0), (-4.0, -1.0), (0.0, 0.0)])
 def test_a_range_and_zero_are_covered(low, high):
     quantizer = range_quantizer(low, high, 8)
-    step = quantizer.step.item()
+    step = quantizer.step_size.item()
     first, last = -quantizer.zero * step, (255 - quantizer.zero) * step
     # The zero point is a whole code, which moves an end by half a step at most.
     assert first <= min(low, 0.0) + step / 2 + 1e-7
@@ -33,7 +33,7 @@ def test_a_range_and_zero_are_covered(low, high):
 
 def test_values_are_the_nearest_of_the_grid():
     x = inputs()
-    values = np.array(quantize(x, QUANTIZER, QUANTIZER.step), np.float64)
+    values = np.array(quantize(x, QUANTIZER, QUANTIZER.step_size), np.float64)
     grid = 0.1 * (np.arange(16) - 5)
     nearest = grid[np.abs(np.array(x)[:, None] - grid).argmin(axis=1)]
     # A value half way between two may go either way.
@@ -45,12 +45,12 @@ def test_values_are_the_nearest_of_the_grid():
 
 
 def test_the_dtype_is_kept():
-    assert quantize(inputs().astype(mx.float16), QUANTIZER, QUANTIZER.step).dtype == mx.float16
+    assert quantize(inputs().astype(mx.float16), QUANTIZER, QUANTIZER.step_size).dtype == mx.float16
 
 
 def test_gradients_pass_straight_through_inside_the_range():
     x = inputs()
-    slope = mx.grad(lambda x: quantize(x, QUANTIZER, QUANTIZER.step).sum())(x)
+    slope = mx.grad(lambda x: quantize(x, QUANTIZER, QUANTIZER.step_size).sum())(x)
     codes = x / 0.1 + 5.0
     inside = (codes > 1e-4) & (codes < 15 - 1e-4)
     outside = (codes < -1e-4) | (codes > 15 + 1e-4)
@@ -61,7 +61,9 @@ def test_gradients_pass_straight_through_inside_the_range():
 def test_the_gradient_of_the_step_is_lsqs():
     """Sum of slope * (round(c) - c) inside and of slope * (c_clipped - z) outside, times g."""
     x, cotangent = inputs(), mx.random.normal((4000,), key=mx.random.key(1))
-    learned = mx.grad(lambda step: (quantize(x, QUANTIZER, step) * cotangent).sum())(QUANTIZER.step)
+    learned = mx.grad(lambda step: (quantize(x, QUANTIZER, step) * cotangent).sum())(
+        QUANTIZER.step_size
+    )
     codes = np.array(x, np.float64) / np.float64(np.float32(0.1)) + 5.0
     inside = (codes >= 0) & (codes <= 15)
     by_element = np.where(inside, np.round(codes) - codes, np.clip(codes, 0, 15) - 5.0)
@@ -78,7 +80,7 @@ def test_outside_the_range_the_gradient_is_the_finite_difference(value):
     def total(step):
         return quantize(x, QUANTIZER, step).sum()
 
-    slope = mx.grad(total)(QUANTIZER.step).item() * math.sqrt(10 * 15)
+    slope = mx.grad(total)(QUANTIZER.step_size).item() * math.sqrt(10 * 15)
     difference = (total(mx.array(0.125)) - total(mx.array(0.0625))).item() / 0.0625
     assert slope == pytest.approx(difference, rel=1e-5)
 

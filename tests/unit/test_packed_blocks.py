@@ -15,8 +15,7 @@ from ditquant.kernels.cuda.unpacking import can_unpack, unpack_parts
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import set_linear
 from ditquant.network.diffusionkit import load_network
-from ditquant.weights.grids import Grid
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.grids import Grid, round_to_nearest
 from support.models import write_folder
 
 # Of one block: two kinds, and a layer that is not quantized.
@@ -72,9 +71,8 @@ def test_the_layers_are_left_as_they_were(network):
     blocks = list(network.module.multimodal_transformer_blocks)
     with pytest.raises(RuntimeError, match="inside"), blocks_unpacked(network):
         raise RuntimeError("inside")
-    assert all(
-        a is b for a, b in zip(blocks, network.module.multimodal_transformer_blocks, strict=True)
-    )
+    after = network.module.multimodal_transformer_blocks
+    assert all(a is b for a, b in zip(blocks, after, strict=True))
     assert all(
         linear.module is module for linear, module in zip(network.linears, modules, strict=True)
     )

@@ -9,9 +9,8 @@ import pytest
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.weights.block_io import read_block
-from ditquant.weights.grids import Grid, fit_scales, pack, steps_of
+from ditquant.weights.grids import Grid, fit_scales, fractional_codes, nearest_codes, pack
 from ditquant.weights.prefix import prefix_streams, streams_after
-from ditquant.weights.rounding import nearest_codes
 from support.models import build_network
 from support.problems import behind_noise, write_images
 
@@ -34,7 +33,7 @@ def packed_linears(model, block):
     for linear in own.linears:
         weight = linear.module.weight
         scales = fit_scales(weight, Grid("group", 3, 32), linear.name)
-        packed[linear.name] = pack(nearest_codes(steps_of(weight, scales), 8), scales)
+        packed[linear.name] = pack(nearest_codes(fractional_codes(weight, scales), 8), scales)
     return packed
 
 

@@ -13,8 +13,7 @@ from ditquant.checkpoints.quantized import (
     kernel_product,
     packed_product,
 )
-from ditquant.weights.grids import Grid, Packed, dequantize
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.grids import Grid, Packed, dequantize, round_to_nearest
 from support.models import parameters
 
 INPUTS, OUTPUTS = 128, 48

@@ -1,177 +1,180 @@
-"""A proposal is judged on held-out rows and kept only if it beats RTN."""
+"""Recipes: what each rounding reads, and what is told of options that nothing reads."""
 
 from __future__ import annotations
 
-import json
-import math
+import dataclasses
+import re
 
 import pytest
 
-from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.planning import settings
-from ditquant.weights import adaround, recipes, roundings
-from ditquant.weights.block_io import read_block
-from ditquant.weights.divergence import LIMIT, kept_text
-from ditquant.weights.grids import unpack_codes
-from ditquant.weights.recipes import quantize_block, recipe_grid
-from ditquant.weights.reconstruct import block_problem
-from ditquant.weights.rounding import hard_codes
-from ditquant.weights.roundings import Proposal, rtn_codes
-from support.block_data import write_block_io
-from support.models import build_network
-from support.problems import full_recipe, make_problem
+from ditquant.planning.recipes import ROUNDINGS, Recipe
+from ditquant.weights import roundings
+from support.planned import complete, schema
+from support.problems import full_recipe, tuned_recipe, whole_recipe
 
-RTN = {
-    "rounding": "rtn", "grid": "group", "bits": 4, "group_size": 32, "holdout": 0.3, "layers": {},
-    "balance": "none",
+OPTIONS = schema()["$defs"]["recipe"]["properties"]
+# A value that is not the default, of each option.
+OTHER = {
+    "grid": "channel", "group_size": 32, "bits": 3, "quantize": "all", "other_bits": 6,
+    "iterations": 7, "batch_size": 3, "learning_rate": 0.5, "regularizer": 9.0, "warmup": 0.5,
+    "rows_at_once": 2, "step_weights": "early", "start": "gptq", "clip": True, "inputs": "mixed",
+    "damping": 0.5, "balance": "smoothquant", "rotation": 64, "activation_bits": 6,
+    "activation_learning_rate": 0.5, "drop": 0.25, "layers": {"*.fc1": 8}, "holdout": 0.5,
+    "tune_iterations": 5, "tune_batch_size": 3, "tune_rows_at_once": 1, "tune_learning_rate": 0.5,
+    "tune_stride": 3,
 }  # fmt: skip
-ADAROUND = {
-    **RTN, "rounding": "adaround", "iterations": 60, "batch_size": 8, "learning_rate": 0.15,
-    "regularizer": 1000.0, "warmup": 0.2, "rows_at_once": None, "step_weights": "uniform",
-    "start": "rtn", "clip": False, "inputs": "full",
+NEEDS = {
+    "damping": {"start": "gptq"}, "activation_bits": {"balance": "csb"},
+    "other_bits": {"quantize": "all"},
+    **{key: {"tune_iterations": 5} for key in OTHER if key.startswith("tune_")},
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def problem(tmp_path_factory):
-    model = build_network(seed=4)
-    folder = tmp_path_factory.mktemp("block_io")
-    files = [write_block_io(folder / f"{i}.safetensors", model, seed=i) for i in range(4)]
-    data = read_block(files, ["mm00", "mm01"], "mm01")
-    return block_problem(model, "mm01", data, recipe_grid(RTN), RTN["holdout"])
+def read(**options):
+    """The options of a recipe of the configuration, once it is complete."""
+    return complete({"recipes": {"mine": options}})["recipes"]["mine"]
 
 
-def codes_of(result, problem):
-    return [unpack_codes(result.packed[linear.name].weight, 4) for linear in problem.linears]
+def test_every_rounding_of_the_schema_has_a_dataclass_and_a_function():
+    assert set(OPTIONS["rounding"]["enum"]) == set(ROUNDINGS) == set(roundings.ROUNDINGS)
+    named = {name for kind in ROUNDINGS.values() for name in kind.option_names()}
+    assert named == set(OPTIONS)
+    assert set(OTHER) == named - {"rounding"}
 
 
-def same(left, right):
-    return all(mx.array_equal(a, b).item() for a, b in zip(left, right, strict=True))
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("option", OTHER)
+def test_an_option_is_read_or_told(rounding, option):
+    """What is given counts, or is an error that names the key and who reads it."""
+    kind = ROUNDINGS[rounding]
+    needs = {key: one for key, one in NEEDS.get(option, {}).items() if key in kind.option_names()}
+    given = {"rounding": rounding, option: OTHER[option], **needs}
+    if option in kind.option_names():
+        assert read(**given)[option] == OTHER[option]
+        return
+    with pytest.raises(UserError) as told:
+        read(**given)
+    readers = [name for name, other in ROUNDINGS.items() if option in other.option_names()]
+    line = f"recipes.mine.{option}: {rounding} does not read it; {' and '.join(readers)} do"
+    assert line in str(told.value)
 
 
-def test_round_to_nearest_is_its_own_result(problem):
-    result = quantize_block(problem, RTN, seed=1)
-    document = result.document
-    assert document["kept"] == "rtn"
-    assert document["hard_error"]["rtn"] == document["hard_error"]["result"]
-    assert document["binary_share"] is None
-    assert same(codes_of(result, problem), rtn_codes(problem))
-    # The last text block of SD3 has neither o_proj nor mlp.
-    assert len(document["linears"]) == 9
+@pytest.mark.parametrize("value", [True, False])
+def test_a_default_that_nothing_reads_is_told_too(value):
+    with pytest.raises(UserError) as told:
+        read(rounding="gptq", clip=value, iterations=9999)
+    lines = str(told.value).splitlines()[1:]
+    assert lines == [
+        "  recipes.mine.clip: gptq does not read it; adaround does.",
+        "  recipes.mine.iterations: gptq does not read it; adaround and taqdit do.",
+    ]
 
 
-@pytest.mark.parametrize("rounding", ["rtn", "gptq", "awq", "adaround", "taqdit"])
-def test_a_block_that_layers_leave_alone_stays_as_it_is(tmp_path, rounding):
-    recipe = full_recipe(rounding, layers={"mm00.*": "full"}, grid="channel")
-    result = quantize_block(make_problem(tmp_path, recipe), recipe, seed=1)
-    assert (result.packed, result.parameters) == ({}, {})
-    assert result.document["kept_error"]["held_out"] == pytest.approx(0, abs=1e-9)
-    assert not result.document["history"]
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            {"rounding": "adaround", "damping": 0.2},
+            "damping: adaround reads it only with start",
+        ),
+        ({"rounding": "taqdit", "damping": 0.2}, "damping: taqdit reads it only with start: gptq."),
+        (
+            {"rounding": "awq", "activation_bits": 6},
+            "activation_bits: awq reads it only with balance: smoothquant or csb.",
+        ),
+        ({"rounding": "gptq", "balance": "awq", "activation_bits": 6}, "activation_bits: gptq re"),
+        (
+            {"rounding": "rtn", "tune_iterations": 0, "tune_stride": 2},
+            "tune_stride: rtn reads it only with tune_iterations above 0.",
+        ),
+        (
+            {"rounding": "rtn", "other_bits": 4},
+            "other_bits: rtn reads it only with quantize: blocks+adaln or all.",
+        ),
+    ],
+)
+def test_an_option_that_is_read_only_with_another_is_told(given, line):
+    with pytest.raises(UserError, match=re.escape(f"recipes.mine.{line}")):
+        read(**given)
 
 
-def test_a_better_proposal_is_kept(problem):
-    result = quantize_block(problem, ADAROUND, seed=1)
-    errors = result.document["hard_error"]
-    assert result.document["accepted"]
-    assert result.document["kept"] == "adaround"
-    assert errors["result"]["held_out"] < errors["rtn"]["held_out"]
-    assert result.document["binary_share"] == result.document["history"][-1]["binary_share"]
-    assert not same(codes_of(result, problem), rtn_codes(problem))
+def test_an_option_of_a_recipe_that_is_laid_over_one_of_the_demo_counts():
+    """`adaround` of the demo has iterations, which gptq does not read."""
+    with pytest.raises(UserError, match="take another name") as told:
+        complete({"recipes": {"adaround": {"rounding": "gptq"}}})
+    assert "recipes.adaround.iterations: gptq does not read it" in str(told.value)
 
 
-def test_a_worse_proposal_is_refused_and_reported(problem, monkeypatch):
-    def worse(task):
-        codes = [mx.clip(codes + 1, 0, 15) for codes in rtn_codes(task.problem)]
-        return Proposal(codes, task.problem.scales, 1.0)
-
-    monkeypatch.setitem(roundings.ROUNDINGS, "adaround", worse)
-    result = quantize_block(problem, ADAROUND, seed=1)
-    errors = result.document["hard_error"]
-    assert not result.document["accepted"]
-    assert result.document["kept"] == "rtn"
-    assert errors["result"]["held_out"] > errors["rtn"]["held_out"]
-    assert same(codes_of(result, problem), rtn_codes(problem))
-
-
-def test_a_proposal_that_went_astray_is_an_error_and_never_kept(problem, monkeypatch):
-    """All weights rounded down: finite, and worse than any run of a sane recipe."""
-    lose = hard_codes
-
-    def astray(steps, alpha, levels):
-        return lose(steps, mx.full(alpha.shape, -1.0), levels)
-
-    monkeypatch.setattr(adaround, "hard_codes", astray)
-    document = quantize_block(problem, ADAROUND, seed=1).document
-    errors = document["hard_error"]
-    assert errors["result"]["train"] > LIMIT * errors["rtn"]["train"]
-    assert "times that without learning" in document["diverged"]["reason"]
-    assert "smaller learning rate" in document["diverged"]["advice"]
-    assert not document["accepted"]
-    assert (document["kept"], document["kept_error"]) == ("rtn", errors["rtn"])
-    assert kept_text(document) == "rtn, learning diverged"
-    assert len(document["history"]) > 1
+def test_only_what_is_read_is_kept():
+    assert read(rounding="rtn") == {
+        "rounding": "rtn", "grid": "group", "group_size": 64, "bits": 4, "layers": {},
+        "balance": "none", "holdout": 0.2, "quantize": "blocks", "other_bits": 8,
+    }  # fmt: skip
+    assert read(rounding="gptq")["damping"] == 0.1
+    assert "damping" not in read(rounding="adaround")
+    assert read(rounding="adaround", start="gptq")["damping"] == 0.1
+    assert read(rounding="taqdit")["activation_bits"] == 8
+    assert "rotation" not in read(rounding="taqdit", rotation=None)
+    assert not any(key.startswith("tune_") for key in read(rounding="rtn", tune_iterations=0))
+    tuned = read(rounding="rtn", tune_iterations=9)
+    assert (tuned["tune_iterations"], tuned["tune_rows_at_once"]) == (9, 2)
 
 
-@pytest.mark.parametrize("rounding", ["adaround", "taqdit"])
-def test_a_learning_rate_that_is_far_too_large_diverges(problem, rounding):
-    options = {"iterations": 3, "learning_rate": 1e38, "activation_learning_rate": 1e38}
-    recipe = full_recipe(rounding, **options)
-    document = quantize_block(problem, recipe, seed=1).document
-    assert document["diverged"]
-    assert document["kept"] == "rtn"
-    assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("some", [{}, OTHER, {**OTHER, "rotation": None, "rows_at_once": None}])
+def test_a_recipe_is_rebuilt_from_its_parameters(rounding, some):
+    for recipe in (whole_recipe(rounding, **some), full_recipe(rounding, **some)):
+        assert Recipe.from_params(recipe.params()) == recipe
+        assert type(recipe) is ROUNDINGS[rounding]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            recipe.bits = 8
 
 
-@pytest.mark.parametrize("broken", ["gptq", "adaround"])
-def test_what_overflows_is_never_kept(problem, monkeypatch, broken):
-    """NaN is neither more nor less than anything: a minimum over errors may well take it."""
-    judge = recipes.block_error
-    calls = []
-
-    def judged(own, weights, rows):
-        calls.append(rows)
-        # rtn, then GPTQ's start, then what was learned; each on training rows and held-out ones.
-        at = {"gptq": (3,), "adaround": (6,)}[broken]
-        return math.nan if len(calls) in at else judge(own, weights, rows)
-
-    monkeypatch.setattr(recipes, "block_error", judged)
-    recipe = full_recipe("adaround", start="gptq", iterations=5)
-    document = quantize_block(problem, recipe, seed=1).document
-    assert f"weights of {broken}" in document["diverged"]["reason"]
-    assert document["kept"] == {"gptq": "rtn", "adaround": "gptq"}[broken]
-    assert "result" not in document["hard_error"]
-    assert math.isfinite(document["kept_error"]["held_out"])
-    json.dumps(document, allow_nan=False)
+def test_blocks_depend_on_nothing_that_is_done_behind_them():
+    tuned = tuned_recipe("adaround", tune_iterations=9, quantize="all")
+    assert tuned.tuning.iterations == 9
+    assert tuned.others.quantize == "all"
+    assert tuned.of_block() == tuned_recipe("adaround").of_block()
+    assert not {"quantize", "other_bits", "tune_iterations"} & set(tuned.of_block().params())
 
 
-def test_a_block_that_overflows_by_rtn_is_told(problem, monkeypatch):
-    monkeypatch.setattr(recipes, "block_error", lambda *arguments: math.inf)
-    with pytest.raises(UserError, match="With the weights of rtn the output of block mm01 overf"):
-        quantize_block(problem, RTN, seed=1)
+def test_parameters_that_no_such_recipe_has_are_refused():
+    with pytest.raises(UserError, match="A recipe has clip, which gptq does not read"):
+        Recipe.from_params({**whole_recipe("gptq").params(), "clip": True})
 
 
-def test_weight_errors_are_those_of_the_packed_weights(problem):
-    result = quantize_block(problem, RTN, seed=1)
-    for linear, weight in zip(problem.linears, problem.weights, strict=True):
-        packed = result.packed[linear.name]
-        values = mx.dequantize(packed.weight, packed.scales, packed.biases, 32, 4)
-        error = mx.mean((values - weight) ** 2) / mx.mean(weight**2)
-        row = result.document["linears"][linear.name]
-        assert row["weight_error"] == pytest.approx(error.item(), rel=1e-5)
-        assert 10 ** (-row["weight_sqnr_db"] / 10) == pytest.approx(row["weight_error"], rel=1e-4)
+def test_the_last_pattern_that_fits_counts():
+    layers = {"*.fc1": 8, "mm01.*": 3, "*.txt.*": "full", "mm00.txt.*.fc2": 6}
+    recipe = full_recipe("rtn", layers=layers)
+    assert recipe.grid_of("mm00.img.mlp.fc1").bits == 8
+    assert recipe.grid_of("mm01.img.mlp.fc1").bits == 3
+    assert recipe.grid_of("mm01.txt.mlp.fc1") is None
+    assert recipe.grid_of("mm00.txt.mlp.fc2").bits == 6
+    assert recipe.grid_of("mm00.img.attn.q_proj").bits == 4
 
 
-def test_a_recipe_has_the_options_that_it_reads():
-    options = {**ADAROUND}
-    assert settings.recipe_options(options) == ADAROUND
-    assert settings.recipe_options({**options, "rounding": "rtn"}) == RTN
+@pytest.mark.parametrize(
+    ("rounding", "options", "kind", "own"),
+    [
+        ("rtn", {}, "none", False),
+        ("adaround", {"balance": "csb"}, "csb", True),
+        ("awq", {}, "awq", True),
+        ("awq", {"balance": "csb"}, "csb", True),
+        ("gptq", {"rotation": 64}, "none", True),
+        ("taqdit", {}, "none", True),
+    ],
+)
+def test_recipes_that_change_what_linears_read_have_activations_of_their_own(
+    rounding, options, kind, own
+):
+    recipe = whole_recipe(rounding, **options)
+    assert (recipe.balance_kind, recipe.has_own_activations) == (kind, own)
+    assert recipe.learns_ranges == (rounding == "taqdit")
 
 
-def test_only_tuned_recipes_have_options_of_the_tuning():
-    options = {**ADAROUND, "tune_iterations": 0, "tune_batch_size": 16}
-    assert not settings.is_tuned(options)
-    assert not any(key.startswith("tune_") for key in settings.recipe_options(options))
-    tuned = settings.recipe_options({**options, "tune_iterations": 9})
-    assert (tuned["tune_iterations"], tuned["tune_batch_size"]) == (9, 16)
-    assert settings.block_options(tuned) == settings.block_options(settings.recipe_options(options))
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_blocks_are_chained_where_they_read_quantized_streams(rounding):
+    for inputs in ("full", "quantized", "mixed"):
+        is_chained = rounding != "rtn" and inputs != "full"
+        assert full_recipe(rounding, inputs=inputs).is_chained == is_chained

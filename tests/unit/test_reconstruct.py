@@ -10,7 +10,6 @@ from mlx.utils import tree_flatten
 
 from ditquant.backend import mx
 from ditquant.weights.block_io import read_block
-from ditquant.weights.grids import Grid
 from ditquant.weights.reconstruct import (
     block_error,
     block_problem,
@@ -22,6 +21,7 @@ from ditquant.weights.reconstruct import (
 from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
 from support.models import build_network, parameters
+from support.problems import full_recipe
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def problem(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("block_io")
     files = [write_block_io(folder / f"{i}.safetensors", model, seed=i) for i in range(3)]
     data = read_block(files, ["mm00", "mm01"], "mm00")
-    return block_problem(model, "mm00", data, lambda name: Grid("group", 4, 32), holdout=0.3)
+    return block_problem(model, "mm00", data, full_recipe("rtn", holdout=0.3))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_an_error_in_float16_is_that_in_float32(tmp_path):
         # The small model's time embedding is float32's, and makes float32 of all behind it.
         targets = tuple(target.astype(dtype) for target in data.targets)
         data = replace(data, targets=targets, modulation=data.modulation.astype(dtype))
-        problem = block_problem(network, "mm00", data, lambda name: Grid("group", 8, 32), 0.5)
+        problem = block_problem(network, "mm00", data, full_recipe("rtn", bits=8, holdout=0.5))
         assert block_error(problem, problem.weights, problem.held_out) < 1e-9
         weights = quantized_weights(problem, rtn_codes(problem))
         errors[dtype] = block_error(problem, weights, problem.held_out)
@@ -107,8 +107,8 @@ def test_dropping_a_streams_update_costs_its_whole_energy(problem, model):
 def test_round_to_nearest_costs_more_at_fewer_bits(problem, model):
     errors = []
     for bits in (2, 3, 4, 6, 8):
-        grid = Grid("group", bits, 32)
-        other = block_problem(model, "mm00", problem.data, lambda name, grid=grid: grid, 0.3)
+        recipe = full_recipe("rtn", bits=bits, holdout=0.3)
+        other = block_problem(model, "mm00", problem.data, recipe)
         errors.append(block_error(other, quantized_weights(other, rtn_codes(other)), other.train))
     assert errors == sorted(errors, reverse=True)
     # Each bit is worth a factor of four in power: 8 bits are 4 bits below 4 bits.

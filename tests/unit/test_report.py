@@ -22,6 +22,7 @@ from ditquant.report import report_data
 from ditquant.report.what_was_run import Shown
 from ditquant.seals import SEAL_KEYS
 from support import run_folder
+from support.problems import whole_recipe
 from support.run_folder import (
     EVALUATED,
     MODEL,
@@ -41,11 +42,13 @@ from support.run_folder import (
     write_weights,
 )
 
-OPTIONS = {"bits": 4, "grid": "group", "group_size": 64, "balance": "none"}
-RECIPES = {
-    "rtn": {"rounding": "rtn", **OPTIONS},
-    "adaround": {"rounding": "adaround", "iterations": 300, **OPTIONS},
-}
+
+def options_of(rounding: str, **options) -> dict:
+    return whole_recipe(rounding, **options).params()
+
+
+RECIPES = {"rtn": options_of("rtn"), "adaround": options_of("adaround", iterations=300)}
+TUNED = options_of("adaround", iterations=300, tune_iterations=100)
 ALL = Shown("adaround", list(PROMPTS), SHOWN, EVALUATED, ["rtn", "adaround"])
 
 
@@ -153,8 +156,8 @@ def test_recipes_with_activations_of_their_own_are_named(other, page):
     assert "measured on their own model" not in page
     # Nothing was made of the activations of taqdit.
     recipes = {
-        "adaround": {**RECIPES["adaround"], "balance": "csb"},
-        "taqdit": {**RECIPES["adaround"], "rounding": "taqdit"},
+        "adaround": options_of("adaround", balance="csb"),
+        "taqdit": options_of("taqdit"),
     }
     shutil.rmtree(other / "compare")
     for name, options in recipes.items():
@@ -176,13 +179,13 @@ def test_recipes_with_activations_of_their_own_are_named(other, page):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"rounding": "adaround", "balance": "none", "rotation": 64}, "inputs rotated"),
-        ({"rounding": "awq", "balance": "none"}, "channels balanced"),
-        ({"rounding": "taqdit", "balance": "none", "rotation": None}, "ranges learned"),
+        ({"rounding": "adaround", "rotation": 64}, "inputs rotated"),
+        ({"rounding": "awq"}, "channels balanced"),
+        ({"rounding": "taqdit"}, "ranges learned"),
     ],
 )
 def test_why_a_recipe_has_activations_of_its_own(options, why):
-    assert report_data.why_own_activations(options) == why
+    assert report_data.why_own_activations(whole_recipe(**options)) == why
 
 
 def test_sizes_are_those_that_the_checkpoint_states(results, data, page):
@@ -269,10 +272,9 @@ def test_chromium_shows_the_page(tmp_path, page, width):
 
 @pytest.mark.parametrize("kept", ["tuned", "start"])
 def test_a_tuned_recipe_says_what_tuning_did(other, kept):
-    options = {**RECIPES["adaround"], "tune_iterations": 100}
-    write_weights(other, "adaround", options)
+    write_weights(other, "adaround", TUNED)
     document = {"error": {"start": 0.004, "tuned": 0.003}, "kept": kept, "diverged": None}
-    write_tuning(other, "adaround", options, document)
+    write_tuning(other, "adaround", TUNED, document)
     data = report.collect(other, Shown("adaround", [], [], [], ["rtn", "adaround"]))
     tunings = {recipe["name"]: recipe["tuning"] for recipe in data["recipes"]}
     assert tunings["rtn"] is None
@@ -283,15 +285,14 @@ def test_a_tuned_recipe_says_what_tuning_did(other, kept):
 
 
 def test_learning_that_diverged_stands_at_the_top(other):
-    options = {**RECIPES["adaround"], "tune_iterations": 100}
-    write_weights(other, "adaround", options)
+    write_weights(other, "adaround", TUNED)
     diverged = {"reason": "Its error is <nan>", "advice": "Take a smaller learning rate"}
     lost = {"diverged": diverged, "accepted": False, "kept": "rtn", "binary_share": None}
-    write_block(other, "adaround", options, 1, hard_error={"rtn": {"held_out": 0.04}}, **lost)
-    write_checkpoint(other, "adaround", options)
+    write_block(other, "adaround", TUNED, 1, hard_error={"rtn": {"held_out": 0.04}}, **lost)
+    write_checkpoint(other, "adaround", TUNED)
     lost = {"reason": "Its gradients overflow", "advice": "Set model.dtype to float32"}
     document = {"error": {"start": 0.004}, "kept": "start", "diverged": lost}
-    write_tuning(other, "adaround", options, document)
+    write_tuning(other, "adaround", TUNED, document)
     page = report.render(report.collect(other, Shown("adaround", [], [], [], ["rtn", "adaround"])))
     top = page[: page.index('id="pictures"')]
     alert = html.unescape(top[top.index('role="alert"') :])

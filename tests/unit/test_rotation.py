@@ -23,9 +23,8 @@ from ditquant.network.blocks import shared_input, tapped
 from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import predict
 from ditquant.planning import settings
-from ditquant.weights.grids import Grid, dequantize
-from ditquant.weights.other_linears import round_to_nearest
-from ditquant.weights.recipes import quantize_block
+from ditquant.weights.grids import Grid, dequantize, round_to_nearest
+from ditquant.weights.quantize_block import quantize_block
 from ditquant.weights.reconstruct import stream_errors, weights_restored
 from ditquant.weights.rotation import (
     InputRotation,
@@ -38,7 +37,7 @@ from ditquant.weights.rotation import (
 )
 from support.block_data import random_trajectory
 from support.models import build_network, parameters, write_folder
-from support.problems import full_recipe, make_problem
+from support.problems import full_recipe, make_problem, whole_recipe
 
 SIZE = 16
 # Relative to the largest value: float32 in another order, or products that a GPU takes of values
@@ -308,15 +307,6 @@ def test_weights_that_are_rotated_already_are_only_marked(spec, turned):
     assert mx.array_equal(velocity(model), velocity(turned))
 
 
-def test_a_recipe_without_rotation_has_no_such_option():
-    recipe = {"rounding": "rtn", "balance": "none", "rotation": None, "bits": 4}
-    assert "rotation" not in settings.recipe_options(recipe)
-    assert not settings.has_own_activations(recipe)
-    recipe["rotation"] = 64
-    assert settings.recipe_options(recipe)["rotation"] == 64
-    assert settings.has_own_activations(recipe)
-
-
 @pytest.mark.parametrize(
     ("options", "what"),
     [
@@ -325,7 +315,8 @@ def test_a_recipe_without_rotation_has_no_such_option():
     ],
 )
 def test_balancing_and_rotation_do_not_go_together(options, what):
-    config = {"recipe": "both", "recipes": {"both": {**options, "rotation": 64}}}
+    recipe = whole_recipe(**options, rotation=64)
+    config = {"recipe": "both", "recipes": {"both": recipe.params()}}
     with pytest.raises(UserError, match=rf"recipes\.both: rotation does not go with {what}"):
         settings.check_recipes(config)
 

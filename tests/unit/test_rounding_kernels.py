@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.weights.grids import SCALE_DTYPE, Grid, fit_scales, steps_of
-from ditquant.weights.rounding import bits_of, regularizer, soft_line
+from ditquant.weights.grids import SCALE_DTYPE, Grid, fit_scales, fractional_codes
+from ditquant.weights.rounding import bits_of, soft_line
 from ditquant.weights.rounding_kernels import (
     ADAM_DECAY,
     ADAM_EPSILON,
@@ -33,7 +33,7 @@ def scalar(value):
 def test_sixteen_bits_hold_the_line_exactly(kind, bits):
     weight = normal(bits, 0.05)
     scales = fit_scales(weight, Grid(kind, bits, 32))
-    for array in soft_line(steps_of(weight, scales), scales):
+    for array in soft_line(fractional_codes(weight, scales), scales):
         assert array.dtype == mx.float32
         assert mx.array_equal(array.astype(SCALE_DTYPE).astype(mx.float32), array)
 
@@ -41,7 +41,7 @@ def test_sixteen_bits_hold_the_line_exactly(kind, bits):
 def test_the_cpu_keeps_the_line_in_float32():
     weight = normal(0, 0.05)
     scales = fit_scales(weight, Grid("group", 4, 32))
-    steps = steps_of(weight, scales)
+    steps = fractional_codes(weight, scales)
     for one, other in zip(stored_line(steps, scales), soft_line(steps, scales), strict=True):
         assert mx.array_equal(one.astype(mx.float32), other)
 
@@ -93,7 +93,7 @@ def test_alpha_moves_against_error_and_regulariser(beta):
 
     def total(alpha):
         h = mx.clip(1.2 * mx.sigmoid(alpha) - 0.1, 0.0, 1.0)
-        return mx.sum(scale * weight_slope * rise * h + penalty * regularizer(h, beta))
+        return mx.sum(scale * weight_slope * rise * h + penalty * (1 - (2 * h - 1) ** beta))
 
     slope = mx.grad(total)(alpha)
     expected = adam_by_hand(np.array(alpha, np.float64), [np.array(slope, np.float64)], 0.05)

@@ -10,17 +10,16 @@ import pytest
 from ditquant.backend import mx
 from ditquant.network.blocks import shared_input
 from ditquant.weights import adaround
-from ditquant.weights.gptq import gptq_steps
-from ditquant.weights.grids import steps_of, unpack_codes
-from ditquant.weights.recipes import quantize_block, recipe_grid
+from ditquant.weights.gptq import gptq_codes
+from ditquant.weights.grids import fractional_codes, nearest_codes, unpack_codes
+from ditquant.weights.quantize_block import quantize_block
 from ditquant.weights.reconstruct import (
     block_error,
     quantized_weights,
     stream_errors,
     weights_restored,
 )
-from ditquant.weights.rounding import nearest_codes
-from ditquant.weights.roundings import ROUNDINGS, Task, rtn_codes, step_weights
+from ditquant.weights.roundings import ROUNDINGS, Task, rtn_codes
 from support.problems import behind_noise, full_recipe, make_problem
 
 GROUP = full_recipe("rtn")
@@ -60,15 +59,15 @@ def test_rounding_and_activation_steps_are_learned_together(channel):
     assert len(inputs) == 8  # of two streams: query, key and value; o_proj; fc1; fc2
     assert all(one.bits == 8 for one in proposal.activations.values())
     unlearned = ROUNDINGS["taqdit"](
-        task_of(channel, {**recipe, "iterations": 1, "activation_learning_rate": 1e-30})
+        task_of(channel, replace(recipe, iterations=1, activation_learning_rate=1e-30))
     )
     for name, start in unlearned.activations.items():
         learned = proposal.activations[name]
         assert learned.zero == start.zero
-        assert learned.step.item() != start.step.item(), name
+        assert learned.step_size.item() != start.step_size.item(), name
         # Adam's rate bounds how far a step can go.
-        assert learned.step.item() == pytest.approx(start.step.item(), abs=60 * 2e-3)
-        assert learned.step.item() >= 0.0099 * start.step.item()
+        assert learned.step_size.item() == pytest.approx(start.step_size.item(), abs=60 * 2e-3)
+        assert learned.step_size.item() >= 0.0099 * start.step_size.item()
     rows = channel.held_out
     assert error_of(channel, proposal.codes, rows) < error_of(channel, rtn_codes(channel), rows)
 
@@ -94,7 +93,9 @@ def test_dropping_everything_leaves_rounding_alone(channel):
     plain = ROUNDINGS["adaround"](
         task_of(channel, full_recipe("adaround", grid="channel", iterations=5))
     )
-    assert same(ROUNDINGS["taqdit"](replace(task, recipe={**few, "drop": 1.0})).codes, plain.codes)
+    assert same(
+        ROUNDINGS["taqdit"](replace(task, recipe=replace(few, drop=1.0))).codes, plain.codes
+    )
     assert ROUNDINGS["taqdit"](task).history != plain.history
 
 
@@ -104,11 +105,11 @@ SIGMAS = mx.array([1.0, 1.0, 0.75, 0.75, 0.25, 0.25])
 
 
 def test_all_steps_count_the_same_by_default():
-    assert step_weights("uniform", SIGMAS) is None
+    assert adaround.row_weights("uniform", SIGMAS) is None
 
 
 def test_early_steps_count_by_their_noise():
-    weights = np.array(step_weights("early", SIGMAS))
+    weights = np.array(adaround.row_weights("early", SIGMAS))
     assert weights == pytest.approx(np.array(SIGMAS) / (4.0 / 6), rel=1e-6)
     assert weights.mean() == pytest.approx(1.0, rel=1e-6)
 
@@ -117,7 +118,7 @@ def test_steps_count_by_the_square_of_how_far_the_sampler_goes():
     # 1 -> 0.75 -> 0.25 -> 0; rows of several images, in any order.
     order = [4, 0, 2, 5, 1, 3]
     lengths = np.array([0.25, 0.25, 0.5, 0.5, 0.25, 0.25]) ** 2
-    weights = np.array(step_weights("sampler", SIGMAS[mx.array(order)]))
+    weights = np.array(adaround.row_weights("sampler", SIGMAS[mx.array(order)]))
     assert weights == pytest.approx((lengths / lengths.mean())[order], rel=1e-6)
     assert weights.mean() == pytest.approx(1.0, rel=1e-6)
 
@@ -151,26 +152,18 @@ def test_layers_have_bits_of_their_own_or_none(tmp_path):
         assert mx.array_equal(linear.module.weight, before[linear.name]), linear.name
 
 
-def test_the_last_pattern_that_fits_counts():
-    grid_of = recipe_grid(full_recipe("rtn", layers={"*.fc1": 8, "mm01.*": 3, "*.txt.*": "full"}))
-    assert grid_of("mm00.img.mlp.fc1").bits == 8
-    assert grid_of("mm01.img.mlp.fc1").bits == 3
-    assert grid_of("mm01.txt.mlp.fc1") is None
-    assert grid_of("mm00.img.attn.q_proj").bits == 4
-
-
 def test_learning_can_start_from_gptq(problem):
     recipe = full_recipe("adaround", start="gptq")
     task = task_of(problem, recipe)
-    steps = [
-        gptq_steps(weight, scales, task.factors[shared_input(linear)])
+    fractional = [
+        gptq_codes(weight, scales, task.factors[shared_input(linear)])
         for linear, weight, scales in zip(
             problem.linears, problem.weights, problem.scales, strict=True
         )
     ]
     gptq = ROUNDINGS["gptq"](task).codes
-    assert same(gptq, [nearest_codes(one, 16) for one in steps])
-    for code, one in zip(ROUNDINGS["adaround"](task).codes, steps, strict=True):
+    assert same(gptq, [nearest_codes(one, 4) for one in fractional])
+    for code, one in zip(ROUNDINGS["adaround"](task).codes, fractional, strict=True):
         # On offer are the codes below and above what GPTQ made of the weight.
         below = mx.clip(mx.floor(one), 0, 15)
         above = mx.clip(mx.floor(one) + 1, 0, 15)
@@ -216,12 +209,12 @@ def test_clipped_ranges_are_proposed_with_their_codes(problem):
 
 def entering(problem, mix):
     """What `Learner` feeds to the block in rows 3 and 5."""
-    options = adaround.Options(10, 8, 0.1, 100.0, 0.2, input_mix=mix)
+    recipe = full_recipe("adaround", inputs="mixed" if mix else "quantized")
     starts = [
-        steps_of(weight, scales)
+        fractional_codes(weight, scales)
         for weight, scales in zip(problem.weights, problem.scales, strict=True)
     ]
-    learner = adaround.Learner(problem, starts, options, 0.01, seed=1)
+    learner = adaround.Learner(problem, starts, recipe, 0.01, seed=1)
     return learner._entering(mx.array([3, 5]), mx.random.key(0))
 
 

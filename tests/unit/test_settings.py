@@ -104,7 +104,7 @@ ALL_OF_RTN = ["rtn-weights", "rtn-native", "rtn-a8", "rtn-multitier", "rtn-a6"]
     ],
 )
 def test_patterns_stand_for_every_variant_that_fits(config, entries, expected):
-    recipes = {name: {"rounding": "rtn"} for name in ("rtn", "adaround", "adaround-channel")}
+    recipes = dict.fromkeys(("rtn", "adaround", "adaround-channel"), config["recipes"]["rtn"])
     config["activations"]["variants"] = {"a6": {"bits": 6}}
     config |= {"recipes": recipes, "recipe": "rtn", "evaluation": {"variants": entries}}
     assert variant_names.evaluated_variants(config) == ["full", "noise-floor", *expected]

@@ -18,7 +18,7 @@ from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.blocks import tapped
 from ditquant.network.calibration import Conditioning, Trajectory
-from ditquant.network.sampling import initial_latents, sample_euler, sigma_schedule
+from ditquant.network.sampling import initial_latents, leave_alone, sample_euler, sigma_schedule
 from support.models import build_network
 
 STEPS = 6
@@ -35,7 +35,7 @@ def conditioning():
     return Conditioning(mx.random.normal((2, 7, 32)), mx.random.normal((2, 32)))
 
 
-def sample(model, conditioning, num_steps=STEPS, before_step=None, latents=None):
+def sample(model, conditioning, num_steps=STEPS, before_step=leave_alone, latents=None):
     sigmas = sigma_schedule(num_steps, 3.0)
     start = initial_latents(4, (1, 8, 8, 16), sigmas[0])
     return to_numpy(

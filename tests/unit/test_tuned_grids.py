@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx, to_numpy
-from ditquant.weights.grids import Grid, dequantize, pack, stored_affine, unpack_codes
-from ditquant.weights.other_linears import round_to_nearest
+from ditquant.weights.grids import (
+    Grid,
+    dequantize,
+    pack,
+    round_to_nearest,
+    stored_affine,
+    unpack_codes,
+)
 from ditquant.weights.tuned_grids import stored_grid, tuned_grid, tuned_weight
 
 

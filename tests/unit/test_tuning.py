@@ -13,19 +13,27 @@ from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import velocity_at
-from ditquant.weights import learning_state, tuner
+from ditquant.planning.recipes import Recipe
+from ditquant.weights import learning
+from ditquant.weights import velocity_rows as velocity_rows_module
 from ditquant.weights.divergence import told
-from ditquant.weights.grids import Grid, dequantize
-from ditquant.weights.learning_state import Resume
-from ditquant.weights.other_linears import round_to_nearest
-from ditquant.weights.tuner import Options, Tuner, row_errors
-from ditquant.weights.tuning import tune, tune_recipe
-from ditquant.weights.velocity_rows import enter, velocity_rows
+from ditquant.weights.grids import Grid, dequantize, round_to_nearest
+from ditquant.weights.learning import Resume
+from ditquant.weights.tuning import Tuner, tune, tune_recipe
+from ditquant.weights.velocity_rows import enter, row_errors, velocity_rows
 from support.block_data import random_trajectory
 from support.models import build_network
-from support.problems import full_recipe
+from support.problems import tuned_recipe
 
-SHORT = Options(iterations=24, batch_size=8, learning_rate=0.01)
+
+def tuning(iterations: int, batch_size: int, rate: float, rows_at_once=None, **options) -> Recipe:
+    return tuned_recipe(
+        tune_iterations=iterations, tune_batch_size=batch_size, tune_learning_rate=rate,
+        tune_rows_at_once=rows_at_once, **options,
+    )  # fmt: skip
+
+
+SHORT = tuning(24, 8, 0.01)
 
 
 def network(**options):
@@ -41,11 +49,11 @@ def trajectories(count: int = 5, dtype: mx.Dtype = mx.float32) -> list[Trajector
     return [random_trajectory(image, dtype=dtype) for image in range(count)]
 
 
-def tuned(options: Options = SHORT, kind: str = "group", model=None, **how):
+def tuned(recipe: Recipe = SHORT, model=None, **how):
     model = model or network()
-    packed = packed_of(model, kind=kind)
+    packed = packed_of(model, kind=recipe.grid)
     rows = velocity_rows(model, trajectories(), 1)
-    return packed, tune(model, packed, kind, rows, options, 7, 0.2, **how)
+    return packed, tune(model, packed, rows, recipe, 7, **how)
 
 
 def same(one, other) -> bool:
@@ -98,7 +106,7 @@ def test_the_gradient_of_the_velocity_error(which):
     model = network()
     packed = packed_of(model)
     rows = velocity_rows(model, trajectories(2), 1)
-    own = Tuner(model, packed, "group", rows, SHORT, 0, 0.5)
+    own = Tuner(model, packed, rows, replace(SHORT, holdout=0.5), 0)
     state = own.start()
     part = np.array([0, 3, 4])
     with own.tuned_blocks():
@@ -130,7 +138,7 @@ def test_tuning_lowers_the_error_and_moves_no_code(straight):
     assert packed.keys() - moved == {"mm01.txt.attn.q_proj"}
     for name, one in packed.items():
         assert mx.array_equal(one.weight, result.packed[name].weight)
-    assert document["history"][-1]["iteration"] == SHORT.iterations
+    assert document["history"][-1]["iteration"] == SHORT.tuning.iterations
     assert document["history"][-1]["held_out"] == document["error"]["tuned"]
     assert document["rows"] == {"train": 16, "held_out": 4}
     assert 0 < document["offsets"]["scale"] < 0.5
@@ -151,7 +159,7 @@ def test_the_held_out_error_is_that_of_the_stored_weights(straight):
 
 
 def test_what_does_not_help_is_not_kept():
-    packed, result = tuned(Options(iterations=2, batch_size=4, learning_rate=0.1))
+    packed, result = tuned(tuning(2, 4, 0.1))
     assert result.document["kept"] == "start"
     assert result.document["diverged"] is None
     assert result.document["error"]["tuned"] > result.document["error"]["start"]
@@ -161,7 +169,7 @@ def test_what_does_not_help_is_not_kept():
 # Finite and far off; beyond float32.
 @pytest.mark.parametrize("rate", [5.0, 1e38])
 def test_a_tuning_that_diverged_is_told(rate):
-    packed, result = tuned(Options(iterations=3, batch_size=4, learning_rate=rate))
+    packed, result = tuned(tuning(3, 4, rate))
     document = result.document
     assert document["kept"] == "start"
     assert "smaller learning rate" in told(document)
@@ -174,9 +182,11 @@ def test_a_network_that_overflows_before_its_tuning_is_told(monkeypatch):
     model = network()
     packed = packed_of(model)
     rows = velocity_rows(model, trajectories(2), 1)
-    monkeypatch.setattr(tuner, "guided", lambda *arguments: rows.targets[:4] * math.inf)
+    monkeypatch.setattr(
+        velocity_rows_module, "guided", lambda *arguments: rows.targets[:4] * math.inf
+    )
     with pytest.raises(UserError, match=r"output of the network overflows\. Set model"):
-        tune(model, packed, "group", rows, SHORT, 7, 0.5)
+        tune(model, packed, rows, replace(SHORT, holdout=0.5), 7)
 
 
 def test_a_second_run_gives_the_same_bits(straight):
@@ -186,7 +196,7 @@ def test_a_second_run_gives_the_same_bits(straight):
 
 
 def test_parts_of_a_batch_give_the_same_gradient(straight):
-    _, result = tuned(Options(24, 8, 0.01, rows_at_once=2))
+    _, result = tuned(tuning(24, 8, 0.01, 2))
     wanted = straight[1].document["error"]["tuned"]
     assert result.document["error"]["tuned"] == pytest.approx(wanted, rel=0.02)
 
@@ -196,7 +206,7 @@ class Stop(Exception):
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(straight, tmp_path, monkeypatch):
-    monkeypatch.setattr(learning_state, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(learning, "SAVE_SECONDS", 0.0)
     resume = Resume(tmp_path / ".tuned.resume.safetensors", "k")
     iterate = Tuner.iterate
 
@@ -226,7 +236,7 @@ def test_linears_that_are_left_alone_stay(straight):
     weight = next(one for one in model.linears if one.name == left).module.weight
     del packed[left]
     rows = velocity_rows(model, trajectories(), 1)
-    result = tune(model, packed, "group", rows, SHORT, 7, 0.2)
+    result = tune(model, packed, rows, SHORT, 7)
     assert left not in result.packed
     assert result.document["kept"] == "tuned"
     after = next(one for one in model.linears if one.name == left).module.weight
@@ -234,7 +244,7 @@ def test_linears_that_are_left_alone_stay(straight):
 
 
 def test_a_channel_grid_is_tuned_row_by_row():
-    _, result = tuned(kind="channel")
+    _, result = tuned(replace(SHORT, grid="channel"))
     assert result.document["kept"] == "tuned"
     for one in result.packed.values():
         assert mx.array_equal(one.scales, mx.broadcast_to(one.scales[:, :1], one.scales.shape))
@@ -245,7 +255,7 @@ def test_half_precision_learns_too():
     model.module.set_dtype(mx.float16)
     packed = packed_of(model)
     rows = velocity_rows(model, trajectories(dtype=mx.float16), 1)
-    result = tune(model, packed, "group", rows, SHORT, 7, 0.2)
+    result = tune(model, packed, rows, SHORT, 7)
     assert result.document["kept"] == "tuned"
     assert all(np.isfinite(to_numpy(one.scales)).all() for one in result.packed.values())
 
@@ -258,22 +268,17 @@ def test_unified_blocks_are_tuned_too():
 
 
 def test_a_recipe_is_tuned_with_everything_as_it_will_run():
-    recipe = full_recipe("gptq")
-    recipe |= {
-        "tune_iterations": 12, "tune_batch_size": 8, "tune_learning_rate": 0.01,
-        "tune_rows_at_once": 4, "tune_stride": 2, "quantize": "all", "other_bits": 4,
-    }  # fmt: skip
+    recipe = tuning(12, 8, 0.01, 4, tune_stride=2, quantize="all", other_bits=4)
     model = network()
     packed = packed_of(model)
     name = "multimodal_transformer_blocks.0.image_transformer_block.attn.q_proj.bias"
     parameters = {name: mx.full((64,), 0.1)}
     result = tune_recipe(model, packed, parameters, trajectories(), recipe, 0)
-    assert result.document["recipe"] == recipe
+    assert result.document["recipe"] == recipe.params()
     assert result.document["rows"] == {"train": 8, "held_out": 2}
     bias = model.module.multimodal_transformer_blocks[0].image_transformer_block.attn.q_proj.bias
     assert mx.array_equal(bias, parameters[name])
     # Others are quantized while it is tuned: at 4 bits that costs something.
-    alone = tune_recipe(
-        network(), packed, parameters, trajectories(), {**recipe, "quantize": "blocks"}, 0
-    )
+    blocks = tuning(12, 8, 0.01, 4, tune_stride=2)
+    alone = tune_recipe(network(), packed, parameters, trajectories(), blocks, 0)
     assert alone.document["error"]["start"] != result.document["error"]["start"]

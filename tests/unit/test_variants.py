@@ -14,8 +14,14 @@ from ditquant.evaluation.variants import NOISE_FLOOR, open_variant
 from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import sigma_schedule, velocity_at
-from ditquant.weights.grids import Grid, dequantize, fit_scales, pack, steps_of
-from ditquant.weights.rounding import nearest_codes
+from ditquant.weights.grids import (
+    Grid,
+    dequantize,
+    fit_scales,
+    fractional_codes,
+    nearest_codes,
+    pack,
+)
 from support.models import parameters, write_folder
 
 GRID = Grid("group", 4, 32)
@@ -33,7 +39,9 @@ def quantized(spec):
     for linear in load_network(spec, mx.float32).linears:
         weight = linear.module.weight
         scales = fit_scales(weight, GRID)
-        packed[linear.name] = pack(nearest_codes(steps_of(weight, scales), GRID.levels), scales)
+        packed[linear.name] = pack(
+            nearest_codes(fractional_codes(weight, scales), GRID.bits), scales
+        )
     return packed
 
 

@@ -28,8 +28,7 @@ from ..models.load import load_vae_decoder, load_vae_encoder
 from ..models.spec import ModelSpec
 from ..network.diffusionkit import empty_network
 from ..weights.block_files import packed_of
-from ..weights.grids import Grid, Packed, dequantize
-from ..weights.other_linears import round_to_nearest
+from ..weights.grids import Grid, Packed, dequantize, round_to_nearest
 from ..weights.rotation import unrotate_weights
 from .checkpoint import ROTATION, load_quantized, quantized_paths, read_checkpoint, smallest_dtype
 

@@ -5,11 +5,12 @@ command_line       text behind --config, as it was typed
 configuration      defaults, types of numbers, and counts that follow others
 validation         what the schema says, in messages that name the key
 prompt_files       prompts from CSV
-settings           prompts and their ids, recipes, counts, what excludes what
+recipes            what a recipe is, one dataclass for each rounding
+recipe_options     the options that each recipe reads; an error for the others
+settings           prompts and their ids, counts, what excludes what
 variant_names      activation configurations, and the variants that can be drawn
 baselines          what each evaluated variant is compared with
 fitting            whether recipes fit the linears of the model
-layer_bits         what a recipe asks of one linear
 copies             results that came from elsewhere
 snakemake_records  what Snakemake itself knows of results
 digest             which code a job's result depends on

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from .recipes import Recipe
 from .variant_names import split_variant
 
-Recipes = Mapping[str, Mapping[str, Any]]
+Recipes = Mapping[str, Recipe]
 
-# The options that decide the size of a checkpoint, and those of them that decide the grid.
+# The fields that decide the size of a checkpoint, and those of them that decide the grid.
 _GRID = ("bits", "grid", "group_size")
-_SIZE = (*_GRID, "quantize", "other_bits")
+_SIZE = (*_GRID, "others")
 
 
 def baseline_recipe(recipes: Recipes, name: str) -> str | None:
@@ -21,15 +21,15 @@ def baseline_recipe(recipes: Recipes, name: str) -> str | None:
     none, the first of the same bits, grid and group size; if there is none, the first.
 
     Args:
-        recipes: name -> options, in the configuration's order.
+        recipes: by name, in the configuration's order.
 
     Returns:
         None where no other recipe is the baseline: `name` itself is, or nothing rounds to nearest.
     """
-    nearest = [other for other, options in recipes.items() if options["rounding"] == "rtn"]
+    nearest = [other for other, recipe in recipes.items() if recipe.rounding == "rtn"]
     for keys in (_SIZE, _GRID, ()):
         for other in nearest:
-            if all(recipes[other].get(key) == recipes[name].get(key) for key in keys):
+            if all(getattr(recipes[other], key) == getattr(recipes[name], key) for key in keys):
                 return None if other == name else other
     return None
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
+from .recipe_options import keep_read_options
 from .validation import check_schema
 from .variant_names import activation_configs, measures_tiers
 
@@ -25,10 +26,12 @@ def complete(config: dict[str, Any], schema: Mapping[str, Any]) -> None:
     made depends on the value alone. Counts that are null follow `num_images`.
 
     Raises:
-        UserError: what the schema does not allow.
+        UserError: what the schema does not allow, or an option of a recipe that nothing reads.
     """
     check_schema(config, schema)
+    given = {name: list(options) for name, options in config.get("recipes", {}).items()}
     _filled(config, schema, schema)
+    keep_read_options(config["recipes"], given)
     _set_counts(config)
 
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 from ..errors import UserError
-from .layer_bits import MLX_GROUPS, layer_bits
+from .recipes import MLX_GROUPS, Recipe
 
 # Block linear's name -> (outputs, inputs), as `models.shapes` has them.
 Linears = Mapping[str, tuple[int, int]]
@@ -21,7 +20,7 @@ def _dividing(inputs: int) -> str:
     return f"use {' or '.join(sizes)}" if sizes else "none of MLX's sizes does"
 
 
-def check_recipe(key: str, recipe: Mapping[str, Any], linears: Linears, model: str) -> None:
+def check_recipe(key: str, recipe: Recipe, linears: Linears, model: str) -> None:
     """Checks that every block linear can be quantized as a recipe says.
 
     Linears outside the blocks (`quantize`) need no check: they take another group size where the
@@ -36,26 +35,26 @@ def check_recipe(key: str, recipe: Mapping[str, Any], linears: Linears, model: s
         UserError: a pattern of `layers` fits no linear, or a group size or rotation does not divide
             a width; names recipe, key, linear and width.
     """
-    for pattern in recipe["layers"]:
+    for pattern in recipe.layers:
         if not any(fnmatchcase(name, pattern) for name in linears):
             raise UserError(
                 f"{key}.layers: no linear of {model} has a name like {pattern!r}. "
                 f"The names are {_summary(linears)}."
             )
-    quantized = {name for name in linears if layer_bits(recipe, name) != "full"}
-    if not quantized and recipe["quantize"] == "blocks":
+    grids = {name: recipe.grid_of(name) for name in linears}
+    others = recipe.others is not None and recipe.others.quantize != "blocks"
+    if not any(grids.values()) and not others:
         raise UserError(f"{key}.layers: it leaves every linear of {model} alone.")
     for name, (_, inputs) in linears.items():
-        rotation = recipe.get("rotation")
-        if rotation and inputs % rotation:
+        if recipe.rotation and inputs % recipe.rotation:
             raise UserError(
                 f"{key}.rotation: {name} of {model} has {inputs} inputs, which a rotation of "
-                f"{rotation} does not divide. Use a smaller power of two that does, or null."
+                f"{recipe.rotation} does not divide. Use a smaller power of two that does, or null."
             )
-        if name not in quantized:
+        if grids[name] is None:
             continue
         # A row's one scale is stored for each of MLX's groups, of any size that divides it.
-        sizes = (recipe["group_size"],) if recipe["grid"] == "group" else MLX_GROUPS
+        sizes = (recipe.group_size,) if recipe.grid == "group" else MLX_GROUPS
         if all(inputs % size for size in sizes):
             raise UserError(
                 f"{key}.group_size: {name} of {model} has {inputs} inputs, which groups of "

@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import UserError
 from .configuration import check_images
 from .prompt_files import read_prompts
+from .recipes import Recipe
 from .variant_names import FULL, WEIGHT_KINDS, activation_configs, check_variant, evaluated_variants
 
 _MOST_SHARDS = 1000  # of a set; names of shards have three digits
@@ -190,69 +191,6 @@ def _check_learned_ranges(config: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: range learned does not go with {', '.join(wrong)}.")
 
 
-LEARNED = frozenset({"adaround", "taqdit"})
-# Option -> roundings that read it; the others are read by all.
-_READERS = {
-    **dict.fromkeys(
-        ("iterations", "batch_size", "rows_at_once", "learning_rate", "regularizer", "warmup",
-         "step_weights", "start"),
-        LEARNED,
-    ),
-    "clip": frozenset({"adaround"}),
-    "inputs": frozenset({"gptq", "awq"}) | LEARNED,
-    "activation_learning_rate": frozenset({"taqdit"}),
-    "drop": frozenset({"taqdit"}),
-}  # fmt: skip
-
-
-def recipe_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a recipe's rounding reads: a changed default redoes no other recipe."""
-    rounding = recipe["rounding"]
-    read = {key for key in recipe if rounding in _READERS.get(key, {rounding})}
-    if rounding != "gptq" and not ("start" in read and recipe["start"] == "gptq"):
-        read.discard("damping")
-    if rounding != "taqdit" and recipe["balance"] in ("none", "awq"):
-        read.discard("activation_bits")
-    if not recipe.get("rotation"):
-        read.discard("rotation")
-    if not is_tuned(recipe):
-        read -= {key for key in read if key.startswith("tune_")}
-    return {key: value for key, value in recipe.items() if key in read}
-
-
-def is_tuned(recipe: Mapping[str, Any]) -> bool:
-    """Whether the blocks of a recipe are tuned together at the end (`tuning`)."""
-    return bool(recipe.get("tune_iterations", 0) > 0)
-
-
-def balances_channels(recipe: Mapping[str, Any]) -> bool:
-    """Whether a recipe's linears may read x / b; AWQ balances by definition (`recipes`)."""
-    return bool(recipe["balance"] != "none" or recipe["rounding"] == "awq")
-
-
-def learns_ranges(recipe: Mapping[str, Any]) -> bool:
-    """Whether a recipe learns activation ranges together with its weights (`learned_ranges`)."""
-    return bool(recipe["rounding"] == "taqdit")
-
-
-def has_own_activations(recipe: Mapping[str, Any]) -> bool:
-    """Whether a recipe's activations are measured on its own model, for scales of its own."""
-    return balances_channels(recipe) or learns_ranges(recipe) or bool(recipe.get("rotation"))
-
-
-# Read when all blocks are done, for tuning and assembly; the blocks do not depend on them.
-_ASSEMBLY_OPTIONS = ("quantize", "other_bits")
-
-
-def block_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a recipe that its blocks depend on."""
-    return {
-        key: value
-        for key, value in recipe.items()
-        if key not in _ASSEMBLY_OPTIONS and not key.startswith("tune_")
-    }
-
-
 def check_recipes(config: Mapping[str, Any]) -> None:
     """Checks that every recipe that is named exists.
 
@@ -267,11 +205,10 @@ def check_recipes(config: Mapping[str, Any]) -> None:
         )
     if FULL in names:
         raise UserError(f"recipes.{FULL}: this name stands for weights that are not quantized.")
-    for name, recipe in config["recipes"].items():
-        if recipe.get("rotation") and balances_channels(recipe):
-            what = (
-                "rounding: awq" if recipe["balance"] == "none" else f"balance: {recipe['balance']}"
-            )
+    for name, options in config["recipes"].items():
+        recipe = Recipe.from_params(options)
+        if recipe.rotation and recipe.balance_kind != "none":
+            what = "rounding: awq" if recipe.balance == "none" else f"balance: {recipe.balance}"
             raise UserError(
                 f"recipes.{name}: rotation does not go with {what}: balancing is folded into what "
                 "comes before a linear, which no longer reads that. Leave one of them out."

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ..artifacts import read_json
-from ..planning.settings import is_tuned
+from ..planning.recipes import Recipe
 from ..plots.charts import (
     as_svg,
     figure,
@@ -88,7 +88,7 @@ def recipe_results(results: Path, recipes: Mapping[str, Mapping[str, Any]]) -> l
                 "smallest_binary_share": min(shares, default=None),
                 "learned": options["rounding"] != "rtn",
                 "accepted": sum(block["accepted"] for block in blocks),
-                "tuning": _tuning(results, name) if is_tuned(options) else None,
+                "tuning": _tuning(results, name) if Recipe.from_params(options).tuning else None,
                 "blocks": blocks,
             }
         )

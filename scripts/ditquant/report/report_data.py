@@ -20,7 +20,7 @@ from PIL import Image
 from ..artifacts import read_file, read_json
 from ..evaluation.comparison import difference
 from ..evaluation.pictures import PICTURE, read_picture
-from ..planning.settings import balances_channels, has_own_activations
+from ..planning.recipes import Recipe
 from ..planning.variant_names import FULL, config_file, split_variant
 from ..plots.activation_density import made_by
 from ..seals import damaged
@@ -231,7 +231,8 @@ def _chosen(folder: Path) -> Data:
 def activation_bits(results: Path, recipe: str, options: Data) -> int | None:
     """Bits of the single-tier activations that a recipe's variants have."""
     own = results / "weights" / recipe / "activations"
-    single = _chosen(own if has_own_activations(options) else results / "activations")["single"]
+    has_own = Recipe.from_params(options).has_own_activations
+    single = _chosen(own if has_own else results / "activations")["single"]
     return single["bits"] if single else None
 
 
@@ -243,19 +244,20 @@ def own_activations(results: Path, recipes: Mapping[str, Data]) -> list[Data]:
     """
     rows = []
     for name, options in recipes.items():
-        if not has_own_activations(options):
+        recipe = Recipe.from_params(options)
+        if not recipe.has_own_activations:
             continue
         chosen = _chosen(results / "weights" / name / "activations")
         if any(chosen.values()):
-            rows.append({"recipe": name, "why": why_own_activations(options), **chosen})
+            rows.append({"recipe": name, "why": why_own_activations(recipe), **chosen})
     return rows
 
 
-def why_own_activations(recipe: Data) -> str:
+def why_own_activations(recipe: Recipe) -> str:
     """What a recipe with activations of its own does, in two words."""
-    if recipe.get("rotation"):
+    if recipe.rotation:
         return "inputs rotated"
-    return "channels balanced" if balances_channels(recipe) else "ranges learned"
+    return "channels balanced" if recipe.balance_kind != "none" else "ranges learned"
 
 
 def activation_summary(

@@ -14,7 +14,7 @@ from typing import Any
 from ..artifacts import read_json
 from ..errors import UserError
 from ..evaluation.table import FORMAT
-from ..planning.settings import block_options
+from ..planning.recipes import Recipe
 from ..planning.variant_names import config_file
 from ..provenance import Lineage, check_alike, check_options, made_by
 
@@ -120,7 +120,7 @@ def check_run(results: Path, shown: Shown) -> Data | None:
         _check_same_job(file, results / "benchmarks" / "evaluation" / f"{variant}.json")
     check_alike(_evaluations(results, shown), "plan")
     for recipe in shown.recipes:
-        options = block_options(recipe_options(results, recipe))
+        options = Recipe.from_params(recipe_options(results, recipe)).of_block().params()
         for file in block_files(results, recipe):
             check_options(file, f"the checkpoint of {recipe}", recipe=options)
     return lineage.model

@@ -2,15 +2,16 @@
 
 grids, rounding, rounding_kernels
                             codes and their values; the soft rounding of AdaRound
-gptq, awq, adaround, lsq, joint_steps, roundings, other_linears
+roundings, gptq, adaround, lsq, other_linears
                             how codes are chosen
-balance, balance_factors, balance_search, block_balance, rotation
+balance, balance_search, rotation
                             what is done to channels before
 block_io, prefix, block_files, layer_inputs
                             what a block's job reads and writes
-reconstruct, block_gradients, loss_scale, divergence, learning_state, learning,
-recipes
-                            learning on a block, by a recipe
-velocity_rows, tuned_grids, tuner, tuning
+quantize_block, reconstruct, block_gradients
+                            one block by a recipe, and what that does to its output
+learning, loss_scale, divergence
+                            learning by Adam: its loop, its state, float16, and when it goes astray
+tuning, tuned_grids, velocity_rows
                             scales and biases of all blocks, together
 """

@@ -21,20 +21,16 @@ nothing is left to do at run time. In DiffusionKit's blocks:
 * Unified blocks (FLUX) with a parallel MLP give the same array to attention and MLP: one b.
 * fc2 has no such fold: GELU(x / b) is not GELU(x) / b. Nor have q and k between each other: with
   qk_norm their rows are normalised, without it they are not read by a linear.
-
-What can be taken off fc2's input is a constant, W x + c = W (x - z) + (c + W z) (TaQ-DiT,
-arXiv 2411.14172): z is subtracted behind GELU and W z added to fc2's bias. Exact before rounding;
-afterwards the error of W meets x - z instead of x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mlx.utils import tree_flatten
 
-from ..backend import mx, nn
+from ..backend import mx
 from ..network.blocks import Block, Linear
 
 
@@ -59,19 +55,6 @@ class Fold:
     chunk: int = 0
 
 
-@dataclass(frozen=True)
-class Balance:
-    """How one block is balanced; what is not named stays as it is.
-
-    Attributes:
-        factors: fold's name -> b, (channels,) float32, positive.
-        shifts: stream's name ("img", "txt", "uni") -> z of its fc2, (channels,) float32.
-    """
-
-    factors: Mapping[str, mx.array] = field(default_factory=dict)
-    shifts: Mapping[str, mx.array] = field(default_factory=dict)
-
-
 def path_inside(block: Block, linear: Linear) -> str:
     """A linear's module path inside its block: "image_transformer_block.attn.q_proj"."""
     return linear.path.removeprefix(f"{block.path}.")
@@ -80,19 +63,18 @@ def path_inside(block: Block, linear: Linear) -> str:
 def _by_place(block: Block, stream: str) -> dict[str, Linear]:
     """A stream's linears by their attribute: "q_proj", ..., "fc2"."""
     prefix = block.name if stream == "uni" else f"{block.name}.{stream}"
-    linears = block.linears
-    return {li.place: li for li in linears if li.name.startswith(f"{prefix}.")}
+    return {li.place: li for li in block.linears if li.name.startswith(f"{prefix}.")}
 
 
 def folds(block: Block) -> list[Fold]:
     """The folds that are valid in a block, in order of computation."""
     found, values, readers = [], [], []
-    for stream, module in block.streams.items():
-        linears, adaln = _by_place(block, stream), module.modulation_path
+    for stream, own in block.streams.items():
+        linears, adaln = _by_place(block, stream), own.modulation_path
         attention = tuple(linears[f"{part}_proj"] for part in "qkv")
         channels = attention[0].module.weight.shape[1]
         fc1 = (linears["fc1"],) if "fc1" in linears else ()
-        if module.parallel_mlp:
+        if own.parallel_mlp:
             attention, fc1 = attention + fc1, ()
         found.append(Fold(f"{stream}.qkv", channels, attention, modulation=adaln))
         if fc1:
@@ -101,29 +83,6 @@ def folds(block: Block) -> list[Fold]:
         readers += [linears["o_proj"]] if "o_proj" in linears else []
     found.append(Fold("o", values[0].module.weight.shape[0], tuple(readers), tuple(values)))
     return found
-
-
-def shift_biases(block: Block) -> dict[str, tuple[Linear, Linear]]:
-    """Streams whose fc2 can have a shift -> (fc2, the linear whose bias takes W z).
-
-    DiffusionKit sets fc2's bias to zero in every call of a unified block. With a parallel MLP the
-    outputs of o_proj and fc2 are added, and o_proj's bias serves; without one there is no place.
-    """
-    places = {}
-    for stream, module in block.streams.items():
-        linears = _by_place(block, stream)
-        if "fc2" not in linears or (stream == "uni" and not module.parallel_mlp):
-            continue
-        places[stream] = (linears["fc2"], linears["o_proj" if stream == "uni" else "fc2"])
-    return places
-
-
-def _check(what: str, given: Mapping[str, mx.array], widths: Mapping[str, int]) -> None:
-    for name, array in given.items():
-        if name not in widths:
-            raise ValueError(f"{what} for {name}, of {', '.join(widths)}")
-        if array.shape != (widths[name],):
-            raise ValueError(f"{what} for {name}: shape {array.shape}, not ({widths[name]},)")
 
 
 class _Changes(dict[str, mx.array]):
@@ -151,29 +110,31 @@ def _divide_modulation(new: _Changes, fold: Fold, b: mx.array) -> None:
         new[name] = mx.concatenate(parts)
 
 
-def balanced_parameters(block: Block, balance: Balance) -> dict[str, mx.array]:
+def balanced_parameters(block: Block, factors: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """The parameters of a full-precision block that balancing changes.
 
-    With shifts the block also needs what `apply_balance` puts behind GELU.
+    Args:
+        factors: fold's name -> b, (channels,) float32, positive; other folds stay as they are.
 
     Returns:
         Parameter path inside the block ("image_transformer_block.attn.q_proj.weight") -> new array
         in the old one's dtype; computed in float32.
 
     Raises:
-        ValueError: factors or shifts for what the block does not have, or of another length.
+        ValueError: factors for a fold that the block does not have, or of another length.
     """
-    known, places = folds(block), shift_biases(block)
-    _check("factors", balance.factors, {fold.name: fold.channels for fold in known})
-    _check(
-        "a shift", balance.shifts, {s: fc2.module.weight.shape[1] for s, (fc2, _) in places.items()}
-    )
+    known = {fold.name: fold for fold in folds(block)}
+    for name, b in factors.items():
+        if name not in known:
+            raise ValueError(f"factors for {name}, of {', '.join(known)}")
+        if b.shape != (known[name].channels,):
+            raise ValueError(f"factors for {name}: shape {b.shape}, not ({known[name].channels},)")
     own = dict(tree_flatten(block.module.parameters()))
     new = _Changes(own)
-    for fold in known:
-        if fold.name not in balance.factors:
+    for name, fold in known.items():
+        if name not in factors:
             continue
-        b = balance.factors[fold.name].astype(mx.float32)
+        b = factors[name].astype(mx.float32)
         for linear in fold.readers:
             weight = f"{path_inside(block, linear)}.weight"
             new[weight] = new[weight] * b
@@ -184,37 +145,14 @@ def balanced_parameters(block: Block, balance: Balance) -> dict[str, mx.array]:
                 new[bias] = new[bias] / b
         if fold.modulation is not None:
             _divide_modulation(new, fold, b)
-    for stream, z in balance.shifts.items():
-        fc2, home = places[stream]
-        bias = f"{path_inside(block, home)}.bias"
-        new[bias] = new[bias] + new[f"{path_inside(block, fc2)}.weight"] @ z.astype(mx.float32)
     return {name: array.astype(own[name].dtype) for name, array in new.items()}
 
 
-class Shifted(nn.Module):
-    """An activation function with a constant taken off: f(x) - z.
-
-    z is no parameter: it belongs to the quantization of fc2, like the scale of its input.
-    """
-
-    def __init__(self, function: nn.Module, shift: mx.array):
-        super().__init__()
-        self.function = function
-        self._shift = shift
-
-    def __call__(self, x: mx.array) -> mx.array:
-        y = self.function(x)
-        return y - self._shift.astype(y.dtype)
-
-
-def apply_balance(block: Block, balance: Balance) -> None:
+def apply_balance(block: Block, factors: Mapping[str, mx.array]) -> None:
     """Balances a full-precision block in place; it computes what it computed before.
 
     Raises:
         ValueError: see `balanced_parameters`.
     """
-    block.module.load_weights(list(balanced_parameters(block, balance).items()), strict=False)
-    for stream, z in balance.shifts.items():
-        own = block.streams[stream]
-        own.activation = Shifted(own.activation, z)
+    block.module.load_weights(list(balanced_parameters(block, factors).items()), strict=False)
     mx.eval(block.module.parameters())

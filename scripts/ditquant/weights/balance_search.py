@@ -1,29 +1,159 @@
-"""Which balancing is worth it: chosen by the error of the layers that it touches.
+"""Balances one block before it is quantized, each fold (`balance`) by its own measured error.
 
-No strength is best everywhere: a strong one tames the inputs and leaves the weights with outliers.
-So each fold tries some, on inputs that its linears really read, with the weights rounded to nearest
-on the recipe's grid and the inputs as they will be (full precision, or simulated at 8 bits).
+With a_j the largest |x| of channel j of a layer's inputs and w_j the largest |W| of its column:
+
+    SmoothQuant (Xiao et al. 2022, arXiv 2211.10438, eq. 4)  b_j = a_j^strength / w_j^(1 - strength)
+    PTQ4DiT (Wu et al. 2024, arXiv 2405.16005)               b_j = (sum_t eta_t a_tj / w_j)^0.5
+    AWQ (Lin et al. 2023, arXiv 2306.00978)                  b_j = mean|x_j|^strength
+
+Inputs are divided by b and columns multiplied. A common factor changes nothing, so b has a
+geometric mean of 1. No strength is best everywhere: a strong one tames the inputs and leaves the
+weights with outliers. So each fold tries some, on inputs that its linears really read, with the
+weights rounded to nearest on the recipe's grid and the inputs as they will be (full precision, or
+simulated at the recipe's bits).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..activations.intervals import largest_code
-from ..backend import mx
-from .awq import awq_factors, mean_magnitude
-from .balance_factors import smoothquant_factors, weight_absmax
-from .grids import Grid, fit_scales, steps_of, values_of
-from .rounding import nearest_codes
-
-Key = TypeVar("Key", bound=Hashable)
+from ..activations.input_statistics import Statistics
+from ..backend import mx, to_numpy
+from ..network.blocks import shared_input
+from .balance import Fold, apply_balance, balanced_parameters, folds
+from .grids import Grid, fit_scales, fractional_codes, nearest_codes, values_of
+from .layer_inputs import sampled_inputs
+from .reconstruct import BlockProblem
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75)
 AWQ_STRENGTHS = tuple(tenth / 10 for tenth in range(11))
+# Factors lie within its inverse and it.
+LIMIT = 100.0
+# Tokens on which a fold's candidates are compared; each channel is seen that often.
+_SAMPLED_TOKENS = 1024
+
+# ----------------------------------------------------------------------------------- factors
+
+
+def normalized(factors: np.ndarray, limit: float = LIMIT) -> np.ndarray:
+    """Scales positive factors to a geometric mean of 1 and clamps them, float32.
+
+    Channels whose factor is 0 or not finite (an input or a column that is always 0) get 1.
+
+    Args:
+        factors: (channels,).
+        limit: the result lies in [1 / limit, limit].
+    """
+    factors = np.asarray(factors, dtype=np.float64)
+    usable = np.isfinite(factors) & (factors > 0)
+    logarithms = np.zeros_like(factors)
+    logarithms[usable] = np.log(factors[usable])
+    if usable.any():
+        logarithms[usable] -= logarithms[usable].mean()
+    return np.clip(np.exp(logarithms), 1 / limit, limit).astype(np.float32)
+
+
+def smoothquant_factors(
+    activation_absmax: np.ndarray,
+    weight_absmax: np.ndarray,
+    strength: float,
+    limit: float = LIMIT,
+) -> np.ndarray:
+    """b = a^strength / w^(1 - strength), normalized; (channels,) float32.
+
+    Args:
+        activation_absmax, weight_absmax: a and w, (channels,).
+        strength: 1 makes all channels of the input equally large, 0 all columns of the weight, 0.5
+            both alike.
+        limit: see `normalized`.
+    """
+    activation = np.asarray(activation_absmax, dtype=np.float64)
+    weight = np.asarray(weight_absmax, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = activation**strength / weight ** (1.0 - strength)
+    return normalized(np.where((activation > 0) & (weight > 0), factors, 0.0), limit)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0, equal values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+
+
+def spearman(one: np.ndarray, other: np.ndarray) -> float:
+    """Rank correlation of two (channels,) arrays, in -1..1; 0 if one of them is constant."""
+    ranks = [_ranks(values) - (len(values) - 1) / 2 for values in (one, other)]
+    power = np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum())
+    return float((ranks[0] * ranks[1]).sum() / power) if power > 0 else 0.0
+
+
+def salience_weights(
+    activation_absmax: np.ndarray, weight_absmax: np.ndarray, temperature: float = 1.0
+) -> np.ndarray:
+    """eta = softmax(-rho_t / tau) over steps t (PTQ4DiT), (S,) float64.
+
+    Balancing can do most at steps where large inputs do not meet large weights; those count more.
+
+    Args:
+        activation_absmax: (S, channels), by step.
+        weight_absmax: (channels,).
+        temperature: tau; the paper's is 1. A large one averages over steps.
+    """
+    rho = np.array([spearman(row, weight_absmax) for row in activation_absmax])
+    weights = np.exp(-(rho - rho.min()) / temperature)
+    return weights / weights.sum()
+
+
+def csb_factors(
+    activation_absmax: np.ndarray, weight_absmax: np.ndarray, temperature: float = 1.0
+) -> np.ndarray:
+    """Channel-wise salience balancing: b = (sum_t eta_t a_t / w)^0.5, see `salience_weights`.
+
+    Args:
+        activation_absmax: (S, channels), largest |x| of each channel by step.
+        weight_absmax: (channels,).
+
+    Returns:
+        (channels,) float32.
+    """
+    eta = salience_weights(activation_absmax, weight_absmax, temperature)
+    return smoothquant_factors(eta @ activation_absmax, weight_absmax, 0.5)
+
+
+def awq_factors(mean_magnitude: np.ndarray, strength: float, limit: float = LIMIT) -> np.ndarray:
+    """b = mean|x|^strength for each channel, normalized; (channels,) float32.
+
+    Args:
+        mean_magnitude: mean|x| (channels,); 0 gives b = 1.
+        strength: AWQ's alpha in 0..1; 0 is no scaling.
+        limit: see `normalized`.
+    """
+    return normalized(np.asarray(mean_magnitude, dtype=np.float64) ** strength, limit)
+
+
+def mean_magnitude(x: mx.array) -> np.ndarray:
+    """mean|x| of each channel of (rows, channels) inputs, float32 (channels,)."""
+    return to_numpy(mx.mean(mx.abs(x.astype(mx.float32)), axis=0))
+
+
+def weight_absmax(weights: Sequence[mx.array]) -> np.ndarray:
+    """Largest |W| of each column over all weights (outputs, channels) that read one input."""
+    largest = [mx.max(mx.abs(weight.astype(mx.float32)), axis=0) for weight in weights]
+    return to_numpy(mx.max(mx.stack(largest), axis=0))
+
+
+def fold_absmax(statistics: Statistics, fold: Fold) -> np.ndarray:
+    """(S, channels) largest |x| over what all readers of a fold read, at each step."""
+    names = {statistics.input_of[linear.name] for linear in fold.readers}
+    inputs = [statistics.inputs[name] for name in sorted(names)]
+    ends = [np.abs(end) for one in inputs for end in (one.channel_min, one.channel_max)]
+    return np.max(ends, axis=0)
+
+
+# ------------------------------------------------------------------------------------ search
 
 
 @dataclass(frozen=True)
@@ -40,44 +170,32 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Choice(Generic[Key]):
+class Choice:
     """What a search chose.
 
     Attributes:
-        key: the candidate with the smallest error; of equal ones the first.
-        vector: its factors or shift, (channels,) float32.
-        errors: every candidate's error, in the order in which they were given.
+        key: the factors with the smallest error by their name or strength; of equal ones the first.
+        factors: b, (channels,) float32.
+        errors: of all factors that were tried, in the order in which they were given.
     """
 
-    key: Key
-    vector: mx.array
-    errors: dict[Key, float]
+    key: str | float
+    factors: mx.array
+    errors: dict[str | float, float]
 
 
-def quantized_input(x: mx.array, bits: int | None, centered: bool = False) -> mx.array:
+def quantized_input(x: mx.array, bits: int | None) -> mx.array:
     """x as a quantizer with one scale for the whole array gives it back, float32.
 
     Args:
         bits: of its codes -2^(bits-1) .. 2^(bits-1) - 1; None leaves x as it is.
-        centered: code 0 stands for the middle of x's range instead of 0 (inputs behind GELU, see
-            `ranges`).
     """
     x = x.astype(mx.float32)
     if bits is None:
         return x
-    middle = (mx.max(x) + mx.min(x)) / 2 if centered else mx.array(0.0)
-    last = largest_code(bits)
-    scale = mx.maximum(mx.max(mx.abs(x - middle)), 1e-6) / last
-    return mx.clip(mx.round((x - middle) / scale), -last - 1, last) * scale + middle
-
-
-def _rounded(weight: mx.array, grid: Grid) -> mx.array:
-    scales = fit_scales(weight, grid)
-    return values_of(nearest_codes(steps_of(weight, scales), grid.levels), scales)
-
-
-def _relative_error(exact: mx.array, output: mx.array) -> mx.array:
-    return mx.sum((output - exact) ** 2) / mx.maximum(mx.sum(exact**2), 1e-30)
+    last = 2 ** (bits - 1) - 1
+    scale = mx.maximum(mx.max(mx.abs(x)), 1e-6) / last
+    return mx.clip(mx.round(x / scale), -last - 1, last) * scale
 
 
 def balanced_error(
@@ -93,107 +211,126 @@ def balanced_error(
     total = mx.array(0.0)
     for reader in readers:
         x, weight = reader.x.astype(mx.float32), reader.weight.astype(mx.float32)
-        output = quantized_input(x / factors, activation_bits) @ _rounded(weight * factors, grid).T
-        total = total + _relative_error(x @ weight.T, output)
+        scaled = weight * factors
+        scales = fit_scales(scaled, grid)
+        rounded = values_of(nearest_codes(fractional_codes(scaled, scales), grid.bits), scales)
+        output = quantized_input(x / factors, activation_bits) @ rounded.T
+        exact = x @ weight.T
+        total = total + mx.sum((output - exact) ** 2) / mx.maximum(mx.sum(exact**2), 1e-30)
     return total.item()
 
 
 def choose_factors(
     readers: Sequence[Reader],
-    candidates: Mapping[Key, np.ndarray],
+    tried: Mapping[str | float, np.ndarray],
     grid: Grid,
     activation_bits: int | None = None,
-) -> Choice[Key]:
-    """The candidate factors b with the smallest `balanced_error`.
+) -> Choice:
+    """The factors b with the smallest `balanced_error`.
 
     Args:
         readers: all linears of one fold, with x of the same channels.
-        candidates: (channels,) each; give the neutral ones first, so that nothing is balanced that
-            does not gain from it.
+        tried: (channels,) each; give the neutral ones first, so that nothing is balanced that does
+            not gain from it.
     """
     errors = {
         key: balanced_error(readers, mx.array(factors), grid, activation_bits)
-        for key, factors in candidates.items()
+        for key, factors in tried.items()
     }
     best = min(errors, key=errors.__getitem__)
-    return Choice(best, mx.array(candidates[best]), errors)
+    return Choice(best, mx.array(tried[best]), errors)
 
 
-def choose_strength(
-    readers: Sequence[Reader],
-    activation_absmax: np.ndarray,
-    grid: Grid,
-    activation_bits: int | None = None,
-    strengths: Sequence[float] = STRENGTHS,
-    limit: float = 100.0,
-) -> Choice[float]:
-    """SmoothQuant's strength for one fold, measured (`balanced_error`).
+def smoothquant_candidates(
+    readers: Sequence[Reader], activation_absmax: np.ndarray
+) -> dict[str | float, np.ndarray]:
+    """SmoothQuant's factors by strength.
 
     Args:
         activation_absmax: (channels,) largest |x| in calibration; the samples of `readers` may be
             few.
-        strengths: candidates. Here 0 is no balancing at all (b = 1), where the formula would give
-            1 / w.
-        limit: see `balance_factors.normalized`.
+
+    Returns:
+        Strength -> b. Here 0 is no balancing at all (b = 1), where the formula would give 1 / w.
     """
     weights = weight_absmax([reader.weight for reader in readers])
-    candidates = {
-        strength: smoothquant_factors(activation_absmax, weights, strength, limit)
+    return {
+        strength: smoothquant_factors(activation_absmax, weights, strength)
         if strength > 0
         else np.ones(len(weights), dtype=np.float32)
-        for strength in strengths
+        for strength in STRENGTHS
     }
-    return choose_factors(readers, candidates, grid, activation_bits)
 
 
-def choose_awq_strength(
-    readers: Sequence[Reader],
-    grid: Grid,
-    activation_bits: int | None = None,
-    strengths: Sequence[float] = AWQ_STRENGTHS,
-    limit: float = 100.0,
-) -> Choice[float]:
-    """AWQ's alpha for one fold: b = mean|x|^alpha over the samples of all readers, measured."""
+def awq_candidates(readers: Sequence[Reader]) -> dict[str | float, np.ndarray]:
+    """AWQ's alpha -> b = mean|x|^alpha over the samples of all readers."""
     distinct = list({id(reader.x): reader.x for reader in readers}.values())
     magnitude = mean_magnitude(mx.concatenate(distinct))
-    candidates = {strength: awq_factors(magnitude, strength, limit) for strength in strengths}
-    return choose_factors(readers, candidates, grid, activation_bits)
+    return {strength: awq_factors(magnitude, strength) for strength in AWQ_STRENGTHS}
 
 
-def shifted_error(
-    reader: Reader, shift: mx.array, grid: Grid, activation_bits: int | None = None
-) -> float:
-    """|q_a(x - z) q_w(W)^T + z W^T - x W^T|^2 / |x W^T|^2, the error of fc2 with a shift z.
+def csb_candidates(
+    readers: Sequence[Reader], activation_absmax: np.ndarray
+) -> dict[str | float, np.ndarray]:
+    """No balancing, and the factors of CSB by (S, channels) largest |x| of each step."""
+    weights = weight_absmax([reader.weight for reader in readers])
+    ones = np.ones(len(weights), np.float32)
+    return {"none": ones, "csb": csb_factors(activation_absmax, weights)}
 
-    Even at full-precision inputs z matters: the error of W meets x - z instead of x.
+
+# ------------------------------------------------------------------------------------- blocks
+
+
+@dataclass(frozen=True)
+class BalancedBlock:
+    """A block problem after balancing.
+
+    Attributes:
+        problem: on the balanced weights; its outputs at full precision are those of before.
+        parameters: parameter path inside the block -> new array, for all that balancing changed.
+        choices: fold's name -> what its search chose.
+    """
+
+    problem: BlockProblem
+    parameters: dict[str, mx.array]
+    choices: dict[str, Choice]
+
+
+def balanced_block(
+    problem: BlockProblem,
+    kind: str,
+    activation_bits: int | None,
+    statistics: Statistics | None,
+    seed: int,
+) -> BalancedBlock:
+    """Chooses factors for every fold and balances the block in place.
 
     Args:
-        shift: z, (channels,).
-        activation_bits: of q_a, one scale and the middle of the range for the whole sample.
+        kind: "smoothquant", "csb" or "awq".
+        activation_bits: the inputs' bits while factors are compared; None: full precision.
+        statistics: of the activation track, at full precision; `awq` needs none.
+        seed: of the sampled tokens.
     """
-    x, weight = reader.x.astype(mx.float32), reader.weight.astype(mx.float32)
-    inputs = quantized_input(x - shift, activation_bits, centered=True)
-    output = inputs @ _rounded(weight, grid).T + shift @ weight.T
-    return _relative_error(x @ weight.T, output).item()
-
-
-def choose_shift(
-    reader: Reader,
-    candidates: Mapping[Key, np.ndarray],
-    grid: Grid,
-    activation_bits: int | None = None,
-) -> Choice[Key]:
-    """The shift z of fc2's inputs with the smallest `shifted_error`.
-
-    Args:
-        candidates: (channels,) each; give zeros first. The middle of each channel's range
-            (`balance_factors.midrange`) makes the range of x - z smallest; the mean of x makes the
-            inputs that errors of W meet smallest, which is bias correction (Nagel et al. 2019,
-            arXiv 1906.04721).
-    """
-    errors = {
-        key: shifted_error(reader, mx.array(shift), grid, activation_bits)
-        for key, shift in candidates.items()
-    }
-    best = min(errors, key=errors.__getitem__)
-    return Choice(best, mx.array(candidates[best]), errors)
+    if kind != "awq" and statistics is None:
+        raise ValueError(f"balance: {kind} needs activation statistics")
+    grids = {one.name: grid for one, grid in zip(problem.linears, problem.grids, strict=True)}
+    samples = sampled_inputs(problem, problem.train, _SAMPLED_TOKENS, seed)
+    choices: dict[str, Choice] = {}
+    for fold in folds(problem.block):
+        # A fold whose readers keep their precision has nothing to gain.
+        quantized = [linear for linear in fold.readers if linear.name in grids]
+        if not quantized:
+            continue
+        readers = [Reader(samples[shared_input(one)], one.module.weight) for one in quantized]
+        if statistics is None or kind == "awq":
+            tried = awq_candidates(readers)
+        elif kind == "smoothquant":
+            tried = smoothquant_candidates(readers, fold_absmax(statistics, fold).max(axis=0))
+        else:
+            tried = csb_candidates(readers, fold_absmax(statistics, fold))
+        grid = grids[quantized[0].name]
+        choices[fold.name] = choose_factors(readers, tried, grid, activation_bits)
+    factors = {name: choice.factors for name, choice in choices.items()}
+    parameters = balanced_parameters(problem.block, factors)
+    apply_balance(problem.block, factors)
+    return BalancedBlock(problem.reread(), parameters, choices)

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..artifacts import load_metadata, load_tensors
 from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import Network, boundaries, stream_names
+from ..network.blocks import Block, Network, boundaries, stream_names
 from ..network.calibration import Trajectory
 from ..network.sampling import predict
 
@@ -161,3 +161,23 @@ def read_block(
 def _row_sigmas(image: Mapping[str, mx.array]) -> mx.array:
     sigmas = image["sigmas"].astype(mx.float32)
     return mx.repeat(sigmas, image["modulation"].shape[0] // sigmas.size)
+
+
+def run_block(
+    block: Block,
+    modulation: Sequence[mx.array],
+    rows: mx.array,
+    inputs: Sequence[mx.array],
+    positions: mx.array | None,
+) -> tuple[mx.array, ...]:
+    """A block's outputs for some rows, with the weights that it has now.
+
+    Args:
+        modulation: adaLN parameters of each stream for all rows.
+        rows: (n,) indices.
+        inputs: the streams that enter in these rows.
+        positions: `positional_encodings`.
+    """
+    for stream, parameters in zip(block.streams.values(), modulation, strict=True):
+        stream.set_modulation(parameters[rows])
+    return block(inputs, positions)

@@ -32,7 +32,6 @@ from ..backend import mx, to_numpy
 from ..errors import UserError
 from ..finite import check_finite
 from .grids import Scales
-from .rounding import nearest_codes
 
 # Columns rounded between two matrix products.
 _BLOCK = 128
@@ -59,23 +58,22 @@ class Factor:
     damping: float
 
 
-def moment(x: mx.array, y: mx.array | None = None) -> np.ndarray:
-    """sum over rows of x^T y, (channels of x, channels of y) float64; of x^T x without y.
+def moment(x: mx.array) -> np.ndarray:
+    """H = sum over rows of x^T x, (channels, channels) float64.
 
     Args:
-        x, y: (rows, channels) of any float dtype; what a layer reads, one row a token.
+        x: (..., channels) of any float dtype; what a layer reads, one row a token.
     """
     x = x.reshape(-1, x.shape[-1])
-    y = x if y is None else y.reshape(-1, y.shape[-1])
-    total = np.zeros((x.shape[-1], y.shape[-1]))
+    total = np.zeros((x.shape[-1], x.shape[-1]))
     for start in range(0, len(x), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+        rows = x[start : start + _ROWS_AT_ONCE].astype(mx.float32)
         # Products in float32 where MLX computes; only their sum needs more.
-        total += to_numpy(x[rows].astype(mx.float32).T @ y[rows].astype(mx.float32))
+        total += to_numpy(rows.T @ rows)
     return total
 
 
-def damped(second_moment: np.ndarray, damping: float) -> np.ndarray:
+def _damped(second_moment: np.ndarray, damping: float) -> np.ndarray:
     """H + damping mean(diag H) I, float64; channels that were always 0 get the mean itself."""
     matrix = np.array(second_moment, dtype=np.float64)
     diagonal = matrix.diagonal().copy()
@@ -84,30 +82,24 @@ def damped(second_moment: np.ndarray, damping: float) -> np.ndarray:
     return matrix
 
 
-def factorize(
-    second_moment: np.ndarray,
-    damping: float = 0.01,
-    act_order: bool = False,
-    name: str = "The layer",
-) -> Factor:
+def factorize(second_moment: np.ndarray, damping: float, name: str = "The layer") -> Factor:
     """Factorises H for `gptq_codes`, damped tenfold until it is positive definite.
+
+    The columns with the largest diagonal are rounded first, while most columns are left to make up
+    for their errors ("act-order").
 
     Args:
         second_moment: H (inputs, inputs), symmetric.
         damping: share of mean(diag H) added to the diagonal.
-        act_order: round the columns with the largest diagonal first, while most columns are left
-            to make up for their errors.
         name: of the layer, for the message.
 
     Raises:
         UserError: H is not finite, or cannot be factorised with any damping up to 1.
     """
     check_finite({"the second moments": second_moment}, f"of the inputs of {name}")
-    inputs = len(second_moment)
-    diagonal = np.asarray(second_moment).diagonal()
-    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(inputs)
+    order = np.argsort(-second_moment.diagonal(), kind="stable")
     while True:
-        matrix = damped(second_moment, damping)
+        matrix = _damped(second_moment, damping)
         try:
             # The lower factor of the reversed matrix, reversed, is the upper one.
             reverse = order[::-1]
@@ -124,10 +116,12 @@ def factorize(
         return Factor(np.ascontiguousarray(lower[::-1, ::-1]), order, damping)
 
 
-def gptq_steps(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
-    """W / scale + zero, each column after it took over the errors of those rounded before it.
+def gptq_codes(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
+    """Fractional codes (`grids.fractional_codes`) that took over the errors of columns before.
 
-    Rounded to nearest they are GPTQ's codes; a learned rounding can start from them.
+    Rounded to nearest they are GPTQ's codes; a learned rounding can start from them. A channel that
+    was always 0 in calibration does not matter to the error and is rounded to nearest. At 8 bits
+    the last half step of the storage's own rounding is not seen (`grids`).
 
     Args:
         weight: (outputs, inputs), any float dtype.
@@ -143,7 +137,7 @@ def gptq_steps(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
     step = to_numpy(scales.scales).T.astype(np.float64)
     zero = to_numpy(scales.zeros).T.astype(np.float64)
     difference = np.empty_like(target)
-    steps = np.empty_like(target)
+    codes = np.empty_like(target)
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
         carried = upper[:start, start:stop].T @ difference[:start]
@@ -155,68 +149,5 @@ def gptq_steps(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
             one = (target[k] + carry / local[row, row]) / step[group] + zero[group]
             code = np.clip(np.rint(one), 0, 2**scales.bits - 1)
             difference[k] = target[k] - step[group] * (code - zero[group])
-            steps[order[k]] = one
-    return mx.array(np.ascontiguousarray(steps.T).astype(np.float32))
-
-
-def gptq_codes(weight: mx.array, scales: Scales, factor: Factor) -> mx.array:
-    """Integer codes by GPTQ on a given grid; see the module's docstring.
-
-    A channel that was always 0 in calibration does not matter to the error and is rounded to
-    nearest. At 8 bits the last half step of the storage's own rounding is not seen (`grids`).
-
-    Args:
-        weight, scales, factor: see `gptq_steps`.
-
-    Returns:
-        (outputs, inputs) float32 integers in 0 .. 2^bits - 1, like `rounding.nearest_codes`.
-    """
-    return nearest_codes(gptq_steps(weight, scales, factor), 2**scales.bits)
-
-
-def layer_error(weight: mx.array, values: mx.array, second_moment: np.ndarray) -> float:
-    """tr((W - Q) H (W - Q)^T) / tr(W H W^T): the layer's relative squared output error.
-
-    Args:
-        weight, values: W and Q, (outputs, inputs).
-        second_moment: H (inputs, inputs).
-    """
-    exact = to_numpy(weight.astype(mx.float32)).astype(np.float64)
-    difference = exact - to_numpy(values.astype(mx.float32))
-    power = float(np.sum((exact @ second_moment) * exact))
-    return float(np.sum((difference @ second_moment) * difference)) / max(power, 1e-300)
-
-
-def corrected_weight(
-    weight: mx.array, cross_moment: np.ndarray, second_moment: np.ndarray, damping: float = 0.01
-) -> mx.array:
-    """The weight that does for a quantized prefix's inputs what W does for full-precision ones.
-
-    A layer behind quantized layers reads X' where it used to read X (one column a token). It should
-    still give W X, so W' minimises
-
-        |W X - W' X'|^2 + lambda |W' - W|^2,     lambda = damping mean(diag X' X'^T).
-
-    Setting the derivative -2 (W X - W' X') X'^T + 2 lambda (W' - W) to zero gives
-
-        W' (X' X'^T + lambda I) = W (X X'^T + lambda I)
-        W' = W + W (X X'^T - X' X'^T) (X' X'^T + lambda I)^-1.
-
-    Damping pulls towards W, not towards 0: with X' = X nothing changes, and directions that
-    calibration never saw keep their weights. For lambda = 0 the remainder W X - W' X' is orthogonal
-    to X', so |W X - Q X'|^2 = |W X - W' X'|^2 + |(W' - Q) X'|^2: GPTQ on W' with H = X' X'^T
-    minimises the whole error (asymmetric calibration, GPTAQ, arXiv 2504.02692).
-
-    Args:
-        weight: W (outputs, inputs).
-        cross_moment: X X'^T (inputs, inputs): `moment(x, x_prime)`.
-        second_moment: X' X'^T.
-
-    Returns:
-        W' (outputs, inputs) float32.
-    """
-    exact = to_numpy(weight.astype(mx.float32)).astype(np.float64)
-    matrix = damped(second_moment, damping)
-    right = exact @ (np.asarray(cross_moment, dtype=np.float64) - second_moment)
-    change = np.linalg.solve(matrix, right.T).T
-    return mx.array((exact + change).astype(np.float32))
+            codes[order[k]] = one
+    return mx.array(np.ascontiguousarray(codes.T).astype(np.float32))

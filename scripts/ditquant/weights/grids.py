@@ -28,31 +28,12 @@ import numpy as np
 
 from ..backend import mx, to_numpy
 from ..errors import UserError
-from ..planning.layer_bits import MLX_GROUPS
+from ..planning.recipes import MLX_GROUPS, Grid
 
 SCALE_DTYPE = mx.float16
 _SCALE_PRECISION = 11  # significant bits of a float16
 # The smallest normal float16: smaller scales are flushed to zero by some accelerators.
 _SMALLEST_SCALE = 2.0**-14
-
-
-@dataclass(frozen=True)
-class Grid:
-    """How a recipe stores weights.
-
-    Attributes:
-        kind: "group" or "channel".
-        bits: 2, 3, 4, 6 or 8.
-        group_size: inputs that share a scale (32, 64, 128); the channel grid has no use for it.
-    """
-
-    kind: str
-    bits: int
-    group_size: int = 64
-
-    @property
-    def levels(self) -> int:
-        return 2**self.bits
 
 
 @dataclass(frozen=True)
@@ -118,18 +99,22 @@ def storage_group_size(grid: Grid, columns: int, name: str) -> int:
     )
 
 
+def _unit(magnitude: mx.array, bits: int) -> mx.array:
+    """The last significant bit that the storage keeps of positive scales."""
+    kept = _SCALE_PRECISION - bits if bits <= 6 else _SCALE_PRECISION
+    # A log2 that errs by one ulp at a power of two shifts the last kept bit by one place at most.
+    return mx.power(2.0, mx.floor(mx.log2(magnitude)) - (kept - 1))
+
+
 def _cut(scales: mx.array, bits: int, up: bool) -> mx.array:
     """Cuts float32 `scales` to the storage's significant bits, away from (`up`) or towards zero.
 
     The magnitude stays at least the smallest normal float16; its sign is kept.
     """
-    kept = _SCALE_PRECISION - bits if bits <= 6 else _SCALE_PRECISION
     magnitude = mx.maximum(mx.abs(scales), _SMALLEST_SCALE)
-    exponent = mx.floor(mx.log2(magnitude))
-    # A log2 that errs by one ulp at a power of two shifts the last kept bit by one place at most.
-    unit = mx.power(2.0, exponent - (kept - 1))
-    steps = mx.ceil(magnitude / unit) if up else mx.floor(magnitude / unit)
-    cut = mx.maximum(steps * unit, _SMALLEST_SCALE)
+    unit = _unit(magnitude, bits)
+    whole = mx.ceil(magnitude / unit) if up else mx.floor(magnitude / unit)
+    cut = mx.maximum(whole * unit, _SMALLEST_SCALE)
     return mx.where(scales < 0, -cut, cut)
 
 
@@ -152,9 +137,8 @@ def stored_affine(
     Returns:
         Scales and biases, float16.
     """
-    kept = _SCALE_PRECISION - bits if bits <= 6 else _SCALE_PRECISION
     magnitude = mx.maximum(mx.abs(scales), _SMALLEST_SCALE)
-    unit = mx.power(2.0, mx.floor(mx.log2(magnitude)) - (kept - 1))
+    unit = _unit(magnitude, bits)
     # A scale just below a power of two is rounded up to it, which has fewer bits still.
     magnitude = mx.maximum(mx.round(magnitude / unit) * unit, _SMALLEST_SCALE)
     scales = mx.where(scales < 0, -magnitude, magnitude)
@@ -175,9 +159,9 @@ def _squared_error(
     Plain; weighted by `importance` (groups, size); or e^T H e with one (groups, size, size) matrix
     a group.
     """
-    steps = groups / scales[..., None] + zeros[..., None]
-    codes = mx.clip(mx.round(steps), 0, levels - 1)
-    error = (codes - steps) * scales[..., None]
+    fractional = groups / scales[..., None] + zeros[..., None]
+    codes = mx.clip(mx.round(fractional), 0, levels - 1)
+    error = (codes - fractional) * scales[..., None]
     if importance is None:
         return (error**2).sum(-1)
     if importance.ndim == 2:
@@ -297,12 +281,17 @@ def fit_scales(
     return Scales(scales.astype(SCALE_DTYPE), zeros, grid.bits, size)
 
 
-def steps_of(weight: mx.array, scales: Scales) -> mx.array:
+def fractional_codes(weight: mx.array, scales: Scales) -> mx.array:
     """Where weights lie between codes: W / scale + zero, (rows, columns) float32, not clipped."""
     rows, columns = weight.shape
     groups = weight.astype(mx.float32).reshape(rows, -1, scales.group_size)
-    steps = groups / scales.scales.astype(mx.float32)[..., None] + scales.zeros[..., None]
-    return steps.reshape(rows, columns)
+    codes = groups / scales.scales.astype(mx.float32)[..., None] + scales.zeros[..., None]
+    return codes.reshape(rows, columns)
+
+
+def nearest_codes(fractional: mx.array, bits: int) -> mx.array:
+    """Round-to-nearest codes of `fractional_codes`, float32 integers of the same shape."""
+    return mx.clip(mx.round(fractional), 0, 2**bits - 1)
 
 
 def values_of(codes: mx.array, scales: Scales) -> mx.array:
@@ -340,6 +329,14 @@ def pack(codes: mx.array, scales: Scales) -> Packed:
     return Packed(
         pack_codes(codes, scales.bits), scales.scales, scales.biases, scales.bits, scales.group_size
     )
+
+
+def round_to_nearest(weight: mx.array, grid: Grid, name: str = "The layer") -> Packed:
+    """A weight (outputs, inputs) of any float dtype on the grid, each value to its nearest code."""
+    scales = fit_scales(weight, grid, name)
+    packed = pack(nearest_codes(fractional_codes(weight, scales), grid.bits), scales)
+    mx.eval(packed.weight, packed.scales)
+    return packed
 
 
 def dequantize(packed: Packed, dtype: mx.Dtype = mx.float32) -> mx.array:

@@ -13,6 +13,7 @@ import numpy as np
 from ..backend import mx
 from ..finite import check_finite
 from ..network.blocks import Linear, shared_input, tapped
+from .block_io import run_block
 from .gptq import moment
 from .reconstruct import BlockProblem
 
@@ -24,17 +25,14 @@ def _passes(problem: BlockProblem, rows: np.ndarray) -> Iterator[dict[str, mx.ar
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = mx.array(rows[start : start + _ROWS_AT_ONCE])
         seen: dict[str, mx.array] = {}
-        for stream, parameters in zip(
-            problem.block.streams.values(), problem.modulation, strict=True
-        ):
-            stream.set_modulation(parameters[part])
 
         def note(linear: Linear, x: mx.array, seen: dict[str, mx.array] = seen) -> None:
             seen.setdefault(shared_input(linear), x)
 
         with tapped(problem.block.linears, note):
-            streams = [stream[part] for stream in problem.data.entering]
-            mx.eval(problem.block(streams, problem.positions), seen)
+            inputs = [stream[part] for stream in problem.data.entering]
+            block, modulation = problem.block, problem.modulation
+            mx.eval(run_block(block, modulation, part, inputs, problem.positions), seen)
         named = {f"the inputs of {name}": x for name, x in seen.items()}
         check_finite(named, "on cached streams")
         yield seen

@@ -39,7 +39,7 @@ Moved = tuple[mx.array, mx.array, mx.array]
 
 
 @dataclass(frozen=True)
-class Step:
+class Update:
     """What the updates of one step need: float32 scalars on the device.
 
     Attributes:
@@ -108,7 +108,7 @@ class LossScale:
 
     def judge(
         self, state: mx.array, error: mx.array, slopes: Sequence[mx.array], parts: int = 1
-    ) -> tuple[mx.array, Step]:
+    ) -> tuple[mx.array, Update]:
         """The state after a step, and how the step is to be taken; lazy.
 
         Args:
@@ -134,7 +134,7 @@ class LossScale:
             scale = mx.maximum(scale, SMALLEST_SCALE / 2)
             run = mx.where(is_grown, 0.0, run)
         after = mx.concatenate([scale, run, taken + is_taken, last])
-        return after, Step(own if self.is_dynamic else None, unscale, (both[0], both[1]))
+        return after, Update(own if self.is_dynamic else None, unscale, (both[0], both[1]))
 
     def read(self, state: mx.array) -> Scaling:
         """What the state says; waits for it.
@@ -196,11 +196,11 @@ class LossScale:
         return {"last": scaling.scale, "skipped": self._iterations - scaling.taken}
 
 
-def where_taken(step: Step, after: Moved, before: Moved) -> Moved:
+def where_taken(update: Update, after: Moved, before: Moved) -> Moved:
     """`after` if the step is taken, else `before`."""
-    if step.is_taken is None:
+    if update.is_taken is None:
         return after
     value, mean, square = (
-        mx.where(step.is_taken > 0, *pair) for pair in zip(after, before, strict=True)
+        mx.where(update.is_taken > 0, *pair) for pair in zip(after, before, strict=True)
     )
     return value, mean, square

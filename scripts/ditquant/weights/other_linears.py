@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..backend import mx
 from ..network.blocks import Network
-from ..planning.layer_bits import MLX_GROUPS
-from .grids import Grid, Packed, fit_scales, pack, steps_of
-from .rounding import nearest_codes
+from ..planning.recipes import MLX_GROUPS, Grid, Recipe
+from .grids import Packed, round_to_nearest
 
 
 @dataclass(frozen=True)
-class OtherLinears:
+class RoundedLinears:
     """What rounding them gave.
 
     Attributes:
@@ -32,38 +30,31 @@ class OtherLinears:
     kept: list[str]
 
 
-def round_to_nearest(weight: mx.array, grid: Grid, name: str = "The layer") -> Packed:
-    """A weight (outputs, inputs) of any float dtype on the grid, each value to its nearest code."""
-    scales = fit_scales(weight, grid, name)
-    packed = pack(nearest_codes(steps_of(weight, scales), grid.levels), scales)
-    mx.eval(packed.weight, packed.scales)
-    return packed
-
-
 def dividing_group_size(columns: int, wanted: int) -> int | None:
     """`wanted` if it divides `columns`, else the largest MLX group size that does, or None."""
     return next((size for size in (wanted, *MLX_GROUPS) if columns % size == 0), None)
 
 
-def quantize_other_linears(model: Network, scope: str, bits: int, group_size: int) -> OtherLinears:
-    """Rounds the linears that a scope adds to the blocks' own; see `blocks.other_linears`.
+def quantize_other_linears(model: Network, recipe: Recipe) -> RoundedLinears:
+    """Rounds the linears that a recipe quantizes beside the blocks' own (`blocks.other_linears`).
 
     Args:
         model: the full-precision MMDiT; it is left as it is.
-        scope: one of `blocks.SCOPES`; "blocks" adds none.
-        bits: of a weight (`other_bits`).
-        group_size: the recipe's.
+        recipe: a whole one, not that of a block.
     """
+    if recipe.others is None:
+        raise ValueError("the recipe of a block says nothing of other linears")
     packed: dict[str, Packed] = {}
     regrouped: dict[str, int] = {}
     kept = []
-    for linear in model.other_linears(scope):
+    for linear in model.other_linears(recipe.others.quantize):
         weight = linear.module.weight
-        size = dividing_group_size(weight.shape[1], group_size)
+        size = dividing_group_size(weight.shape[1], recipe.group_size)
         if size is None:
             kept.append(linear.path)
             continue
-        if size != group_size:
+        if size != recipe.group_size:
             regrouped[linear.path] = size
-        packed[linear.path] = round_to_nearest(weight, Grid("group", bits, size), linear.path)
-    return OtherLinears(packed, regrouped, kept)
+        grid = Grid("group", recipe.others.other_bits, size)
+        packed[linear.path] = round_to_nearest(weight, grid, linear.path)
+    return RoundedLinears(packed, regrouped, kept)

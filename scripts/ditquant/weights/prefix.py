@@ -17,7 +17,7 @@ from ..backend import mx
 from ..finite import check_finite
 from ..network.blocks import Network, stream_names
 from .block_files import read_packed, read_parameters
-from .block_io import BlockData, read_block
+from .block_io import BlockData, read_block, run_block
 from .grids import Packed, dequantize
 
 _ROWS_AT_ONCE = 16
@@ -57,9 +57,8 @@ def streams_after(
     parts: list[tuple[mx.array, ...]] = []
     for start in range(0, len(data.modulation), _ROWS_AT_ONCE):
         rows = mx.array(np.arange(start, min(start + _ROWS_AT_ONCE, len(data.modulation))))
-        for stream, values in zip(own.streams.values(), modulation, strict=True):
-            stream.set_modulation(values[rows])
-        outputs = own([stream[rows] for stream in data.entering], positions)
+        inputs = [stream[rows] for stream in data.entering]
+        outputs = run_block(own, modulation, rows, inputs, positions)
         names = (f"the {stream} stream" for stream in own.streams)
         check_finite(dict(zip(names, outputs, strict=False)), f"behind quantized block {block}")
         parts.append(outputs)

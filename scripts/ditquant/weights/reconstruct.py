@@ -18,7 +18,8 @@ from mlx.utils import tree_map
 
 from ..backend import mx
 from ..network.blocks import Block, Linear, Network, tapped
-from .block_io import BlockData
+from ..planning.recipes import Recipe
+from .block_io import BlockData, run_block
 from .grids import Grid, Scales, dequantize, fit_scales, pack
 
 _ROWS_AT_ONCE = 16
@@ -52,6 +53,19 @@ class BlockProblem:
     energies: tuple[float, ...]
     train: np.ndarray
     held_out: np.ndarray
+
+    def reread(self) -> BlockProblem:
+        """The problem with the block's parameters as they are now."""
+        weights = tuple(linear.module.weight.astype(mx.float32) for linear in self.linears)
+        scales = tuple(
+            fit_scales(weight, grid, linear.name)
+            for weight, grid, linear in zip(weights, self.grids, self.linears, strict=True)
+        )
+        modulation = tuple(
+            stream.modulation(self.data.modulation) for stream in self.block.streams.values()
+        )
+        mx.eval(weights, modulation, [(one.scales, one.zeros) for one in scales])
+        return replace(self, weights=weights, scales=scales, modulation=modulation)
 
 
 def split_rows(rows_per_image: Sequence[int], share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -97,48 +111,32 @@ def _update_energies(data: BlockData, rows: np.ndarray) -> tuple[float, ...]:
     return tuple(energies)
 
 
-def block_problem(
-    model: Network,
-    name: str,
-    data: BlockData,
-    grid_of: Callable[[str], Grid | None],
-    holdout: float,
-) -> BlockProblem:
+def block_problem(model: Network, name: str, data: BlockData, recipe: Recipe) -> BlockProblem:
     """Sets up the block called `name` of a full-precision model; see `BlockProblem`.
 
     Args:
-        grid_of: name of a linear -> the grid that it is quantized on; None leaves it alone.
-        holdout: share of the rows that only judge.
+        recipe: gives the grid of each linear, and the share of the rows that only judge.
 
     Raises:
         UserError: the grid does not fit one of the block's linears.
     """
     block = model.block(name)
-    grids = [(linear, grid_of(linear.name)) for linear in block.linears]
+    grids = [(linear, recipe.grid_of(linear.name)) for linear in block.linears]
     quantized = [(linear, grid) for linear, grid in grids if grid is not None]
-    linears = tuple(linear for linear, _ in quantized)
-    weights = tuple(linear.module.weight.astype(mx.float32) for linear in linears)
-    scales = tuple(
-        fit_scales(weight, grid, linear.name)
-        for weight, (linear, grid) in zip(weights, quantized, strict=True)
-    )
-    modulation = tuple(stream.modulation(data.modulation) for stream in block.streams.values())
-    train, held_out = split_rows(data.rows_per_image, holdout)
-    problem = BlockProblem(
+    train, held_out = split_rows(data.rows_per_image, recipe.holdout)
+    return BlockProblem(
         block=block,
-        linears=linears,
-        weights=weights,
+        linears=tuple(linear for linear, _ in quantized),
+        weights=(),
         grids=tuple(grid for _, grid in quantized),
-        scales=scales,
+        scales=(),
         data=data,
-        modulation=modulation,
+        modulation=(),
         positions=model.positional_encodings(data.latent_size, data.text_tokens),
         energies=_update_energies(data, train),
         train=train,
         held_out=held_out,
-    )
-    mx.eval(weights, modulation, [(s.scales, s.zeros) for s in scales])
-    return problem
+    ).reread()
 
 
 @contextmanager
@@ -177,13 +175,10 @@ def stream_errors(
     for linear, own, weight in zip(problem.linears, problem.weights, weights, strict=True):
         dtype = problem.data.inputs[0].dtype
         linear.module.weight = weight.reshape(own.shape).astype(dtype)
-    streams = problem.block.streams.values()
-    for stream, parameters in zip(streams, problem.modulation, strict=True):
-        stream.set_modulation(parameters[rows])
     if inputs is None:
         inputs = [stream[rows] for stream in problem.data.entering]
     with tapped(problem.linears, see) if see else nullcontext():
-        outputs = problem.block(inputs, problem.positions)
+        outputs = run_block(problem.block, problem.modulation, rows, inputs, problem.positions)
     errors = []
     for output, target, energy in zip(outputs, problem.data.targets, problem.energies, strict=True):
         difference = output.astype(mx.float32) - target[rows].astype(mx.float32)
@@ -227,12 +222,12 @@ def _in_float32(problem: BlockProblem, rows: mx.array) -> BlockProblem:
     for linear, weight in zip(problem.linears, problem.weights, strict=True):
         linear.module.weight = weight
     modulation, inputs = wide(problem.modulation), wide(data.inputs)
-    for stream, parameters in zip(problem.block.streams.values(), modulation, strict=True):
-        stream.set_modulation(parameters)
-    targets = problem.block(inputs, problem.positions)[: len(data.targets)]
+    every = mx.arange(rows.size)
+    targets = run_block(problem.block, modulation, every, inputs, problem.positions)
+    targets = targets[: len(data.targets)]
     mx.eval(targets)
     prefix = None if data.prefix is None else wide(data.prefix)
-    data = replace(data, inputs=inputs, targets=tuple(targets), prefix=prefix)
+    data = replace(data, inputs=inputs, targets=targets, prefix=prefix)
     return replace(problem, data=data, modulation=modulation)
 
 

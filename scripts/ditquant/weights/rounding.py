@@ -4,7 +4,8 @@ Round-to-nearest (RTN) minimises the error of each weight. AdaRound (Nagel et al
 arXiv 2004.10568) minimises the error of what the weights compute: the choice between rounding down
 and up becomes a number h in [0, 1], is learned, and driven to 0 or 1 by a regulariser.
 
-Throughout, `steps` = W / scale + zero (`grids.steps_of`) and codes lie in 0 .. levels - 1.
+Throughout, `fractional` = W / scale + zero (`grids.fractional_codes`), and codes lie in
+0 .. 2^bits - 1.
 """
 
 from __future__ import annotations
@@ -28,26 +29,19 @@ _H_P = (1.9101441803832233e-05, 8.287179304423853e-03, 2.999999987974893e-01)
 _H_Q = (9.767949842466256e-04, 1.1095724765004879e-01, 1.0)
 
 
-def nearest_codes(steps: mx.array, levels: int) -> mx.array:
-    """Round-to-nearest codes of `steps`, float32 integers of the same shape."""
-    return mx.clip(mx.round(steps), 0, levels - 1)
-
-
 def bounded(alpha: mx.array) -> mx.array:
     """alpha where h(alpha) lies in (0, 1), else the nearest such alpha."""
     return mx.clip(alpha, -_LIMIT, _LIMIT)
 
 
-def rectified_sigmoid(alpha: mx.array) -> mx.array:
+def inner_sigmoid(alpha: mx.array) -> mx.array:
     """h(alpha) = clip((zeta - gamma) sigmoid(alpha) + gamma, 0, 1) (AdaRound, eq. 23).
 
     In float32, to 2e-7: 0 and 1 too.
+
+    Args:
+        alpha: `bounded`.
     """
-    return inner_sigmoid(bounded(alpha))
-
-
-def inner_sigmoid(alpha: mx.array) -> mx.array:
-    """h(alpha) for an alpha that is `bounded`."""
     if is_accelerated():
         return (ZETA - GAMMA) * mx.sigmoid(alpha) + GAMMA
     square = alpha * alpha
@@ -59,32 +53,32 @@ def inner_sigmoid_slope(h: mx.array) -> mx.array:
     return (h - GAMMA) * (ZETA - h) * (1.0 / (ZETA - GAMMA))
 
 
-def start_alpha(steps: mx.array) -> mx.array:
-    """The alpha whose h is the fraction of `steps`, so that the soft weights start as W itself."""
-    fraction = steps - mx.floor(steps)
+def start_alpha(fractional: mx.array) -> mx.array:
+    """The alpha whose h is the fraction of a code, so that the soft weights start as W itself."""
+    fraction = fractional - mx.floor(fractional)
     return -mx.log((ZETA - GAMMA) / (fraction - GAMMA) - 1.0)
 
 
-def soft_line(steps: mx.array, scales: Scales) -> tuple[mx.array, mx.array]:
+def soft_line(fractional: mx.array, scales: Scales) -> tuple[mx.array, mx.array]:
     """(low, rise): the soft weight is low + rise h, a straight line in h.
 
-    scale (clip(floor(steps) + h, 0, levels - 1) - zero) (AdaRound, eq. 22). Where only one of the
-    two neighbours is a code the weight is clipped to it and `rise` is 0.
+    scale (clip(floor(fractional) + h, 0, 2^bits - 1) - zero) (AdaRound, eq. 22). Where only one of
+    the two neighbours is a code the weight is clipped to it and `rise` is 0.
 
     Returns:
         Two (outputs, inputs) float32 arrays.
     """
     last = 2**scales.bits - 1
-    floor = mx.floor(steps)
+    floor = mx.floor(fractional)
     free = (floor >= 0) & (floor < last)
     low = values_of(mx.clip(floor, 0, last), scales)
     scale = mx.repeat(scales.scales.astype(mx.float32), scales.group_size, axis=1)
     return low, mx.where(free, scale, 0.0)
 
 
-def hard_codes(steps: mx.array, alpha: mx.array, levels: int) -> mx.array:
+def hard_codes(fractional: mx.array, alpha: mx.array, bits: int) -> mx.array:
     """The codes after learning: up where h >= 1/2, that is alpha >= 0."""
-    return mx.clip(mx.floor(steps) + (alpha >= 0), 0, levels - 1)
+    return mx.clip(mx.floor(fractional) + (alpha >= 0), 0, 2**bits - 1)
 
 
 def bits_of(exponent: int) -> list[float]:
@@ -106,17 +100,11 @@ def power(x: mx.array, bits: Bits) -> mx.array:
     return result
 
 
-def regularizer(h: mx.array, beta: int) -> mx.array:
-    """1 - |2h - 1|^beta, element by element (AdaRound, eq. 24): 0 where h is 0 or 1, at most 1.
-
-    A large beta leaves all but the h nearest to 0 and 1 alone; annealing it to 2 drives the rest.
-    `beta` is even here, which makes it a plain power of 2h - 1.
-    """
-    return 1.0 - power(2.0 * h - 1.0, bits_of(beta))
-
-
 def regularizer_slope(h: mx.array, bits: Bits) -> mx.array:
-    """d regularizer / dh = -2 beta (2h - 1)^(beta - 1) for an even beta.
+    """d / dh of the regulariser 1 - |2h - 1|^beta (AdaRound, eq. 24), for an even beta.
+
+    The regulariser is 0 where h is 0 or 1. A large beta leaves all but the h nearest to them alone;
+    annealing it to 2 drives the rest.
 
     Args:
         bits: `bits_of(beta - 1)`.

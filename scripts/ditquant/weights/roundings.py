@@ -1,7 +1,8 @@
-"""The ways to choose codes for a block, by their names in the configuration.
+"""The ways to choose codes for a block, each for its kind of recipe.
 
-Each takes a `Task` and proposes codes; `recipes` judges them. A recipe may first clip the grids'
-ranges, and a learned rounding may start from GPTQ's weights instead of W.
+Each takes a `Task` and proposes codes; `quantize_block` judges them. A recipe may first clip the
+grids' ranges, and a learned rounding may start from GPTQ's weights instead of W. A new rounding is
+a dataclass in `planning.recipes` and a function here.
 """
 
 from __future__ import annotations
@@ -9,25 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from ..backend import mx
 from ..network.blocks import shared_input
+from ..planning.recipes import AdaRound, Awq, Gptq, Learned, Recipe, Rtn, TaqDit
 from . import adaround
-from .awq import clipped_scales
-from .gptq import Factor, factorize, gptq_steps
-from .grids import Scales, steps_of
-from .joint_steps import Joint
+from .gptq import Factor, factorize, gptq_codes
+from .grids import Grid, Scales, fit_scales, fractional_codes, nearest_codes
 from .layer_inputs import sampled_inputs, second_moments
-from .learning_state import Resume
-from .lsq import ActivationQuantizer, range_quantizer
+from .learning import Resume
+from .lsq import ActivationQuantizer, Joint, range_quantizer
 from .reconstruct import BlockProblem
-from .rounding import nearest_codes
 
 # Tokens from which the starting range of an activation quantizer is read.
 _RANGE_TOKENS = 8192
+# Ranges that are tried beside the whole one: down to a half.
+SHRINK = tuple(round(1.0 - 0.05 * step, 2) for step in range(1, 11))
+
+Kind = TypeVar("Kind", bound=Recipe)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Proposal:
         history: of the learning.
         activations: learned activation quantizers by `blocks.shared_input`.
         loss_scale: of the learning, if it was in float16 (`loss_scale.LossScale.finished`).
-        starts: W / scale + zero that a learning started from, on `scales`.
+        starts: fractional codes that a learning started from, on `scales`.
     """
 
     codes: list[mx.array]
@@ -54,19 +57,19 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Generic[Kind]):
     """A block, and what a rounding needs to know beside it.
 
     Attributes:
         problem: the block, balanced if the recipe says so.
-        recipe: a validated entry of the configuration's `recipes`.
+        recipe: of the rounding's kind.
         seed: of everything random.
         rtn_error: of round-to-nearest on the training rows.
         resume: where the state of an interrupted job is kept, or None.
     """
 
     problem: BlockProblem
-    recipe: Mapping[str, Any]
+    recipe: Kind
     seed: int
     rtn_error: float
     resume: Resume | None = None
@@ -79,23 +82,71 @@ class Task:
     @cached_property
     def factors(self) -> dict[str, Factor]:
         """The moments factorised for GPTQ."""
-        damping = self.recipe["damping"]
+        recipe = self.recipe
+        assert isinstance(recipe, Gptq | Learned)
+        assert recipe.damping is not None
         return {
-            name: factorize(matrix, damping, act_order=True, name=name)
-            for name, matrix in self.moments.items()
+            name: factorize(matrix, recipe.damping, name) for name, matrix in self.moments.items()
         }
+
+
+# By their names in the configuration.
+ROUNDINGS: dict[str, Callable[[Task[Any]], Proposal]] = {}
+_Rounding = Callable[[Task[Kind]], Proposal]
+
+
+def _rounds(kind: type[Kind]) -> Callable[[_Rounding[Kind]], _Rounding[Kind]]:
+    """Registers the rounding of a kind of recipe."""
+
+    def register(function: _Rounding[Kind]) -> _Rounding[Kind]:
+        ROUNDINGS[kind.rounding] = function
+        return function
+
+    return register
+
+
+def _fractional(problem: BlockProblem) -> list[mx.array]:
+    pairs = zip(problem.weights, problem.scales, strict=True)
+    return [fractional_codes(weight, scales) for weight, scales in pairs]
+
+
+def nearest_of(problem: BlockProblem, fractional: list[mx.array]) -> list[mx.array]:
+    """Fractional codes of each linear rounded to nearest."""
+    pairs = zip(fractional, problem.scales, strict=True)
+    return [nearest_codes(codes, scales.bits) for codes, scales in pairs]
 
 
 def rtn_codes(problem: BlockProblem) -> list[mx.array]:
     """Round-to-nearest codes of each linear."""
-    return [
-        nearest_codes(steps_of(weight, scales), 2**scales.bits)
-        for weight, scales in zip(problem.weights, problem.scales, strict=True)
-    ]
+    return nearest_of(problem, _fractional(problem))
 
 
-def _clipped(task: Task, within_groups: bool) -> Task:
-    """The task on ranges that are clipped where that pays (`awq.clipped_scales`).
+def clipped_scales(
+    weight: mx.array, grid: Grid, second_moment: np.ndarray, name: str = "The layer"
+) -> Scales:
+    """The grid over W whose ranges are clipped where that lowers the error of W x.
+
+    The few largest weights of a group set its step. A smaller range makes all others finer and
+    costs the large ones, which pays off where these meet small inputs (AWQ, Lin et al. 2023,
+    arXiv 2306.00978). For a group's rounding error e the error of the output is e^T H e with the
+    group's block of H = sum x x^T (AWQ measures the same on a sample of outputs). Every group
+    chooses by itself; for rounding to nearest.
+
+    Args:
+        weight: W (outputs, inputs).
+        second_moment: H (inputs, inputs), or its diagonal (inputs,): errors of one group then do
+            not make up for each other, which suits a rounding that sees to that itself (GPTQ).
+
+    Raises:
+        UserError: see `grids.fit_scales`.
+    """
+    # Only ratios count, and float32 has not the range of a sum over many tokens squared.
+    importance = second_moment / max(np.abs(second_moment).max(), 1e-30)
+    return fit_scales(weight, grid, name, mx.array(importance.astype(np.float32)), SHRINK)
+
+
+def _clipped(task: Task[Kind], within_groups: bool) -> Task[Kind]:
+    """The task on ranges that are clipped where that pays.
 
     Args:
         within_groups: errors of one group may make up for each other, which suits rounding to
@@ -113,88 +164,43 @@ def _clipped(task: Task, within_groups: bool) -> Task:
     return clipped
 
 
-def _starts(task: Task) -> list[mx.array]:
-    """W / scale + zero of each linear, or GPTQ's weights (`start: gptq`)."""
+def _gptq_fractional(task: Task[Any]) -> list[mx.array]:
     problem = task.problem
-    pairs = list(zip(problem.linears, problem.weights, problem.scales, strict=True))
-    if task.recipe.get("start", "rtn") == "gptq":
-        return [
-            gptq_steps(weight, scales, task.factors[shared_input(linear)])
-            for linear, weight, scales in pairs
-        ]
-    return [steps_of(weight, scales) for _, weight, scales in pairs]
-
-
-def _nearest(task: Task) -> Proposal:
-    return Proposal(rtn_codes(task.problem), task.problem.scales)
-
-
-def _awq(task: Task) -> Proposal:
-    """Round-to-nearest on clipped ranges; the scale search is the recipe's `balance: awq`."""
-    return _nearest(_clipped(task, within_groups=True))
-
-
-def _gptq(task: Task) -> Proposal:
-    problem = task.problem
-    codes = [
-        nearest_codes(
-            gptq_steps(weight, scales, task.factors[shared_input(linear)]), 2**scales.bits
-        )
+    return [
+        gptq_codes(weight, scales, task.factors[shared_input(linear)])
         for linear, weight, scales in zip(
             problem.linears, problem.weights, problem.scales, strict=True
         )
     ]
-    return Proposal(codes, problem.scales)
 
 
-def step_weights(kind: str, sigmas: mx.array) -> mx.array | None:
-    """How much each row counts in the learning, (rows,) with a mean of 1; None: all the same.
-
-    Args:
-        kind: "uniform"; "sampler": (d sigma)^2, the square of how far the sampler goes with what is
-            predicted there; "early": sigma, since errors at high noise change the structure.
-        sigmas: (rows,) of each row.
-    """
-    if kind == "uniform":
-        return None
-    levels = np.array(sigmas, dtype=np.float64)
-    if kind == "early":
-        weights = levels
-    else:
-        known = np.unique(levels)[::-1]
-        lengths = known - np.append(known[1:], 0.0)
-        weights = lengths[np.searchsorted(-known, -levels)] ** 2
-    return mx.array((weights / weights.mean()).astype(np.float32))
+@_rounds(Rtn)
+def _rtn(task: Task[Rtn]) -> Proposal:
+    return Proposal(rtn_codes(task.problem), task.problem.scales)
 
 
-def _learn(task: Task, joint: Joint | None = None) -> Proposal:
+@_rounds(Awq)
+def _awq(task: Task[Awq]) -> Proposal:
+    """Round-to-nearest on clipped ranges; the scale search is the recipe's `balance_kind`."""
+    problem = _clipped(task, within_groups=True).problem
+    return Proposal(rtn_codes(problem), problem.scales)
+
+
+@_rounds(Gptq)
+def _gptq(task: Task[Gptq]) -> Proposal:
+    return Proposal(nearest_of(task.problem, _gptq_fractional(task)), task.problem.scales)
+
+
+def _learn(task: Task[Any], joint: Joint | None = None) -> Proposal:
     recipe, problem = task.recipe, task.problem
-    options = adaround.Options(
-        iterations=recipe["iterations"],
-        batch_size=recipe["batch_size"],
-        learning_rate=recipe["learning_rate"],
-        regularizer=recipe["regularizer"],
-        warmup=recipe["warmup"],
-        rows_at_once=recipe["rows_at_once"],
-        input_mix=0.5 if recipe["inputs"] == "mixed" else 0.0,
-    )
-    starts = _starts(task)
+    starts = _gptq_fractional(task) if recipe.start == "gptq" else _fractional(problem)
     learned = adaround.learn(
-        problem,
-        starts,
-        options,
-        task.rtn_error,
-        task.seed,
-        row_weights=step_weights(recipe["step_weights"], problem.data.sigmas),
-        joint=joint,
-        resume=task.resume,
+        problem, starts, recipe, task.rtn_error, task.seed, joint=joint, resume=task.resume
     )
     activations = None
     if joint is not None:
-        activations = {
-            name: replace(quantizer, step=step)
-            for (name, quantizer), step in zip(joint.quantizers.items(), learned.steps, strict=True)
-        }
+        pairs = zip(joint.quantizers.items(), learned.step_sizes, strict=True)
+        activations = {name: replace(one, step_size=size) for (name, one), size in pairs}
     history = tuple(learned.state.history)
     return Proposal(
         learned.codes,
@@ -207,29 +213,21 @@ def _learn(task: Task, joint: Joint | None = None) -> Proposal:
     )
 
 
-def _adaround(task: Task) -> Proposal:
-    return _learn(_clipped(task, within_groups=False) if task.recipe["clip"] else task)
+@_rounds(AdaRound)
+def _adaround(task: Task[AdaRound]) -> Proposal:
+    return _learn(_clipped(task, within_groups=False) if task.recipe.clip else task)
 
 
-def _taqdit(task: Task) -> Proposal:
-    """Rounding and activation steps together, from the calibrated ranges (arXiv 2411.14172)."""
+@_rounds(TaqDit)
+def _taqdit(task: Task[TaqDit]) -> Proposal:
+    """Rounding and step sizes together, from the calibrated ranges (arXiv 2411.14172)."""
     recipe, problem = task.recipe, task.problem
     samples = sampled_inputs(problem, problem.train, _RANGE_TOKENS, task.seed)
     input_of = {linear.name: shared_input(linear) for linear in problem.linears}
     quantizers = {
         name: range_quantizer(
-            mx.min(samples[name]).item(), mx.max(samples[name]).item(), recipe["activation_bits"]
+            mx.min(samples[name]).item(), mx.max(samples[name]).item(), recipe.activation_bits
         )
         for name in dict.fromkeys(input_of.values())
     }
-    joint = Joint(quantizers, input_of, recipe["activation_learning_rate"], recipe["drop"])
-    return _learn(task, joint)
-
-
-ROUNDINGS: dict[str, Callable[[Task], Proposal]] = {
-    "rtn": _nearest,
-    "awq": _awq,
-    "gptq": _gptq,
-    "adaround": _adaround,
-    "taqdit": _taqdit,
-}
+    return _learn(task, Joint(quantizers, input_of, recipe.activation_learning_rate, recipe.drop))

@@ -24,7 +24,7 @@ from ..network.calibration import Trajectory
 from ..network.sampling import strided_steps
 from ..progress import ticking
 
-_ROWS_AT_ONCE = 8
+ROWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def velocity_rows(model: Network, trajectories: Sequence[Trajectory], stride: in
     )
     parts = []
     with ticking("full-precision velocities", count * images) as tick:
-        for start in range(0, count * images, _ROWS_AT_ONCE):
-            index = np.arange(start, min(start + _ROWS_AT_ONCE, count * images))
+        for start in range(0, count * images, ROWS_AT_ONCE):
+            index = np.arange(start, min(start + ROWS_AT_ONCE, count * images))
             parts.append(guided(rows, model.forward(*enter(model, rows, index))))
             seen = sorted({f"{image:04d}" for image in rows.image_of[index]})
             check_finite({"the full-precision velocity": parts[-1]}, f"of image {', '.join(seen)}")
@@ -118,3 +118,9 @@ def velocity_rows(model: Network, trajectories: Sequence[Trajectory], stride: in
     energies = mx.mean(targets**2, axis=(1, 2, 3))
     mx.eval(targets, energies, rows.latents, rows.tokens)
     return replace(rows, targets=targets, energies=mx.maximum(energies, 1e-12))
+
+
+def row_errors(rows: VelocityRows, output: mx.array, index: mx.array) -> mx.array:
+    """(n,) float32: |v_q - v|^2 / |v|^2 of each of some rows, given the network's output there."""
+    difference = guided(rows, output) - rows.targets[index]
+    return mx.mean(difference * difference, axis=(1, 2, 3)) / rows.energies[index]
