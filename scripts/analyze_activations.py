@@ -57,6 +57,7 @@ def main(
     write_json(config, CONFIG_FORMAT, document)
 
 
+snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
         main(

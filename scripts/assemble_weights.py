@@ -12,7 +12,7 @@ from ditquant.checkpoints.checkpoint import (
     quantization_config,
     stored_sizes,
 )
-from ditquant.job import LOG, job
+from ditquant.job import LOG, run_script
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
@@ -76,14 +76,12 @@ def main(
     )
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            blocks=snakemake.input.weights,
-            config=snakemake.output.config,
-            output=snakemake.output.model,
-            model=snakemake.params.model,
-            name=snakemake.wildcards.recipe,
-            recipe=snakemake.params.recipe,
-            tuned=snakemake.input.get("tuned"),
-        )
+run_script(
+    main,
+    globals(),
+    blocks="input.weights",
+    output="output.model",
+    model="params.model",
+    name="wildcards.recipe",
+    recipe="params.recipe",
+)

@@ -1,6 +1,7 @@
 """Rule collect_activations: statistics of every linear input along one image's trajectory."""
 
 from pathlib import Path
+from typing import Any
 
 from ditquant.activations.input_statistics import save_statistics
 from ditquant.activations.observe import measure_image
@@ -37,6 +38,7 @@ def main(
     save_statistics(statistics, measured)
 
 
+snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
         main(

@@ -1,5 +1,7 @@
 """Rule export_ranges: ranges of the linears' inputs, as tensors beside a recipe's checkpoint."""
 
+from typing import Any
+
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.quant_config import load_quant_config
 from ditquant.artifacts import save_tensors
@@ -19,6 +21,7 @@ def main(statistics: str, config: str, ranges: str, rotation: int | None = None)
     save_tensors(ranges, tensors, KIND, metadata)
 
 
+snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
         main(

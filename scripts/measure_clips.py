@@ -37,6 +37,7 @@ def main(
     save_clip_errors(output, found)
 
 
+snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
         main(

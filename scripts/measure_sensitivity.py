@@ -52,6 +52,7 @@ def main(
     save_sensitivity(output, found, list(configs))
 
 
+snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
         main(

@@ -1,5 +1,7 @@
 """Rule merge_statistics: all images' activation statistics in one file, and two summaries."""
 
+from typing import Any
+
 from ditquant.activations.input_statistics import load_statistics, merge, save_statistics
 from ditquant.activations.summary import layer_summary, temporal_analysis
 from ditquant.artifacts import write_json
@@ -16,6 +18,7 @@ def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None
     write_json(temporal, "ditquant.layer_temporal_analysis", temporal_analysis(merged))
 
 
+snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
         output = snakemake.output

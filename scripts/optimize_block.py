@@ -5,7 +5,7 @@ from typing import Any
 
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.artifacts import load_metadata, write_json
-from ditquant.job import LOG, input_files, job
+from ditquant.job import LOG, run_script
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.diffusionkit import load_network
@@ -76,11 +76,4 @@ def log_result(document: dict[str, Any]) -> None:
     )
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            files=input_files(snakemake),
-            weights=snakemake.output.weights,
-            result=snakemake.output.result,
-            params=dict(snakemake.params.items()),
-        )
+run_script(main, globals(), files="input", params="params")

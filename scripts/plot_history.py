@@ -1,7 +1,7 @@
 """Rule plot_history: the learning of every block of a recipe, and its tuning, as a picture."""
 
 from ditquant.artifacts import read_json, write_file
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.history_plots import draw_histories
 
@@ -20,12 +20,4 @@ def main(*, results: list[str], png: str, svg: str, recipe: str, tuned: str | No
     write_file(svg, as_svg(chart).encode(), "ditquant.plot")
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            results=snakemake.input.results,
-            png=snakemake.output.png,
-            svg=snakemake.output.svg,
-            recipe=snakemake.wildcards.recipe,
-            tuned=snakemake.input.get("tuned"),
-        )
+run_script(main, globals())

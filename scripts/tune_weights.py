@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ditquant.artifacts import write_json
-from ditquant.job import LOG, input_files, job
+from ditquant.job import LOG, run_script
 from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
@@ -64,11 +64,4 @@ def log_result(document: dict[str, Any]) -> None:
     )
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            files=input_files(snakemake),
-            weights=snakemake.output.weights,
-            result=snakemake.output.result,
-            params=dict(snakemake.params.items()),
-        )
+run_script(main, globals(), files="input", params="params")

@@ -1,6 +1,7 @@
 """Rules visualize_activations and animate_activations: one plot of the activations."""
 
 from pathlib import Path
+from typing import Any
 
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.single_tier import CONFIG_FORMAT
@@ -37,6 +38,7 @@ def main(
         write_file(path, content, "ditquant.plot")
 
 
+snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
         main(

@@ -35,16 +35,6 @@ def _handlers(log_path: str | None) -> list[logging.Handler]:
     return handlers
 
 
-def input_files(snakemake: Any) -> dict[str, list[str]]:
-    """All files that a job reads, by their names in its rule.
-
-    Args:
-        snakemake: the object that Snakemake puts into a script.
-    """
-    named = snakemake.input.items()
-    return {name: [files] if isinstance(files, str) else list(files) for name, files in named}
-
-
 _SECTIONS = ("input", "output", "params", "wildcards")
 
 
@@ -68,13 +58,19 @@ def arguments(
     hints, found = get_type_hints(main), {}
     for keyword, parameter in inspect.signature(main).parameters.items():
         section, _, name = chosen.get(keyword, f".{keyword}").partition(".")
+        if not name:
+            found[keyword] = {
+                name: [value] if section == "input" and isinstance(value, str) else value
+                for name, value in sections[section].items()
+            }
+            continue
         places = [one for one in ([section] if section else _SECTIONS) if name in sections[one]]
         if len(places) > 1:
             raise TypeError(f"rule {snakemake.rule} has {name} in {' and '.join(places)}")
         if places:
             value = sections[places[0]][name]
-            parse = getattr(hints[keyword], "parse", None)
-            found[keyword] = value if parse is None else parse(value)
+            make = getattr(hints[keyword], "from_params", None)
+            found[keyword] = value if make is None else make(value)
         elif parameter.default is parameter.empty:
             raise TypeError(f"rule {snakemake.rule} has no {name}")
     return found
@@ -86,10 +82,10 @@ def run_script(main: Callable[..., None], script: Mapping[str, Any], **chosen: s
     Args:
         main: each of its keywords is what the rule calls so among its inputs, outputs, parameters
             and wildcards; what the rule does not have keeps its default. Where the type of a
-            keyword has a function `parse`, that makes the value from the rule's.
+            keyword has a function `from_params`, that makes the value from the rule's.
         script: `globals()`, in which Snakemake puts its object.
         chosen: keyword -> place in the rule, for those of another or an ambiguous name:
-            `config="output.config"`.
+            `config="output.config"`; `files="input"` is all inputs by name.
     """
     if "snakemake" in script:
         snakemake = script["snakemake"]

@@ -116,7 +116,7 @@ def stock(spec, tmp_path, monkeypatch):
 def export(config, model, tmp_path, name):
     path = tmp_path / f"{name}.safetensors"
     export_weights.main(
-        config=str(config), weights=str(path), model=Model.parse(model), export=name
+        config=str(config), weights=str(path), model=Model.from_params(model), export=name
     )
     return path
 

@@ -55,5 +55,16 @@ def test_a_place_can_be_chosen():
         arguments(main, job, {**chosen, "picture": ".picture"})
 
 
+def test_a_whole_section_can_be_chosen():
+    def learn(*, files: dict[str, list[str]], params: dict[str, object]) -> None:
+        raise AssertionError("never called")
+
+    job = Job(input={"blocks": ["a", "b"], "statistics": "s"}, params={"seed": 3, "model": MODEL})
+    assert arguments(learn, job, {"files": "input", "params": "params"}) == {
+        "files": {"blocks": ["a", "b"], "statistics": ["s"]},
+        "params": {"seed": 3, "model": MODEL},
+    }
+
+
 def test_a_script_that_is_imported_runs_nothing():
     run_script(main, {"__name__": "draw"})

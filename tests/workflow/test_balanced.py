@@ -127,7 +127,7 @@ def draw_again(workspace, quant_config):
         picture=str(workspace.folder / "again.png"),
         latents=str(workspace.folder / "again.safetensors"),
         variant="awq-a8",
-        model=Model.parse({**config["model"], "dtype": "float32"}),
+        model=Model.from_params({**config["model"], "dtype": "float32"}),
         prompt=Prompt("a small red star", negative="", row=0),
         num_steps=3,
         cfg_weight=4.0,

@@ -179,7 +179,7 @@ def read_setting(plan: Mapping[str, Any], files: Sequence[str], shards: Sequence
         files: with the prompts' conditioning, each once.
         shards: name of each prompt's file.
     """
-    prompts = [Prompt.parse(prompt) for prompt in plan["prompts"]]
+    prompts = [Prompt.from_params(prompt) for prompt in plan["prompts"]]
     by_name = {Path(file).name: file for file in files}
     height, width = plan["image_size"]
     return Setting(

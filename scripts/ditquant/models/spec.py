@@ -144,7 +144,7 @@ class Model:
     identity: str = ""
 
     @classmethod
-    def parse(cls, section: Mapping[str, str | None]) -> Model:
+    def from_params(cls, section: Mapping[str, str | None]) -> Model:
         return cls(**section)  # type: ignore[arg-type]
 
     @property

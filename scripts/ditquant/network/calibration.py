@@ -41,7 +41,7 @@ class Prompt:
     row: int
 
     @classmethod
-    def parse(cls, parameters: Mapping[str, Any]) -> Prompt:
+    def from_params(cls, parameters: Mapping[str, Any]) -> Prompt:
         return cls(**parameters)
 
 
