@@ -53,4 +53,4 @@ def main(
     save_picture(picture, final, spec, dtype)
 
 
-run_script(main, globals())
+run_script(main, globals(), prompt="params.prompt")
