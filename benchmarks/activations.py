@@ -50,8 +50,9 @@ from ditquant.activations.configs import clip_configs, make_config, tier_configs
 from ditquant.activations.input_statistics import Statistics, merge
 from ditquant.activations.observe import measure_image
 from ditquant.activations.quant_config import parse_quant_config
-from ditquant.activations.sensitivity import input_gains
+from ditquant.activations.scheme import ActivationScheme
 from ditquant.activations.simulate import simulated_activations
+from ditquant.activations.tiers import input_gains
 from ditquant.activations.velocity_errors import Sensitivity, average
 from ditquant.activations.velocity_sensitivity import measure_sensitivity
 from ditquant.artifacts import load_metadata, load_tensors
@@ -222,13 +223,13 @@ def main() -> None:
             models[recipe] = model, measured(model, spec, tensors, plan) if own else shared
         return models[recipe]
 
-    def clips_of(recipe: str, asked: dict[str, Any]) -> ClipErrors | None:
-        if "clips" not in asked:
+    def clips_of(recipe: str, asked: ActivationScheme) -> ClipErrors | None:
+        if asked.clips is None:
             return None
         model, statistics = models[recipe]
-        first, count = plan["activations"]["num_images"], asked["clips"]["images"]
+        first, count = plan["activations"]["num_images"], asked.clips.images
         held_out = list(trajectories(spec, tensors, plan, first + count))[first:]
-        chosen = strided_steps(plan["num_steps"], asked["clips"]["stride"])
+        chosen = strided_steps(plan["num_steps"], asked.clips.stride)
         configs = clip_configs(statistics, asked)
         return added(
             [
@@ -237,22 +238,22 @@ def main() -> None:
             ]
         )
 
-    def sensitivity_of(recipe: str, asked: dict[str, Any]) -> Sensitivity:
-        key = json.dumps([recipe, asked], sort_keys=True)
+    def sensitivity_of(recipe: str, asked: ActivationScheme) -> Sensitivity:
+        key = json.dumps([recipe, asked.params], sort_keys=True)
         if key not in sensitivities:
             model, statistics = models[recipe]
-            tiers = asked["tiers"]
-            chosen = strided_steps(plan["num_steps"], tiers["stride"])
-            configs, follows = tier_configs(statistics, asked), tiers["weighting"] == "latents"
+            tiers = asked.tiers
+            chosen = strided_steps(plan["num_steps"], tiers.stride)
+            configs, follows = tier_configs(statistics, asked), tiers.weighting == "latents"
             sensitivities[key] = average(
                 [
                     measure_sensitivity(model, image, chosen, configs, follows)
-                    for image in trajectories(spec, tensors, plan, tiers["images"])
+                    for image in trajectories(spec, tensors, plan, tiers.images)
                 ]
             )
         return sensitivities[key]
 
-    def configured(recipe: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def configured(recipe: str, asked: ActivationScheme) -> dict[str, Any]:
         model, statistics = models[recipe]
         # Recipes that have none of their own share what was measured of the full-precision model.
         own = recipe if statistics is not shared else "full"
@@ -295,9 +296,9 @@ def main() -> None:
             for steps in all_steps:
                 if (recipe, steps) not in bases:
                     report(recipe, "weights", steps, None)
-                for name, asked in plan["activations"]["configs"].items():
+                for name, params in plan["activations"]["schemes"].items():
                     if any(fnmatchcase(name, pattern) for pattern in patterns):
-                        config = configured(recipe, asked)
+                        config = configured(recipe, ActivationScheme.from_params(params))
                         report(recipe, name, steps, config)
 
 

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
 
-from ditquant.activations.histogram import NUM_BINS, bin_numbers, count_bins
+from ditquant.activations.histogram import NUM_BINS, bin_numbers, count_numbers
 from ditquant.activations.measuring import sum_of_squares
 from ditquant.activations.observe import backend_measuring, measure_image
 from ditquant.backend import compiled, describe_device, is_accelerated, mx
@@ -165,7 +165,7 @@ def inputs_of(model: Network, trajectory: Trajectory) -> list[mx.array]:
 
 
 def bins_by_at(x: mx.array) -> mx.array:
-    """`count_bins` by MLX's scatter of any shape."""
+    """`count_numbers` by MLX's scatter of any shape."""
     counts = mx.zeros((NUM_BINS,), dtype=mx.int32)
     return counts.at[bin_numbers(x).reshape(-1)].add(1)
 
@@ -174,7 +174,7 @@ PARTS: dict[str, Callable[[mx.array], Any]] = {
     "extremes": lambda x: [x.min(axis=0), x.max(axis=0)],
     "sums": lambda x: [x.sum(axis=0), sum_of_squares(x.astype(mx.float32))],
     "tokens": lambda x: bin_numbers(x).max(axis=1),
-    "bins": count_bins,
+    "bins": lambda x: count_numbers(bin_numbers(x)),
     "bins by .at": bins_by_at,
     "all": lambda x: backend_measuring().measure(x).arrays,
 }

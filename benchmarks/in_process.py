@@ -94,10 +94,10 @@ def encode(path: Path, configfile: Path) -> None:
     """Writes the plan: resolved recipes, and the conditioning of all captions."""
     import yaml
 
+    from ditquant.activations.scheme import activation_schemes
     from ditquant.models.text import encode_texts
     from ditquant.planning.prompt_files import read_prompts
     from ditquant.planning.settings import recipe_options
-    from ditquant.planning.variant_names import activation_configs
 
     config = read_configuration([configfile])
     recipes = yaml.safe_load(configfile.read_text("utf-8"))["recipes"]
@@ -118,7 +118,7 @@ def encode(path: Path, configfile: Path) -> None:
         "stride": config["weights"]["stride"],
         "configuration": _shown(configfile),
         "activations": {
-            "configs": activation_configs(config),
+            "schemes": {name: one.params for name, one in activation_schemes(config).items()},
             "num_images": config["activations"]["num_images"],
             "stride": config["activations"]["stride"],
         },

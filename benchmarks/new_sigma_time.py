@@ -23,6 +23,7 @@ from typing import Any
 from activation_time import MEASURED, SIGMAS  # puts ditquant on the path
 
 from ditquant.activations.fake_quantization import PortableQuantizer
+from ditquant.activations.granularity import granularity_of
 from ditquant.activations.quant_config import LayerConfig, QuantConfig
 from ditquant.activations.sigma_lookup import SigmaLookup
 from ditquant.backend import describe_device, mx
@@ -50,7 +51,8 @@ def inputs(blocks: int) -> Iterator[tuple[str, int, bool]]:
 
 def configuration(granularity: str, group: int | None, blocks: int) -> QuantConfig:
     """Eight bits for every input; the numbers in it do not count for the time."""
-    is_fitted = granularity == "polynomial"
+    kind = granularity_of({"granularity": granularity, "degree": 3, "variable": "sigma"})
+    is_fitted = kind.is_continuous
     rows = 1 if is_fitted else len(MEASURED)
     layers = {}
     for name, channels, after_gelu in inputs(blocks):
@@ -67,7 +69,7 @@ def configuration(granularity: str, group: int | None, blocks: int) -> QuantConf
             channel_shift=(0.01,) * channels if fine else (),
         )
     row_of = tuple(range(len(MEASURED)))
-    return QuantConfig("benchmark", MEASURED, layers, granularity, row_of, channel_group=group)
+    return QuantConfig("benchmark", MEASURED, layers, kind, row_of, channel_group=group)
 
 
 def milliseconds(config: QuantConfig, quantizer: PortableQuantizer | CudaQuantizer) -> float:
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, (granularity, group) in CONFIGS.items():
         config = configuration(granularity, group, options.blocks)
         arrays, vector = (
-            milliseconds(config, quantizer(granularity, group))
+            milliseconds(config, quantizer(config.granularity, group))
             for quantizer in (PortableQuantizer, CudaQuantizer)
         )
         rows[name] = {"arrays": arrays, "vector": vector, "ratio": arrays / vector}

@@ -15,7 +15,7 @@ from ditquant.progress import ticking
 def main(
     trajectory: str,
     statistics: str,
-    model: dict,
+    model: dict[str, Any],
     stride: int,
     checkpoint: str | None = None,
     recipe: str | None = None,
@@ -42,10 +42,10 @@ snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.trajectory,
-            snakemake.output.statistics,
-            snakemake.params.model,
-            snakemake.params.stride,
-            snakemake.input.get("checkpoint"),
-            snakemake.wildcards.get("recipe"),
+            trajectory=snakemake.input.trajectory,
+            statistics=snakemake.output.statistics,
+            model=snakemake.params.model,
+            stride=snakemake.params.stride,
+            checkpoint=snakemake.input.get("checkpoint"),
+            recipe=snakemake.params.recipe,
         )

@@ -21,5 +21,9 @@ def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None
 snakemake: Any
 if "snakemake" in globals():
     with job(snakemake):
-        output = snakemake.output
-        main(snakemake.input.parts, output.statistics, output.summary, output.temporal)
+        main(
+            parts=snakemake.input.parts,
+            statistics=snakemake.output.statistics,
+            summary=snakemake.output.summary,
+            temporal=snakemake.output.temporal,
+        )

@@ -104,6 +104,29 @@ class Workspace:
         table = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
         return Counter({rule: int(count) for rule, count in table if rule != "total"})
 
+    def activation_jobs(self, owner: str, *arguments: str) -> list[int]:
+        """Of jobs that a dry run announces, those about one owner's activations.
+
+        Args:
+            owner: "" for the full-precision model, "weights/{recipe}/" for a recipe.
+
+        Returns:
+            How many measure images, merge statistics, choose the scales of a8, the tiers of
+            multitier, and the scales of other schemes.
+        """
+        told = self.snakemake(*arguments, "--dry-run").stdout
+        place = rf"\({owner}activations"
+        return [
+            len(re.findall(message, told))
+            for message in (
+                rf"Measuring activations of image \d+ {place}",
+                rf"Merging statistics {place}",
+                rf"Choosing activation scales {place}/quant_config\.json",
+                rf"Choosing activation scales {place}/quant_config_multitier\.json",
+                rf"Choosing activation scales {place}/quant_config_(?!multitier)",
+            )
+        ]
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A run in a process group of its own, as a terminal would start it."""
         return subprocess.Popen(

@@ -13,10 +13,6 @@ from ditquant.evaluation.pictures import LATENTS
 from ditquant.models.spec import Model
 from ditquant.network.calibration import Prompt
 
-OWN = ("collect_own_activations", "merge_own_statistics", "analyze_own_activations",
-       "analyze_own_activations_multitier")  # fmt: skip
-SHARED = ("collect_activations", "merge_statistics", "analyze_activations",
-          "analyze_activations_multitier")  # fmt: skip
 RECIPES = {
     "rtn": {"rounding": "rtn"},
     "awq": {"rounding": "awq"},
@@ -37,35 +33,36 @@ def balanced(workspace):
     return workspace
 
 
-def counted(plan, rules):
-    return [plan[rule] for rule in rules]
+def counted(workspace, target, recipe=None):
+    """Jobs that measure, merge, and choose scales and tiers, of a recipe's own activations."""
+    owner = f"weights/{recipe}/" if recipe else ""
+    return workspace.activation_jobs(owner, target)[:4]
 
 
 def test_a_balanced_recipe_asks_for_its_own_configurations(balanced):
-    # `compare` is run below.
-    plan = balanced.plan("inference", "quantize")
-    assert counted(plan, OWN) == [2, 1, 1, 1]
-    # AWQ needs no statistics of the full-precision model.
-    assert counted(plan, SHARED) == [0, 0, 0, 0]
+    for target in ("compare", "inference", "quantize"):
+        assert counted(balanced, target, "awq") == [2, 1, 1, 1], target
+        # AWQ needs no statistics of the full-precision model.
+        assert counted(balanced, target) == [0, 0, 0, 0], target
     balanced.config["recipe"] = "smooth"
-    plan = balanced.plan("quantize")
-    assert counted(plan, OWN) == [2, 1, 1, 1]
-    assert counted(plan, SHARED) == [2, 1, 0, 0], "SmoothQuant's factors come from them"
-    plan = balanced.plan("evaluate")
-    assert counted(plan, OWN) == [2, 1, 1, 0], "for smooth-a8"
-    assert counted(plan, SHARED) == [2, 1, 1, 0], "for rtn-a8"
+    assert counted(balanced, "quantize", "smooth") == [2, 1, 1, 1]
+    assert counted(balanced, "quantize") == [2, 1, 0, 0], "SmoothQuant's factors come from them"
+    assert counted(balanced, "evaluate", "smooth") == [2, 1, 1, 0], "for smooth-a8"
+    assert counted(balanced, "evaluate") == [2, 1, 1, 0], "for rtn-a8"
     balanced.config["recipes"] = {
         **RECIPES, "smooth": {"rounding": "adaround", "iterations": 20, "balance": "csb"},
     }  # fmt: skip
-    assert counted(balanced.plan("quantize"), OWN) == [2, 1, 1, 1]
+    assert counted(balanced, "quantize", "smooth") == [2, 1, 1, 1]
 
 
 def test_recipes_that_balance_nothing_cause_no_new_jobs(balanced):
     balanced.config["recipe"] = "rtn"
-    with_others, quantize = balanced.plan("compare"), balanced.plan("quantize")
-    for plan in (with_others, quantize):
-        assert counted(plan, OWN) == [0, 0, 0, 0]
-        assert counted(plan, SHARED) == [2, 1, 1, 1]
+    for target in ("compare", "quantize", "activations"):
+        plan = balanced.plan(target)
+        # Of all that the rules may measure, only the full-precision model's is.
+        assert (plan["collect_activations"], plan["analyze_activations"]) == (2, 2), target
+        assert counted(balanced, target) == [2, 1, 1, 1], target
+    with_others = balanced.plan("compare")
     balanced.config["recipes"] = {"rtn": RECIPES["rtn"]}
     balanced.config["evaluation"]["variants"] = ["rtn-a8"]
     assert balanced.plan("compare") == with_others
@@ -108,13 +105,13 @@ def test_variants_are_drawn_by_the_configurations_of_their_recipe(balanced):
     # What is behind the picture: the configuration, its statistics, the checkpoint.
     before, picture = drawn.read_bytes(), "results/tiny/images/awq-a8/p00.png"
     balanced.config["activations"]["bits"] = 4
-    assert balanced.plan(picture) == {"analyze_own_activations": 1, "generate_image": 1}
+    assert balanced.plan(picture) == {"analyze_activations": 1, "generate_image": 1}
     balanced.snakemake(picture)
     assert drawn.read_bytes() != before
     balanced.config["recipes"] = {**RECIPES, "awq": {"rounding": "awq", "bits": 3}}
     plan = balanced.plan(picture)
     assert (plan["optimize_block"], plan["assemble_weights"], plan["generate_image"]) == (2, 1, 1)
-    assert counted(plan, OWN) == [2, 1, 1, 0]
+    assert counted(balanced, picture, "awq") == [2, 1, 1, 0]
 
 
 def draw_again(workspace, quant_config):

@@ -11,7 +11,6 @@ from ditquant.artifacts import load_metadata, load_tensors, read_json
 from ditquant.backend import to_numpy
 from ditquant.weights.rotation import signs
 
-OWN = ("collect_own_activations", "merge_own_statistics", "analyze_own_activations")
 LEARNED = {
     "rounding": "adaround", "rotation": 16, "start": "gptq", "clip": True, "inputs": "quantized",
     "iterations": 30, "batch_size": 4, "tune_iterations": 4, "tune_batch_size": 2,
@@ -36,9 +35,8 @@ def final_latents(workspace, variant):
 
 
 def test_a_rotated_recipe_is_quantized_measured_drawn_and_exported(turned):
-    plan = turned.plan("compare")
-    assert [plan[rule] for rule in OWN] == [2, 1, 1]
-    assert "collect_activations" not in plan
+    assert turned.activation_jobs("weights/turned/", "compare") == [2, 1, 1, 0, 0]
+    assert turned.activation_jobs("", "compare") == [0, 0, 0, 0, 0]
     export = "results/tiny/weights/turned/diffusionkit-fp16.safetensors"
     turned.snakemake("compare", export, "results/tiny/weights/turned/model/activations.safetensors")
     folder = turned.results / "weights" / "turned"

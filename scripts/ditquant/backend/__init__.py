@@ -5,10 +5,9 @@ before the first `import mlx`) only works when it happens first.
 
 blas            a real BLAS for the Linux CPU
 diffusionkit    DiffusionKit without what it does not need here
-kernels         where MLX keeps what it compiles
+compile_cache   where MLX keeps what it compiles
 device          what MLX computes on, and arrays for it
 vector          functions in a form that a CPU vectorises
-cuda            kernels of our own
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ preload_blas()
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cuda import cuda_kernel
+from .compile_cache import COMPILE_CACHE, compile_advice, use_own_folder
 from .device import (
     are_finite,
     backend_name,
@@ -35,7 +34,6 @@ from .device import (
     try_compiling,
 )
 from .diffusionkit import hub_files, import_diffusionkit, with_names
-from .kernels import KERNELS, compile_advice, use_own_folder
 from .vector import normal_cdf, normal_density, polynomial
 
 use_own_folder(try_compiling, mx.disable_compile)

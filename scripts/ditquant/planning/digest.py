@@ -19,7 +19,7 @@ PACKAGES = ("ditquant", "demo_model")
 # Changing these changes what a user reads while a job runs, never what the job makes.
 _PLUMBING = (
     "ditquant.job", "ditquant.job_times", "ditquant.progress", "ditquant.errors",
-    "planning.digest", "backend.kernels",
+    "planning.digest", "backend.compile_cache",
 )  # fmt: skip
 
 
