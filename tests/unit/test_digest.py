@@ -114,5 +114,5 @@ def test_the_report_depends_on_all_that_decides_its_text(scripts):
     }
     assert {
         f"ditquant/{place}.py"
-        for place in ("readable", "plots/charts", "plots/activation_plots", "planning/recipes")
+        for place in ("readable", "plots/charts", "plots/activation_names", "planning/recipes")
     } <= names(scripts, report)

@@ -144,7 +144,7 @@ def test_watching_a_unified_block_changes_nothing(parallel):
 
 def test_an_overflow_is_a_message(model):
     broken = build_network(seed=5)
-    module = broken.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc1
+    module = broken.module.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc1
     module.bias = mx.full(module.bias.shape, float("inf"))
     with pytest.raises(UserError, match=r"infinity in the inputs of mm00\.img\.mlp\.fc2 at step 1"):
         measure_image(broken, trajectory(0), [0], "tiny", "0000")
