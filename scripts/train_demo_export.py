@@ -11,7 +11,7 @@ from ditquant.job import run_script
 VAE, MMDIT = "ditquant.demo.vae", "ditquant.demo.mmdit"
 
 
-def main(folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
+def main(*, folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
     """Joins the two weight files; their settings and last losses go into `config.json`.
 
     Args:

@@ -6,7 +6,7 @@ from ditquant.backend import mx
 from ditquant.job import LOG, run_script
 
 
-def main(output: str, tokenizer_folder: str, shards: list[str], weights: str, size: str) -> None:
+def main(*, output: str, tokenizer_folder: str, shards: list[str], weights: str, size: str) -> None:
     """Encodes every shard with the trained VAE, and its captions with a new vocabulary.
 
     Args:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ditquant.backend import mx, to_numpy
+from ditquant.planning.recipes import AdaRound
 from ditquant.weights import adaround
-from ditquant.weights.grids import Scales, steps_of
+from ditquant.weights.grids import Scales, fractional_codes
 from ditquant.weights.loss_scale import start_scale
 from ditquant.weights.reconstruct import BlockProblem
 from ditquant.weights.rounding import GAMMA, ZETA, hard_codes, start_alpha
@@ -24,7 +25,7 @@ from ditquant.weights.rounding_kernels import ADAM_DECAY, ADAM_EPSILON
 def starts(problem: BlockProblem) -> list[mx.array]:
     """W / scale + zero of each linear."""
     return [
-        steps_of(weight, scales)
+        fractional_codes(weight, scales)
         for weight, scales in zip(problem.weights, problem.scales, strict=True)
     ]
 
@@ -44,7 +45,7 @@ class PlainLoop:
     """The loop's state, and one iteration.
 
     Attributes:
-        problem, options: what is learned, and how.
+        problem, recipe: what is learned, and how.
         rtn_error: the unit of lambda.
         seed: of the batches.
         host: inputs, targets and modulation as numpy arrays, copied to the device when needed.
@@ -52,7 +53,7 @@ class PlainLoop:
     """
 
     problem: BlockProblem
-    options: adaround.Options
+    recipe: AdaRound
     rtn_error: float
     seed: int
     host: list[list[np.ndarray]]
@@ -94,13 +95,13 @@ class PlainLoop:
 
     def iterate(self, iteration: int) -> float:
         """One iteration over a batch; returns its loss."""
-        options, problem = self.options, self.problem
-        warmup = options.warmup * options.iterations
-        progress = (iteration - warmup) / (options.iterations - warmup)
+        recipe, problem = self.recipe, self.problem
+        warmup = recipe.warmup * recipe.iterations
+        progress = (iteration - warmup) / (recipe.iterations - warmup)
         count = sum(weight.size for weight in problem.weights)
-        penalty = options.regularizer * self.rtn_error / count if progress >= 0 else 0.0
+        penalty = recipe.regularizer * self.rtn_error / count if progress >= 0 else 0.0
         beta = adaround.annealed_beta(max(progress, 0.0))
-        rows = adaround.batch_rows(problem, options.batch_size, self.seed, iteration)
+        rows = adaround.batch_rows(problem, recipe.batch_size, self.seed, iteration)
         slope_of = mx.value_and_grad(self._loss)
         slopes = [mx.zeros_like(alpha) for alpha in self.alphas]
         total = 0.0
@@ -119,23 +120,21 @@ class PlainLoop:
             mean = keep_mean * self.means[index] + (1 - keep_mean) * slope
             square = keep_square * self.squares[index] + (1 - keep_square) * slope**2
             root = mx.sqrt(square / (1 - keep_square**step)) + ADAM_EPSILON
-            moved = self.options.learning_rate * mean / (1 - keep_mean**step) / root
+            moved = self.recipe.learning_rate * mean / (1 - keep_mean**step) / root
             self.alphas[index] = self.alphas[index] - moved
             self.means[index], self.squares[index] = mean, square
         mx.eval(self.alphas, self.means, self.squares)
 
     def codes(self) -> list[mx.array]:
         return [
-            hard_codes(steps, alpha, 2**scales.bits)
+            hard_codes(steps, alpha, scales.bits)
             for steps, alpha, scales in zip(
                 starts(self.problem), self.alphas, self.problem.scales, strict=True
             )
         ]
 
 
-def plain_loop(
-    problem: BlockProblem, options: adaround.Options, rtn_error: float, seed: int
-) -> PlainLoop:
+def plain_loop(problem: BlockProblem, recipe: AdaRound, rtn_error: float, seed: int) -> PlainLoop:
     data = problem.data
     host = [
         [to_numpy(array) for array in kind]
@@ -144,4 +143,4 @@ def plain_loop(
     alphas = [start_alpha(steps) for steps in starts(problem)]
     zeros = [[mx.zeros_like(alpha) for alpha in alphas] for _ in range(2)]
     mx.eval(alphas, zeros)
-    return PlainLoop(problem, options, rtn_error, seed, host, alphas, *zeros)
+    return PlainLoop(problem, recipe, rtn_error, seed, host, alphas, *zeros)

@@ -7,7 +7,6 @@ import math
 from ditquant.backend import mx
 from ditquant.weights import adaround
 from ditquant.weights.block_io import read_block
-from ditquant.weights.grids import Grid
 from ditquant.weights.reconstruct import (
     block_error,
     block_problem,
@@ -18,10 +17,9 @@ from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
 from support.models import build_network
 from support.plain_adaround import plain_loop, starts
+from support.problems import full_recipe
 
-OPTIONS = adaround.Options(
-    iterations=40, batch_size=4, learning_rate=0.04, regularizer=1000.0, warmup=0.2
-)
+RECIPE = full_recipe("adaround", iterations=40, batch_size=4, learning_rate=0.04)
 
 
 def test_the_plain_loop_chooses_the_same_codes(tmp_path):
@@ -29,7 +27,7 @@ def test_the_plain_loop_chooses_the_same_codes(tmp_path):
     model = build_network(seed=4)
     files = [write_block_io(tmp_path / f"{i}.safetensors", model, seed=i) for i in range(3)]
     data = read_block(files, ["mm00", "mm01"], "mm00")
-    problem = block_problem(model, "mm00", data, lambda name: Grid("group", 4, 32), holdout=0.2)
+    problem = block_problem(model, "mm00", data, RECIPE)
     near = rtn_codes(problem)
 
     def error_of(codes):
@@ -39,12 +37,12 @@ def test_the_plain_loop_chooses_the_same_codes(tmp_path):
         return sum(mx.sum(a != b).item() for a, b in zip(one, other, strict=True))
 
     rtn = error_of(near)
-    loop = plain_loop(problem, OPTIONS, rtn, seed=1)
+    loop = plain_loop(problem, RECIPE, rtn, seed=1)
     with weights_restored(problem):
-        for iteration in range(OPTIONS.iterations):
+        for iteration in range(RECIPE.iterations):
             loop.iterate(iteration)
     plain = loop.codes()
-    ours = adaround.learn(problem, starts(problem), OPTIONS, rtn, seed=1).codes
+    ours = adaround.learn(problem, starts(problem), RECIPE, rtn, seed=1).codes
     # float32 rounding is 1e-6 of a gradient; it decides for the weights whose alpha ends that near
     # to 0. Learning itself moves some percent of the weights.
     count = sum(code.size for code in ours)

@@ -33,36 +33,33 @@ def balanced(workspace):
     return workspace
 
 
-def counted(workspace, target, recipe=None):
-    """Jobs that measure, merge, and choose scales and tiers, of a recipe's own activations."""
-    owner = f"weights/{recipe}/" if recipe else ""
-    return workspace.activation_jobs(owner, target)[:4]
+def counted(workspace, recipe, *targets):
+    """Jobs that measure, merge, and choose scales and tiers: the recipe's own, and shared ones."""
+    own, shared = workspace.activation_jobs([f"weights/{recipe}/", ""], *targets)
+    return own[:4], shared[:4]
 
 
 def test_a_balanced_recipe_asks_for_its_own_configurations(balanced):
-    for target in ("compare", "inference", "quantize"):
-        assert counted(balanced, target, "awq") == [2, 1, 1, 1], target
-        # AWQ needs no statistics of the full-precision model.
-        assert counted(balanced, target) == [0, 0, 0, 0], target
+    # `compare` is run below; AWQ needs no statistics of the full-precision model.
+    assert counted(balanced, "awq", "inference", "quantize") == ([2, 1, 1, 1], [0, 0, 0, 0])
     balanced.config["recipe"] = "smooth"
-    assert counted(balanced, "quantize", "smooth") == [2, 1, 1, 1]
-    assert counted(balanced, "quantize") == [2, 1, 0, 0], "SmoothQuant's factors come from them"
-    assert counted(balanced, "evaluate", "smooth") == [2, 1, 1, 0], "for smooth-a8"
-    assert counted(balanced, "evaluate") == [2, 1, 1, 0], "for rtn-a8"
+    # SmoothQuant's factors come from the shared statistics.
+    assert counted(balanced, "smooth", "quantize") == ([2, 1, 1, 1], [2, 1, 0, 0])
+    # For smooth-a8 and for rtn-a8.
+    assert counted(balanced, "smooth", "evaluate") == ([2, 1, 1, 0], [2, 1, 1, 0])
     balanced.config["recipes"] = {
         **RECIPES, "smooth": {"rounding": "adaround", "iterations": 20, "balance": "csb"},
     }  # fmt: skip
-    assert counted(balanced, "quantize", "smooth") == [2, 1, 1, 1]
+    assert counted(balanced, "smooth", "quantize")[0] == [2, 1, 1, 1]
 
 
 def test_recipes_that_balance_nothing_cause_no_new_jobs(balanced):
     balanced.config["recipe"] = "rtn"
-    for target in ("compare", "quantize", "activations"):
-        plan = balanced.plan(target)
-        # Of all that the rules may measure, only the full-precision model's is.
-        assert (plan["collect_activations"], plan["analyze_activations"]) == (2, 2), target
-        assert counted(balanced, target) == [2, 1, 1, 1], target
     with_others = balanced.plan("compare")
+    # Of all that the rules may measure, only the full-precision model's is.
+    assert (with_others["collect_activations"], with_others["analyze_activations"]) == (2, 2)
+    for target in ("compare", "quantize"):
+        assert counted(balanced, "rtn", target) == ([0, 0, 0, 0], [2, 1, 1, 1]), target
     balanced.config["recipes"] = {"rtn": RECIPES["rtn"]}
     balanced.config["evaluation"]["variants"] = ["rtn-a8"]
     assert balanced.plan("compare") == with_others
@@ -111,7 +108,7 @@ def test_variants_are_drawn_by_the_configurations_of_their_recipe(balanced):
     balanced.config["recipes"] = {**RECIPES, "awq": {"rounding": "awq", "bits": 3}}
     plan = balanced.plan(picture)
     assert (plan["optimize_block"], plan["assemble_weights"], plan["generate_image"]) == (2, 1, 1)
-    assert counted(balanced, picture, "awq") == [2, 1, 1, 0]
+    assert counted(balanced, "awq", picture)[0] == [2, 1, 1, 0]
 
 
 def draw_again(workspace, quant_config):

@@ -9,6 +9,10 @@ from ditquant.artifacts import load_metadata, read_json
 
 @pytest.fixture
 def clipped(workspace):
+    return configured(workspace)
+
+
+def configured(workspace):
     """Static ranges of four bits, whole and measured, and the same of a rotated recipe."""
     workspace.config |= {
         "recipe": "turned",
@@ -41,7 +45,8 @@ def test_held_out_images_are_measured_where_ranges_are(clipped):
     assert "'whole' tries no ranges" in message
 
 
-def test_measured_ranges_are_drawn_with(clipped):
+def test_measured_ranges_are_drawn_with(drawn):
+    clipped = configured(drawn)
     plan = clipped.plan("evaluate")
     assert plan["measure_clips"] == 2
     clipped.snakemake("evaluate")

@@ -20,6 +20,10 @@ TIERS = {"mode": "sensitivity", "average_bits": 6, "stride": 3, "images": 1}
 
 @pytest.fixture
 def learned(workspace):
+    return configured(workspace)
+
+
+def configured(workspace):
     """A recipe that learns ranges and one that does not, both with scales that may be learned."""
     workspace.config |= {
         "recipe": "taqdit",
@@ -45,8 +49,8 @@ def asked_for_blocks(workspace, *targets):
 
 
 def test_plans(learned):
-    assert learned.activation_jobs("weights/taqdit/", "evaluate") == [2, 1, 0, 0, 2]
-    assert learned.activation_jobs("", "evaluate") == [0, 0, 0, 0, 0]
+    owners = ["weights/taqdit/", ""]
+    assert learned.activation_jobs(owners, "evaluate") == [[2, 1, 0, 0, 2], [0, 0, 0, 0, 0]]
     folder = "results/tiny/weights/taqdit/activations"
     names = ("quant_config_own.json", "quant_config_plain.json", "quant_config.json")
     assert asked_for_blocks(learned, *(f"{folder}/{name}" for name in names)) == [
@@ -56,18 +60,16 @@ def test_plans(learned):
     # Balanced rounding to nearest has scales of its own, of which it learns none.
     learned.config["activations"]["range"] = "learned"
     learned.config["recipes"]["smooth"] = {"rounding": "rtn", "balance": "smoothquant"}
+    # Rounding to nearest has the shared ones, which are made without any weights.
     assert asked_for_blocks(
         learned,
         f"{folder}/quant_config.json",
         f"{folder}/quant_config_multitier.json",
         "results/tiny/weights/smooth/activations/quant_config_own.json",
-    ) == [True, True, False]
-    # Rounding to nearest has the shared ones, which are made without any weights.
-    own = "results/tiny/activations/quant_config_own.json"
-    assert asked_for_blocks(learned, own) == [False]
+        "results/tiny/activations/quant_config_own.json",
+    ) == [True, True, False, False]
     learned.config |= {"recipe": "rtn", "evaluation": {"captions": 2, "variants": ["rtn-own"]}}
-    assert learned.activation_jobs("weights/taqdit/", "evaluate") == [0, 0, 0, 0, 0]
-    assert learned.activation_jobs("", "evaluate") == [2, 1, 0, 0, 1]
+    assert learned.activation_jobs(owners, "evaluate") == [[0, 0, 0, 0, 0], [2, 1, 0, 0, 1]]
 
 
 def test_impossible_combinations_are_named(learned):
@@ -77,7 +79,8 @@ def test_impossible_combinations_are_named(learned):
     assert "Traceback (most recent call last)" not in message
 
 
-def test_variants_are_quantized_by_what_was_learned(learned):
+def test_variants_are_quantized_by_what_was_learned(drawn):
+    learned = configured(drawn)
     learned.config["activations"]["variants"]["tiers"] = {
         "tiers": TIERS, "range": "learned", "granularity": "step",
     }  # fmt: skip
