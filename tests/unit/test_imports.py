@@ -1,4 +1,4 @@
-"""The library is a house: every folder is a floor, and an import only goes down or stays."""
+"""The folders of the library are in an order: modules import from their own and earlier ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 LIBRARY = Path(__file__).parents[2] / "scripts" / "ditquant"
-# The lowest first; what several floors use lies in the library's own folder, below them all.
+# What several folders use lies in the library's own, which comes first.
 FOLDERS = [
     "", "planning", "backend", "models", "network", "activations", "weights",
     "checkpoints", "evaluation", "plots", "report",
