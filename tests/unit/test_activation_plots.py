@@ -87,6 +87,11 @@ def small():
 
 
 @pytest.fixture(scope="module")
+def unified():
+    return model_statistics(multimodal=2, unified=3, steps=3)
+
+
+@pytest.fixture(scope="module")
 def sd3():
     """As many layers as SD3-medium has, of fewer channels and steps."""
     return sd3_statistics(steps=5, channels=48)
@@ -115,6 +120,7 @@ def test_plots_have_the_same_bytes_each_time_and_no_date(small, svgs):
 def test_285_layers_are_drawn_within_a_readable_height(plot, sd3):
     assert len(sd3.input_of) == 285
     figure = figure_of(plot, sd3)
+    assert figure.get_suptitle()
     width, height = figure.get_size_inches()
     assert height < 1.2 * width
     # As large on paper as for a small model: no label shrinks as layers are added.
