@@ -6,7 +6,7 @@ from typing import Any
 from ditquant.activations.input_statistics import save_statistics
 from ditquant.activations.observe import measure_image
 from ditquant.checkpoints.measured_model import load_measured
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.network.calibration import load_trajectory
 from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
@@ -38,14 +38,4 @@ def main(
     save_statistics(statistics, measured)
 
 
-snakemake: Any
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            trajectory=snakemake.input.trajectory,
-            statistics=snakemake.output.statistics,
-            model=snakemake.params.model,
-            stride=snakemake.params.stride,
-            checkpoint=snakemake.input.get("checkpoint"),
-            recipe=snakemake.params.recipe,
-        )
+run_script(main, globals(), recipe="params.recipe")

@@ -9,7 +9,7 @@ from ditquant.activations.configs import clip_configs
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.scheme import ActivationScheme
 from ditquant.checkpoints.measured_model import load_measured
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.network.calibration import load_trajectory
 from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
@@ -40,14 +40,4 @@ def main(
     save_clip_errors(output, found)
 
 
-snakemake: Any
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            trajectory=snakemake.input.trajectory,
-            statistics=snakemake.input.statistics,
-            output=snakemake.output.errors,
-            scheme=snakemake.params.scheme,
-            model=snakemake.params.model,
-            checkpoint=snakemake.input.get("checkpoint"),
-        )
+run_script(main, globals(), output="output.errors", scheme="params.scheme")

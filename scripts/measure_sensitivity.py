@@ -11,7 +11,7 @@ from ditquant.activations.scheme import ActivationScheme
 from ditquant.activations.velocity_errors import save_sensitivity
 from ditquant.activations.velocity_sensitivity import measure_sensitivity, total_passes
 from ditquant.checkpoints.measured_model import load_measured
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.network.calibration import load_trajectory
 from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
@@ -55,17 +55,4 @@ def main(
     save_sensitivity(output, found, list(configs))
 
 
-snakemake: Any
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            trajectory=snakemake.input.trajectory,
-            statistics=snakemake.input.statistics,
-            output=snakemake.output.errors,
-            scheme=snakemake.params.scheme,
-            model=snakemake.params.model,
-            checkpoint=snakemake.input.get("checkpoint"),
-            learned=snakemake.input.get("learned", ()),
-            learned_bits=snakemake.params.learned_bits,
-            clips=snakemake.input.get("clips", ()),
-        )
+run_script(main, globals(), output="output.errors", scheme="params.scheme")
