@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ditquant.backend import mx, to_numpy
-from ditquant.network.blocks import call_block, set_modulation
 from ditquant.planning.recipes import AdaRound
 from ditquant.weights import adaround
 from ditquant.weights.grids import Scales, fractional_codes
@@ -75,8 +74,8 @@ class PlainLoop:
         for linear, soft in zip(problem.linears, softs, strict=True):
             linear.module.weight = soft.astype(inputs[0].dtype)
         for stream, parameters in zip(problem.block.streams.values(), modulation, strict=True):
-            set_modulation(stream, parameters)
-        outputs = call_block(problem.block, inputs, problem.positions)
+            stream.set_modulation(parameters)
+        outputs = problem.block(inputs, problem.positions)
         loss = mx.array(0.0)
         for output, target, energy in zip(outputs, targets, problem.energies, strict=True):
             difference = output.astype(mx.float32) - target.astype(mx.float32)

@@ -8,7 +8,6 @@ import pytest
 from ditquant.activations.histogram import NUM_BINS
 from ditquant.activations.input_statistics import Statistics, of_one_image, to_fixed
 from ditquant.backend import mx
-from ditquant.network.blocks import walk_blocks
 from ditquant.weights.balance import folds
 from ditquant.weights.balance_search import (
     Reader,
@@ -26,7 +25,7 @@ from ditquant.weights.balance_search import (
     weight_absmax,
 )
 from ditquant.weights.grids import Grid
-from support.models import build_mmdit
+from support.models import build_network
 
 GRID = Grid("group", 4, 64)
 
@@ -104,7 +103,7 @@ def measured(low: np.ndarray, high: np.ndarray):
 
 
 def test_extremes_of_what_a_folds_readers_read():
-    block = walk_blocks(build_mmdit())[0]
+    block = build_network().blocks[0]
     by_name = {fold.name: fold for fold in folds(block)}
     names = {
         "mm00.img.attn.q_proj": 1.0,

@@ -12,7 +12,7 @@ from ditquant.planning.fitting import check_channel_group, check_recipe
 from ditquant.planning.recipes import MLX_GROUPS
 from ditquant.weights.grids import Grid, storage_group_size
 from ditquant.weights.rotation import mark_rotated
-from support.models import build_mmdit
+from support.models import build_network
 from support.problems import whole_recipe
 
 SMALL = Shape(hidden_size=96, num_heads=2, depth_multimodal=2)
@@ -112,7 +112,7 @@ def test_planning_and_packing_agree(width, grid, size):
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
 def test_planning_and_rotating_agree(size):
-    model = build_mmdit(hidden_size=96)
+    model = build_network(hidden_size=96)
     linears = Shape(hidden_size=96, num_heads=2, depth_multimodal=2).block_linears()
     try:
         mark_rotated(model, size)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import all_linears
+from ditquant.network.diffusionkit import load_network
 from ditquant.weights.grids import (
     Grid,
     Scales,
@@ -110,8 +109,8 @@ def test_nearest_is_no_worse_than_mlx(bits, group_size):
 
 @pytest.fixture(scope="module")
 def demo_linears():
-    model = load_mmdit(read_spec("demo"), mx.float32)
-    return all_linears(model)[::7]
+    model = load_network(read_spec("demo"), mx.float32)
+    return model.linears[::7]
 
 
 def test_nearest_is_no_worse_than_mlx_on_the_demo_model(demo_linears):

@@ -1,6 +1,6 @@
 """Whether recipes and activation configurations fit the linears of the model.
 
-The workflow asks this room while it plans: what would end the first job of a block ends the plan.
+The workflow asks this module while it plans: what would end the first job of a block ends the plan.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..artifacts import load_metadata, load_tensors
-from ..backend import mx, nn
+from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import Block, boundaries, call_block, set_modulation
+from ..network.blocks import Block, Network, boundaries, stream_names
 from ..network.calibration import Trajectory
-from ..network.sampling import modulation_inputs, predict
+from ..network.sampling import predict
 
 BLOCK_IO = "ditquant.block_io"
 
@@ -55,12 +55,7 @@ class BlockData:
         return self.inputs if self.prefix is None else self.prefix
 
 
-def stream_names(block: str) -> tuple[str, ...]:
-    """The streams that enter a block, in the order in which it takes them."""
-    return ("uni",) if block.startswith("uni") else ("img", "txt")
-
-
-def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dict[str, mx.array]:
+def boundary_streams(model: Network, trajectory: Trajectory, step: int) -> dict[str, mx.array]:
     """The streams at every block boundary in one full-precision forward pass, and `modulation`.
 
     Args:
@@ -87,8 +82,8 @@ def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dic
 
     with boundaries(model, note):
         output = predict(model, *trajectory.at(step))
-    streams["modulation"] = modulation_inputs(
-        model, trajectory.conditioning.pooled, trajectory.timesteps[step]
+    streams["modulation"] = model.modulation_inputs(
+        trajectory.conditioning.pooled, trajectory.timesteps[step]
     )
     mx.eval(output)
     check_finite(_places(streams), f"at step {step + 1} of {trajectory.num_steps}")
@@ -105,11 +100,6 @@ def _places(streams: Mapping[str, mx.array]) -> dict[str, mx.array]:
         place = f"{stream} stream behind block {before}" if before else f"first {stream} stream"
         places[f"the {place}" if stream else f"the {name}"] = array
     return places
-
-
-def cached_steps(num_steps: int, stride: int) -> list[int]:
-    """Every `stride`-th step, the first among them."""
-    return list(range(0, num_steps, stride))
 
 
 def join_steps(steps: Iterator[dict[str, mx.array]]) -> dict[str, mx.array]:
@@ -189,17 +179,5 @@ def run_block(
         positions: `positional_encodings`.
     """
     for stream, parameters in zip(block.streams.values(), modulation, strict=True):
-        set_modulation(stream, parameters[rows])
-    return call_block(block, inputs, positions)
-
-
-def positional_encodings(model: nn.Module, data: BlockData) -> mx.array | None:
-    """The rotary tables that the model gives its blocks, or None where positions are learned."""
-    if hasattr(model, "x_pos_embedder"):
-        return None
-    patch = model.config.patch_size
-    height, width = data.latent_size
-    return model.pre_sdpa_rope(
-        text_sequence_length=data.text_tokens,
-        latent_image_resolution=(height // patch, width // patch),
-    )
+        stream.set_modulation(parameters[rows])
+    return block(inputs, positions)

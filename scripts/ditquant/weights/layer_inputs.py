@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import Linear, shared_input, tapped, walk_linears
+from ..network.blocks import Linear, shared_input, tapped
 from .block_io import run_block
 from .gptq import moment
 from .reconstruct import BlockProblem
@@ -29,7 +29,7 @@ def _passes(problem: BlockProblem, rows: np.ndarray) -> Iterator[dict[str, mx.ar
         def note(linear: Linear, x: mx.array, seen: dict[str, mx.array] = seen) -> None:
             seen.setdefault(shared_input(linear), x)
 
-        with tapped(walk_linears(problem.block), note):
+        with tapped(problem.block.linears, note):
             inputs = [stream[part] for stream in problem.data.entering]
             block, modulation = problem.block, problem.modulation
             mx.eval(run_block(block, modulation, part, inputs, problem.positions), seen)

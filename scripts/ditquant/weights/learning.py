@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..artifacts import load_metadata, load_tensors, remove, save_tensors
+from ..artifacts import load_metadata, load_tensors, save_tensors
 from ..backend import mx
 from ..errors import UserError
+from ..files import remove
 from ..progress import ticking
 from ..seals import recorded_digest
 from .divergence import history_kept

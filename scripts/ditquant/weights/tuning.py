@@ -27,15 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import mx, nn
-from ..network.blocks import (
-    ANY_TIMESTEP,
-    Block,
-    InPlace,
-    blocks_replaced,
-    walk_blocks,
-    walk_linears,
-)
+from ..backend import mx
+from ..network.blocks import Block, Network, Streams
 from ..network.calibration import Trajectory
 from ..planning.recipes import Recipe, Tuning
 from . import learning
@@ -56,7 +49,7 @@ _JUDGED_POINTS = 5
 _NO_WEIGHT = mx.array(0.0)
 
 
-class _TunedBlock(InPlace):
+class _TunedBlock:
     """Computes with tuned weights, and again in the backward pass.
 
     Attributes:
@@ -64,31 +57,21 @@ class _TunedBlock(InPlace):
     """
 
     def __init__(self, block: Block, grids: Sequence[TunedGrid]):
-        super().__init__(block)
-        self._grids = grids
+        self._block, self._grids = block, grids
         self.offsets: Sequence[mx.array] = ()
 
-    def __call__(self, *arguments: mx.array, positional_encodings: mx.array | None = None) -> Any:
-        is_dropped: list[bool] = []
-
+    def __call__(self, streams: Streams, positions: mx.array | None) -> tuple[mx.array, ...]:
         def compute(streams: list[mx.array], offsets: list[mx.array]) -> list[mx.array]:
             for index, grid in enumerate(self._grids):
                 weight = tuned_weight(grid, *offsets[2 * index : 2 * index + 2])
                 grid.linear.module.weight = weight.astype(streams[0].dtype)
-            output = self._block.module(
-                *streams, ANY_TIMESTEP, positional_encodings=positional_encodings
-            )
+            outputs = self._block(streams, positions)
             # The graph holds the weights as long as it needs them, the modules hold none.
             for grid in self._grids:
                 grid.linear.module.weight = _NO_WEIGHT
-            outputs = output if isinstance(output, tuple) else (output,)
-            is_dropped[:] = [stream is None for stream in outputs]
-            return [stream for stream in outputs if stream is not None]
+            return list(outputs)
 
-        streams = list(arguments[: len(self._block.streams)])
-        kept = iter(mx.checkpoint(compute)(streams, list(self.offsets)))
-        outputs = tuple(None if dropped else next(kept) for dropped in is_dropped)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return tuple(mx.checkpoint(compute)(list(streams), list(self.offsets)))
 
 
 class Tuner:
@@ -96,7 +79,7 @@ class Tuner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         packed: Mapping[str, Packed],
         rows: VelocityRows,
         recipe: Recipe,
@@ -107,13 +90,13 @@ class Tuner:
         self.grids = {
             block.name: [
                 tuned_grid(linear, packed[linear.name], recipe.grid)
-                for linear in walk_linears(block)
+                for linear in block.linears
                 if linear.name in packed
             ]
-            for block in walk_blocks(model)
+            for block in model.blocks
         }
         self._blocks = {
-            block.name: _TunedBlock(block, self.grids[block.name]) for block in walk_blocks(model)
+            block.name: _TunedBlock(block, self.grids[block.name]) for block in model.blocks
         }
         self.train, self.held_out = split_rows(rows.rows_per_image, recipe.holdout)
         self._batch = min(options.batch_size, len(self.train))
@@ -131,7 +114,7 @@ class Tuner:
 
     def tuned_blocks(self) -> AbstractContextManager[None]:
         """Within the context the network computes with the offsets."""
-        return blocks_replaced(self._model, lambda block: self._blocks[block.name])
+        return self._model.blocks_replaced(lambda block: self._blocks[block.name])
 
     def _scaled_error(
         self,
@@ -145,7 +128,7 @@ class Tuner:
         left = iter(offsets)
         for name, block in self._blocks.items():
             block.offsets = [next(left) for _ in range(2 * len(self.grids[name]))]
-        output = self._model(latents, tokens, ANY_TIMESTEP)
+        output = self._model.forward(latents, tokens)
         return self.loss_scale.scaled(mx.mean(row_errors(self._rows, output, index)), scaling)
 
     def iterate(self, state: State) -> None:
@@ -217,7 +200,7 @@ class Tuner:
         total = 0.0
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
-            output = self._model(*enter(self._model, self._rows, part), ANY_TIMESTEP)
+            output = self._model.forward(*enter(self._model, self._rows, part))
             total += mx.sum(row_errors(self._rows, output, mx.array(part))).item()
         return total / len(rows)
 
@@ -236,7 +219,7 @@ class Tuned:
 
 
 def tune(
-    model: nn.Module,
+    model: Network,
     packed: Mapping[str, Packed],
     rows: VelocityRows,
     recipe: Recipe,
@@ -258,7 +241,7 @@ def tune(
         UserError: the error of the start is NaN or infinite.
     """
     with ExitStack() as cheap:
-        for block in walk_blocks(model):
+        for block in model.blocks:
             cheap.enter_context(cheap_gradients(block))
         tuner = Tuner(model, packed, rows, recipe, seed)
         errors = {"start": tuner.judged(packed)}
@@ -313,7 +296,7 @@ def tuning_of(recipe: Recipe) -> Tuning:
 
 
 def tune_recipe(
-    model: nn.Module,
+    model: Network,
     packed: Mapping[str, Packed],
     parameters: Mapping[str, mx.array],
     trajectories: Sequence[Trajectory],
@@ -330,8 +313,8 @@ def tune_recipe(
         recipe: one that is tuned.
     """
     rows = velocity_rows(model, trajectories, tuning_of(recipe).stride)
-    model.load_weights(list(parameters.items()), strict=False)
-    modules = dict(model.named_modules())
+    model.module.load_weights(list(parameters.items()), strict=False)
+    modules = dict(model.module.named_modules())
     for path, one in quantize_other_linears(model, recipe).packed.items():
         modules[path].weight = dequantize(one, modules[path].weight.dtype)
     return tune(model, packed, rows, recipe, seed, resume)
