@@ -87,7 +87,7 @@ def test_clipped_scales_obey_the_storage(grid):
     stored = dequantize(pack(codes, scales), mx.float16)
     assert mx.array_equal(stored.astype(mx.float32), values_of(codes, scales))
     assert mx.array_equal(scales.zeros, mx.round(scales.zeros))
-    assert mx.all((scales.zeros >= 0) & (scales.zeros < grid.levels)).item()
+    assert mx.all((scales.zeros >= 0) & (scales.zeros < 2**grid.bits)).item()
 
 
 def test_nothing_asked_for_is_what_it_was():
@@ -121,4 +121,3 @@ def test_factors_are_powers_of_the_mean_magnitude():
     assert magnitude.tolist() == [1.0, 4.0, 0.0, 16.0]
     assert awq_factors(magnitude, 0.5) == pytest.approx([0.5, 1.0, 1.0, 2.0])
     assert awq_factors(magnitude, 0.0) == pytest.approx(np.ones(4))
-    assert awq_factors(magnitude, 1.0, limit=2.0) == pytest.approx([0.5, 1.0, 1.0, 2.0])

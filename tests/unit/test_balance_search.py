@@ -57,9 +57,9 @@ def test_half_strength_makes_inputs_and_weights_alike():
 
 def test_factors_are_clamped_and_dead_channels_left_alone():
     activation, weight = np.array([1e9, 1.0, 0.0, 1.0]), np.array([1.0, 1.0, 1.0, 0.0])
-    factors = smoothquant_factors(activation, weight, 0.5, limit=10.0)
-    assert factors.tolist() == pytest.approx([10.0, 0.1, 1.0, 1.0])
-    assert normalized(np.zeros(3), 10.0).tolist() == [1.0, 1.0, 1.0]
+    factors = smoothquant_factors(activation, weight, 0.5)
+    assert factors.tolist() == pytest.approx([100.0, 0.01, 1.0, 1.0])
+    assert normalized(np.zeros(3)).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_rank_correlation():
@@ -79,13 +79,9 @@ def test_steps_where_large_inputs_meet_small_weights_count_most():
     eta = salience_weights(steps, weight)
     rho = np.array([1.0, -1.0, spearman(mixed, weight)])
     assert eta == pytest.approx(np.exp(-rho) / np.exp(-rho).sum())
-    assert salience_weights(steps, weight, 1e9) == pytest.approx(np.full(3, 1 / 3), rel=1e-6)
-    assert salience_weights(steps, weight, 1e-3) == pytest.approx([0, 1, 0], abs=1e-6)
     # and the factors are SmoothQuant's of the weighted salience
     expected = smoothquant_factors(eta @ steps, weight, 0.5)
     assert np.array_equal(csb_factors(steps, weight), expected)
-    alone = csb_factors(steps, weight, temperature=1e-3)
-    assert alone == pytest.approx(smoothquant_factors(opposite, weight, 0.5), rel=1e-5)
 
 
 # --------------------------------------------------------------------------------- statistics

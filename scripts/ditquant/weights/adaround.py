@@ -36,7 +36,7 @@ from ..backend import device_arrays, mx
 from ..planning.recipes import Learned
 from . import learning
 from .block_gradients import cheap_gradients
-from .learning import Resume, State, new_state
+from .learning import Resume, State
 from .loss_scale import LossScale
 from .lsq import Joint, dropped
 from .reconstruct import BlockProblem, dealt_rows, stream_errors, weights_restored
@@ -137,7 +137,7 @@ class Learner:
         values = [start_alpha(start) for start in self._starts]
         if self._joint:
             values += [one.step_size for one in self._joint.quantizers.values()]
-        return new_state(values, self.loss_scale.start())
+        return State.before(values, self.loss_scale.start())
 
     def _scaled_error(
         self,
@@ -151,7 +151,7 @@ class Learner:
         weighting = None if self._row_weights is None else self._row_weights[rows]
         inputs = self._entering(rows, key)
         errors = stream_errors(self._problem, weights, rows, inputs, weighting, see)
-        return self.loss_scale.scaled(sum(errors) / len(errors), scaling)
+        return sum(errors) / len(errors) * scaling[0]
 
     def _entering(self, rows: mx.array, key: mx.array) -> list[mx.array]:
         data = self._problem.data

@@ -38,14 +38,13 @@ _SAMPLED_TOKENS = 1024
 # ----------------------------------------------------------------------------------- factors
 
 
-def normalized(factors: np.ndarray, limit: float = LIMIT) -> np.ndarray:
+def normalized(factors: np.ndarray) -> np.ndarray:
     """Scales positive factors to a geometric mean of 1 and clamps them, float32.
 
     Channels whose factor is 0 or not finite (an input or a column that is always 0) get 1.
 
     Args:
         factors: (channels,).
-        limit: the result lies in [1 / limit, limit].
     """
     factors = np.asarray(factors, dtype=np.float64)
     usable = np.isfinite(factors) & (factors > 0)
@@ -53,14 +52,11 @@ def normalized(factors: np.ndarray, limit: float = LIMIT) -> np.ndarray:
     logarithms[usable] = np.log(factors[usable])
     if usable.any():
         logarithms[usable] -= logarithms[usable].mean()
-    return np.clip(np.exp(logarithms), 1 / limit, limit).astype(np.float32)
+    return np.clip(np.exp(logarithms), 1 / LIMIT, LIMIT).astype(np.float32)
 
 
 def smoothquant_factors(
-    activation_absmax: np.ndarray,
-    weight_absmax: np.ndarray,
-    strength: float,
-    limit: float = LIMIT,
+    activation_absmax: np.ndarray, weight_absmax: np.ndarray, strength: float
 ) -> np.ndarray:
     """b = a^strength / w^(1 - strength), normalized; (channels,) float32.
 
@@ -68,13 +64,12 @@ def smoothquant_factors(
         activation_absmax, weight_absmax: a and w, (channels,).
         strength: 1 makes all channels of the input equally large, 0 all columns of the weight, 0.5
             both alike.
-        limit: see `normalized`.
     """
     activation = np.asarray(activation_absmax, dtype=np.float64)
     weight = np.asarray(weight_absmax, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = activation**strength / weight ** (1.0 - strength)
-    return normalized(np.where((activation > 0) & (weight > 0), factors, 0.0), limit)
+    return normalized(np.where((activation > 0) & (weight > 0), factors, 0.0))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -90,26 +85,21 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
     return float((ranks[0] * ranks[1]).sum() / power) if power > 0 else 0.0
 
 
-def salience_weights(
-    activation_absmax: np.ndarray, weight_absmax: np.ndarray, temperature: float = 1.0
-) -> np.ndarray:
-    """eta = softmax(-rho_t / tau) over steps t (PTQ4DiT), (S,) float64.
+def salience_weights(activation_absmax: np.ndarray, weight_absmax: np.ndarray) -> np.ndarray:
+    """eta = softmax(-rho_t) over steps t (PTQ4DiT), (S,) float64.
 
     Balancing can do most at steps where large inputs do not meet large weights; those count more.
 
     Args:
         activation_absmax: (S, channels), by step.
         weight_absmax: (channels,).
-        temperature: tau; the paper's is 1. A large one averages over steps.
     """
     rho = np.array([spearman(row, weight_absmax) for row in activation_absmax])
-    weights = np.exp(-(rho - rho.min()) / temperature)
+    weights = np.exp(-(rho - rho.min()))
     return weights / weights.sum()
 
 
-def csb_factors(
-    activation_absmax: np.ndarray, weight_absmax: np.ndarray, temperature: float = 1.0
-) -> np.ndarray:
+def csb_factors(activation_absmax: np.ndarray, weight_absmax: np.ndarray) -> np.ndarray:
     """Channel-wise salience balancing: b = (sum_t eta_t a_t / w)^0.5, see `salience_weights`.
 
     Args:
@@ -119,19 +109,18 @@ def csb_factors(
     Returns:
         (channels,) float32.
     """
-    eta = salience_weights(activation_absmax, weight_absmax, temperature)
+    eta = salience_weights(activation_absmax, weight_absmax)
     return smoothquant_factors(eta @ activation_absmax, weight_absmax, 0.5)
 
 
-def awq_factors(mean_magnitude: np.ndarray, strength: float, limit: float = LIMIT) -> np.ndarray:
+def awq_factors(mean_magnitude: np.ndarray, strength: float) -> np.ndarray:
     """b = mean|x|^strength for each channel, normalized; (channels,) float32.
 
     Args:
         mean_magnitude: mean|x| (channels,); 0 gives b = 1.
         strength: AWQ's alpha in 0..1; 0 is no scaling.
-        limit: see `normalized`.
     """
-    return normalized(np.asarray(mean_magnitude, dtype=np.float64) ** strength, limit)
+    return normalized(np.asarray(mean_magnitude, dtype=np.float64) ** strength)
 
 
 def mean_magnitude(x: mx.array) -> np.ndarray:

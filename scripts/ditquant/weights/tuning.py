@@ -40,9 +40,9 @@ from ..network.calibration import Trajectory
 from ..planning.recipes import Recipe, Tuning
 from . import learning
 from .block_gradients import cheap_gradients
-from .divergence import Diverged, check_error, check_finite
+from .divergence import SMALLER_RATE, Diverged, check_error, check_finite
 from .grids import Packed, dequantize
-from .learning import Resume, State, new_state
+from .learning import Resume, State
 from .loss_scale import LossScale, where_taken
 from .other_linears import quantize_other_linears
 from .reconstruct import dealt_rows, split_rows
@@ -127,7 +127,7 @@ class Tuner:
         """Its values are the offsets of scale and of value, linear by linear."""
         shapes = [grid.shape for grids in self.grids.values() for grid in grids]
         offsets = [mx.zeros(shape) for shape in shapes for _ in range(2)]
-        return new_state(offsets, self.loss_scale.start())
+        return State.before(offsets, self.loss_scale.start())
 
     def tuned_blocks(self) -> AbstractContextManager[None]:
         """Within the context the network computes with the offsets."""
@@ -146,7 +146,7 @@ class Tuner:
         for name, block in self._blocks.items():
             block.offsets = [next(left) for _ in range(2 * len(self.grids[name]))]
         output = self._model(latents, tokens, ANY_TIMESTEP)
-        return self.loss_scale.scaled(mx.mean(row_errors(self._rows, output, index)), scaling)
+        return mx.mean(row_errors(self._rows, output, index)) * scaling[0]
 
     def iterate(self, state: State) -> None:
         """One step: advances `state`."""
@@ -189,7 +189,7 @@ class Tuner:
                 if not math.isfinite(point["held_out"]):
                     raise Diverged(
                         f"After {done} steps its error on held-out rows is no finite number",
-                        "Take a smaller learning rate, or set model.dtype to float32 or bfloat16",
+                        f"{SMALLER_RATE}, or set model.dtype to float32 or bfloat16",
                     )
             state.history.append(point)
             state.pending = []
