@@ -24,7 +24,7 @@ from ditquant.weights.grids import Scales, steps_of  # noqa: E402
 from ditquant.weights.loss_scale import start_scale  # noqa: E402
 from ditquant.weights.reconstruct import BlockProblem  # noqa: E402
 from ditquant.weights.rounding import GAMMA, ZETA, hard_codes, start_alpha  # noqa: E402
-from ditquant.weights.rounding_kernels import ADAM_DECAY, ADAM_EPSILON  # noqa: E402
+from ditquant.weights.rounding import ADAM_DECAY, ADAM_EPSILON  # noqa: E402
 
 
 def starts(problem: BlockProblem) -> list[mx.array]:

@@ -53,10 +53,10 @@ def check_recipe(key: str, recipe: Recipe, linears: Linears, model: str) -> None
             )
         grid = grids[name]
         if grid is not None and grid.storage_size(inputs) is None:
+            sizes = ", ".join(map(str, grid.storage_sizes))
             raise UserError(
-                f"{key}.group_size: {name} of {model} has {inputs} inputs, which groups of "
-                f"{', '.join(map(str, grid.storage_sizes))} do not divide: {_dividing(inputs)}, or leave the "
-                "linear alone with layers."
+                f"{key}.group_size: {name} of {model} has {inputs} inputs, which groups of {sizes} "
+                f"do not divide: {_dividing(inputs)}, or leave the linear alone with layers."
             )
 
 

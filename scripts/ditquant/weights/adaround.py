@@ -17,7 +17,7 @@ rounding (TaQ-DiT, arXiv 2411.14172; `lsq`).
 State is float32 whatever the model's dtype; float16's gradients are scaled (`loss_scale`). They are
 taken by automatic differentiation down to the weights (`block_gradients`), and from there to alpha
 by the closed forms in `rounding`. What an iteration does to each weight is compiled
-(`rounding_kernels`); the block's own passes stay uncompiled, because compiling them as one graph
+(`rounding`); the block's own passes stay uncompiled, because compiling them as one graph
 takes minutes on CUDA. The host runs one backward pass ahead of the device, since what it has
 ordered occupies memory, and reads nothing back but for the history.
 """
@@ -40,8 +40,16 @@ from .learning import Resume, State
 from .loss_scale import LossScale
 from .lsq import Joint, dropped
 from .reconstruct import BlockProblem, dealt_rows, stream_errors, weights_restored
-from .rounding import bits_of, hard_codes, is_binary, start_alpha
-from .rounding_kernels import advance, advance_where, softening, stored_line
+from .rounding import (
+    advance,
+    advance_where,
+    bits_of,
+    hard_codes,
+    is_binary,
+    softening,
+    start_alpha,
+    stored_line,
+)
 
 _BETA_START, _BETA_END = 20, 2
 _HISTORY_POINTS = 50

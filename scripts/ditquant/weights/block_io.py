@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..artifacts import load_metadata, load_tensors
 from ..backend import mx, nn
 from ..finite import check_finite
@@ -171,6 +173,12 @@ def read_block(
 def _row_sigmas(image: Mapping[str, mx.array]) -> mx.array:
     sigmas = image["sigmas"].astype(mx.float32)
     return mx.repeat(sigmas, image["modulation"].shape[0] // sigmas.size)
+
+
+def in_parts(rows: np.ndarray, size: int = 16) -> Iterator[np.ndarray]:
+    """Some rows at a time, to bound the memory."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def run_block(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from ..backend import are_finite, mx
 from .divergence import SMALLER_RATE, Diverged
-from .rounding_kernels import ADAM_DECAY
+from .rounding import ADAM_DECAY
 
 # Room for loud channels: where there are none S doubles as far as it can, and gradients of a small
 # block are exact enough from S = 1 to 2^20.

@@ -40,13 +40,14 @@ from ..network.calibration import Trajectory
 from ..planning.recipes import Recipe, Tuning
 from . import learning
 from .block_gradients import cheap_gradients
+from .block_io import in_parts
 from .divergence import SMALLER_RATE, Diverged, check_error, check_finite
 from .grids import Packed, dequantize
 from .learning import Resume, State
 from .loss_scale import LossScale, where_taken
 from .other_linears import quantize_other_linears
 from .reconstruct import dealt_rows, split_rows
-from .rounding_kernels import adam_step
+from .rounding import adam_step
 from .tuned_grids import TunedGrid, stored_grid, tuned_grid, tuned_weight
 from .velocity_rows import ROWS_AT_ONCE, VelocityRows, enter, row_errors, velocity_rows
 
@@ -215,8 +216,7 @@ class Tuner:
             for grid in grids:
                 grid.linear.module.weight = dequantize(packed[grid.linear.name], dtype)
         total = 0.0
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
+        for part in in_parts(rows, ROWS_AT_ONCE):
             output = self._model(*enter(self._model, self._rows, part), ANY_TIMESTEP)
             total += mx.sum(row_errors(self._rows, output, mx.array(part))).item()
         return total / len(rows)

@@ -23,7 +23,7 @@ from ..network.blocks import ANY_TIMESTEP
 from ..network.calibration import Trajectory
 from ..network.sampling import modulate, modulation_inputs
 from ..progress import ticking
-from .block_io import cached_steps
+from .block_io import cached_steps, in_parts
 
 ROWS_AT_ONCE = 8
 
@@ -110,8 +110,7 @@ def velocity_rows(
     )
     parts = []
     with ticking("full-precision velocities", count * images) as tick:
-        for start in range(0, count * images, ROWS_AT_ONCE):
-            index = np.arange(start, min(start + ROWS_AT_ONCE, count * images))
+        for index in in_parts(np.arange(count * images), ROWS_AT_ONCE):
             parts.append(guided(rows, model(*enter(model, rows, index), ANY_TIMESTEP)))
             seen = sorted({f"{image:04d}" for image in rows.image_of[index]})
             check_finite({"the full-precision velocity": parts[-1]}, f"of image {', '.join(seen)}")
