@@ -21,13 +21,14 @@ TARGET ?=
 
 REPORT := results/demo/report/index.html
 
-.PHONY: help setup demo run real-size test faults lint format lock clean-env
+.PHONY: help setup demo run real-size tables test faults lint format lock clean-env
 
 help:
 	@echo 'make demo       set-up, then the whole pipeline on the embedded model; ends with the path of the report'
 	@echo 'make run        set-up, then Snakemake with CONFIGFILE=config/sd3-medium.yaml, TARGET=report, SNAKEMAKE_ARGS=-n'
 	@echo 'make test       set-up, then every check and test'
 	@echo 'make real-size  set-up, then the workflow on a random model of the size of SD3-medium (needs a GPU)'
+	@echo 'make tables     set-up, then the tables of the documents, rendered from the records of benchmarks'
 	@echo 'make faults     set-up, then kills, power cuts, damaged files and bad input, and what came of them'
 	@echo 'make setup      only the set-up of $(VENV); EXTRA=cuda13 for an NVIDIA GPU on Linux, PYTHON=... to choose'
 	@echo 'make lint       only the checks: ruff, mypy, snakemake --lint, snakefmt'
@@ -53,9 +54,13 @@ run: setup
 	@test -z '$(CONFIGFILE)' || PYTHONPATH=scripts $(BIN)/python -m ditquant.planning.config_files '$(CONFIGFILE)'
 	@$(BIN)/python -m snakemake $(if $(CONFIGFILE),--configfile '$(CONFIGFILE)') $(SNAKEMAKE_ARGS) -- $(TARGET)
 
-# With a GPU, 25 GB of disk and no network; its figures go to benchmarks/results/real_size.md.
+# With a GPU, 25 GB of disk and no network; its record is benchmarks/results/real_size.json.
 real-size: setup
 	@$(BIN)/python benchmarks/real_size.py $(if $(SNAKEMAKE_ARGS),--snakemake='$(SNAKEMAKE_ARGS)')
+
+# Tables of the documents out of the records, and figures of the text that no record has.
+tables: setup
+	@$(BIN)/python benchmarks/render.py
 
 # A failed check does not hide the tests' result, and the summary of pytest comes last.
 test: setup

@@ -1,7 +1,7 @@
 """What simulated activation quantization costs: a sampler's step with it over one without.
 
     .venv/bin/python benchmarks/activation_time.py [--size sd3-medium]
-        [--json benchmarks/results/activation_time.json]
+        [--json benchmarks/results/activation_time.json --section sd3-medium]
 
 A step is what each step of the sampler does: the numbers of its sigma are selected, the modulation
 is computed, and the network runs on a guided pair. Sizes: `demo` is the embedded model, and
@@ -10,34 +10,34 @@ are full precision, so every second that is added is the simulation's. Steps wit
 alternate, so that a machine that is slower for a while is so for both. Numbers are those of a
 calibration at every second of 50 steps. Of each granularity:
 
-    first_picture       mean over the 28 steps of a process's first picture, with the seconds of
-                        making numbers, which a process does once: for all sigmas, at each sigma
-                        group, at each measured sigma or, for polynomials, at every step
-    numbers_seconds     of making all numbers of a first picture, by itself
-    ratio               of the medians over later steps, where numbers are those of the first
-                        picture
-    ratio_of_fastest    what is left where a host is sometimes slow
-    differing           values that the backend's own kernel rounds unlike the portable one
+    plain_ms, simulated_ms   medians over later steps, where numbers are those of the first picture
+    ratio, ratio_of_fastest  of these medians, and what is left where a host is sometimes slow
+    first_ratio              of the means over the 28 steps of a process's first picture, with the
+                             time of making numbers, which a process does once: for all sigmas, at
+                             each sigma group, at each measured sigma or, for polynomials, at every
+                             step
+    numbers_ms               of making all numbers of a first picture, by itself
+    differing                values that the backend's own kernel rounds unlike the portable one
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forward_time import SIZES, build, random_inputs  # puts ditquant on the path
+from forward_time import SIZES, build, random_inputs
+from records import machine, save_section
 
 from ditquant.activations.fake_quantization import PortableQuantizer, quantizer_of
 from ditquant.activations.quant_config import LayerConfig, QuantConfig
 from ditquant.activations.sigma_lookup import SigmaLookup
 from ditquant.activations.simulate import Simulation
 from ditquant.activations.single_tier import DYNAMIC
-from ditquant.backend import describe_device, is_accelerated, mx, nn
+from ditquant.backend import is_accelerated, mx, nn
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import ANY_TIMESTEP, all_linears, tapped
@@ -138,14 +138,12 @@ def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> 
     plain, quantized = map(statistics.median, later)
     fastest = [min(times) for times in later]
     return {
-        "numbers_seconds": numbers,
-        "first_picture_plain_seconds": first[0],
-        "first_picture_simulated_seconds": first[1],
-        "plain_seconds": plain,
-        "simulated_seconds": quantized,
-        "first_picture": first[1] / first[0],
+        "plain_ms": 1e3 * plain,
+        "simulated_ms": 1e3 * quantized,
         "ratio": quantized / plain,
         "ratio_of_fastest": fastest[1] / fastest[0],
+        "first_ratio": first[1] / first[0],
+        "numbers_ms": 1e3 * numbers,
     }
 
 
@@ -169,51 +167,42 @@ def differing(model: nn.Module, config: QuantConfig, dtype: mx.Dtype) -> int:
     return int(count)
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description="The cost of simulated activations.")
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", choices=["demo", *SIZES], default="demo")
     parser.add_argument("--depth", type=int, help="blocks, instead of the size's own")
     parser.add_argument("--dtype", choices=DTYPES, help="float16; float32 on a CPU")
     parser.add_argument("--repeat", type=int, default=28, help="pairs of later steps")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, help="the record")
+    parser.add_argument("--section", help="of the record; the size")
     options = parser.parse_args(arguments)
     dtype = options.dtype or ("float16" if is_accelerated() else "float32")
     if options.size == "demo" and options.depth:
         parser.error("--depth is for models of random weights")
     if options.size == "demo":
-        model = load_mmdit(read_spec("demo"), DTYPES[dtype])
-        inputs = random_inputs(DEMO, DTYPES[dtype])
+        model, size = load_mmdit(read_spec("demo"), DTYPES[dtype]), DEMO
     else:
         size = SIZES[options.size] | ({"depth": options.depth} if options.depth else {})
         model = build("full", size, DTYPES[dtype])
-        inputs = random_inputs(size, DTYPES[dtype])
-    depth = f" ({options.depth} blocks)" if options.depth else ""
-    print(f"{describe_device()}; {options.size}{depth}, {dtype}, a guided pair")
+    inputs = random_inputs(size, DTYPES[dtype])
+    print(f"{machine()}; {options.size}, {dtype}, a guided pair")
     rows = {}
     for name, (granularity, group) in CONFIGS.items():
         config = configuration(model, granularity, group)
         rows[name] = measure(model, inputs, config, options.repeat)
         rows[name]["differing"] = differing(model, config, DTYPES[dtype])
-        plain, quantized = rows[name]["plain_seconds"], rows[name]["simulated_seconds"]
-        print(
-            f"{name:28} {plain * 1e3:8.2f} ms without {quantized * 1e3:8.2f} ms with "
-            f"{rows[name]['ratio']:6.3f} x (fastest {rows[name]['ratio_of_fastest']:6.3f}, "
-            f"first picture {rows[name]['first_picture']:6.3f}), "
-            f"{rows[name]['numbers_seconds'] * 1e3:.1f} ms for its numbers, "
-            f"{rows[name]['differing']} values differ",
-            flush=True,
-        )
-    record = {
-        "device": describe_device(),
-        "size": options.size,
-        "depth": options.depth,
-        "dtype": dtype,
-        "repeat": options.repeat,
-        "rows": rows,
-    }
+        print(f"{name:28} " + ", ".join(f"{k} {v:.3g}" for k, v in rows[name].items()), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    return record
+        depth = f" --depth {options.depth}" if options.depth else ""
+        save_section(
+            options.json,
+            options.section or options.size,
+            rows,
+            command=f"benchmarks/activation_time.py --size {options.size}{depth} "
+            f"--repeat {options.repeat}",
+            machine=f"{machine()}, {dtype}",
+        )
+    return rows
 
 
 if __name__ == "__main__":

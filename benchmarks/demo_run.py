@@ -1,121 +1,79 @@
-r"""What a run of the demo shows and what it takes, from the files that the run left.
+"""What a run of the demo shows and what it takes, from the files that the run left.
 
     make demo
-    .venv/bin/python benchmarks/demo_run.py --wall-seconds 420 \
-        --output benchmarks/results/demo_run.md
+    .venv/bin/python benchmarks/demo_run.py --wall-seconds 369
 
-Prints the errors of each recipe's blocks against round-to-nearest, the table of the evaluation with
-the ratios that the project promises, and the seconds of every stage. The wall time of `make demo`
-is not in the run's files: give what `time` printed, without the set-up.
+Writes the sections `run`, `blocks` (learned rounding against rounding to nearest), `variants` and
+`stages` of benchmarks/results/demo_run.json. The wall time of `make demo` is not in the run's
+files: give what `time` printed, without the set-up.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from datetime import date
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))
+from evaluation import variant_rows
+from records import RESULTS, ROOT, machine, save_section
 
-from ditquant.artifacts import read_json, write_text  # noqa: E402
-from ditquant.backend import describe_device  # noqa: E402
-from ditquant.evaluation.table import read_summary  # noqa: E402
-from ditquant.report.report_data import stage_times  # noqa: E402
-from ditquant.weights.divergence import kept_text  # noqa: E402
+from ditquant.artifacts import read_json
+from ditquant.report.report_data import stage_times
+
+RECIPE = "adaround"
+# What the project promises of these: their errors over those of another variant.
+BASELINES = {"adaround-a8": "adaround-weights", "adaround-multitier": "adaround-weights"}
 
 
-def block_lines(run: Path, recipe: str) -> list[str]:
-    """A row a block: held-out hard errors, ratio, share binarised, what was kept."""
-    lines = [
-        "| block | RTN | result | ratio | binarised | kept |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+def blocks(run: Path, recipe: str) -> dict[str, dict[str, Any]]:
+    """A row a block: errors on held-out images in units of the block's update, and their ratio."""
+    rows = {}
     for path in sorted((run / "weights" / recipe / "blocks").glob("*.json")):
         document = read_json(path, "ditquant.block_result")
         rtn = document["hard_error"]["rtn"]["held_out"]
-        result = document["kept_error"]["held_out"]
-        share = document["binary_share"] or 0.0
-        lines.append(
-            f"| {document['block']} | {rtn:.5f} | {result:.5f} | {result / rtn:.2f} "
-            f"| {share:.2%} | {kept_text(document)} |"
-        )
-    return lines
+        kept = document["kept_error"]["held_out"]
+        rows[document["block"]] = {
+            "rtn": rtn,
+            "result": kept,
+            "ratio": kept / rtn,
+            "binary": document["binary_share"],
+            "kept": document["kept"],
+        }
+    return rows
 
 
-def evaluation_lines(run: Path) -> list[str]:
-    """The evaluation's table, and each variant's errors against what it is built on."""
-    rows = {row["variant"]: row for row in read_summary(run / "evaluation" / "summary.csv")}
-    captions = int(rows["full"]["captions"])
-    lines = [
-        f"{captions} held-out captions, 28 steps, guidance 4.",
-        "",
-        "| variant | latent error, median | mean | PSNR, median | velocity error | judge |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, row in rows.items():
-        judge = "" if row["judge_accuracy"] is None else f"{row['judge_accuracy']:.0%}"
-        lines.append(
-            f"| {name} | {row['latent_relative_error_median']:.3g} "
-            f"| {row['latent_relative_error_mean']:.3g} | {row['psnr_median']:.1f} dB "
-            f"| {row['velocity_error_mean']:.3g} | {judge} |"
-        )
-    lines += ["", "| ratio | median | mean |", "| --- | --- | --- |"]
-    for name, base in (
-        ("adaround-weights", "rtn-weights"),
-        ("adaround-a8", "adaround-weights"),
-        ("adaround-multitier", "adaround-weights"),
-    ):
+def variants(run: Path) -> dict[str, dict[str, Any]]:
+    """A row a variant; those of `BASELINES` against what they are built on."""
+    rows = variant_rows(run, None)
+    for name, base in BASELINES.items():
         if name in rows and base in rows:
-            ratios = [
-                rows[name][column] / rows[base][column]
-                for column in ("latent_relative_error_median", "latent_relative_error_mean")
-            ]
-            lines.append(f"| {name} / {base} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
-    return lines
+            rows[name] = variant_rows(run, base)[name]
+    return rows
 
 
-def stage_lines(run: Path) -> list[str]:
+def stages(run: Path) -> dict[str, dict[str, Any]]:
     """Jobs and seconds of every stage; jobs of several stages run beside each other."""
-    lines = ["| stage | jobs | seconds together | longest |", "| --- | --- | --- | --- |"]
-    for stage in stage_times(run / "benchmarks"):
-        seconds = f"{stage['seconds']:.0f} | {stage['longest']:.0f}"
-        lines.append(f"| {stage['rule']} | {stage['jobs']} | {seconds} |")
-    return lines
+    return {
+        stage["rule"]: {name: stage[name] for name in ("jobs", "seconds", "longest")}
+        for stage in stage_times(run / "benchmarks")
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, default=ROOT / "results" / "demo")
     parser.add_argument("--wall-seconds", type=float, required=True)
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    lines = [
-        "# A run of the demo",
-        "",
-        f"`make demo`, then `benchmarks/demo_run.py`, on {date.today()}; {describe_device()}, "
-        f"{os.cpu_count()} cores. **{arguments.wall_seconds:.0f} s** after the set-up.",
-        "",
-        "## Blocks: `adaround` against round-to-nearest",
-        "",
-        "Hard output error on a held-out image, in units of the block's update energy.",
-        "",
-        *block_lines(arguments.run, "adaround"),
-        "",
-        "## Captions",
-        "",
-        *evaluation_lines(arguments.run),
-        "",
-        "## Stages",
-        "",
-        *stage_lines(arguments.run),
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.output:
-        write_text(arguments.output, text)
+    parser.add_argument("--json", type=Path, default=RESULTS / "demo_run.json")
+    options = parser.parse_args(arguments)
+    sections = {
+        "run": {"demo": {"seconds": options.wall_seconds}},
+        "blocks": blocks(options.run, RECIPE),
+        "variants": variants(options.run),
+        "stages": stages(options.run),
+    }
+    command = f"make demo; benchmarks/demo_run.py --wall-seconds {options.wall_seconds:g}"
+    for name, rows in sections.items():
+        save_section(options.json, name, rows, command=command, machine=machine())
 
 
 if __name__ == "__main__":

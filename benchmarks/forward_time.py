@@ -13,8 +13,6 @@ pixels: 2 rows of 1,024 image and 154 text tokens. Attention and MLP have 4 bits
     kernel       our layers, always `mx.quantized_matmul`, on joined rows
     table        our layers, the faster way by `KERNEL_ROWS`
     together     the same, all layers of a block unpacked at once: what the workflow runs
-    compiled     unpacked by shifts that `mx.compile` fuses, instead of `mx.dequantize`
-    cuda-kernel  unpacked by a kernel that writes a whole word's values at once (CUDA only)
     rotated      `together` with inputs that are rotated, by 64 channels
 
 `forward` is the network alone, `step` also computes the modulation from the time step, as each step
@@ -28,42 +26,30 @@ import argparse
 import dataclasses
 import gc
 import importlib
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten
+from records import machine, save_section
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))
-
-from ditquant.backend import (  # noqa: E402
-    backend_name,
-    describe_device,
-    import_diffusionkit,
-    is_accelerated,
-    mx,
-    nn,
-)
-from ditquant.checkpoints import quantized  # noqa: E402
-from ditquant.checkpoints.packed_blocks import blocks_unpacked  # noqa: E402
-from ditquant.models.load import DTYPES  # noqa: E402
-from ditquant.network.blocks import (  # noqa: E402
+from ditquant.backend import import_diffusionkit, is_accelerated, mx, nn
+from ditquant.checkpoints import quantized
+from ditquant.checkpoints.packed_blocks import blocks_unpacked
+from ditquant.models.load import DTYPES
+from ditquant.network.blocks import (
     ANY_TIMESTEP,
     all_linears,
     other_linears,
     rotation_of,
     set_linear,
 )
-from ditquant.network.sampling import modulate, modulation_inputs  # noqa: E402
-from ditquant.weights.grids import Packed  # noqa: E402
-from ditquant.weights.rotation import mark_rotated  # noqa: E402
+from ditquant.network.sampling import modulate, modulation_inputs
+from ditquant.weights.grids import Packed
+from ditquant.weights.rotation import mark_rotated
 
 GROUP_SIZE, BLOCK_BITS, OTHER_BITS = 64, 4, 8
 # Widths of the model, and the inputs of a forward pass.
@@ -79,99 +65,12 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-# --------------------------------------------------------------------- candidates for unpacking
-
-
-@cache
-def _shifting(bits: int) -> Callable[[mx.array, mx.array, mx.array], mx.array]:
-    shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
-
-    @mx.compile
-    def unpack(weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
-        words = weight.reshape(*scales.shape, -1, 1)
-        codes = ((words >> shifts) & (2**bits - 1)).astype(scales.dtype)
-        return codes * scales[..., None, None] + biases[..., None, None]
-
-    return unpack
-
-
-def compiled_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
-    """Shifts, mask, product and sum as one fused elementwise kernel."""
-    values = _shifting(packed.bits)(packed.weight, packed.scales, packed.biases)
-    weight = values.reshape(packed.weight.shape[0], -1).astype(x.dtype)
-    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
-
-
-# One thread a word of 32 bits, which writes its values at once (16 bytes at 4 bits in float16);
-# MLX's kernel has a thread for each byte.
-_UNPACK = """
-    struct alignas(sizeof(T) * PER_WORD) Values { T value[PER_WORD]; };
-    const unsigned long long i = cooperative_groups::this_grid().thread_rank();
-    if (i < WORDS) {
-        const float scale = static_cast<float>(scales[i / WORDS_PER_GROUP]);
-        const float bias = static_cast<float>(biases[i / WORDS_PER_GROUP]);
-        const unsigned int word = weight[i];
-        Values values;
-        #pragma unroll
-        for (int j = 0; j < PER_WORD; j++) {
-            const unsigned int code = (word >> (j * BITS)) & ((1u << BITS) - 1u);
-            values.value[j] = static_cast<T>(static_cast<float>(code) * scale + bias);
-        }
-        reinterpret_cast<Values*>(out)[i] = values;
-    }
-"""
-
-
-@cache
-def _cuda_unpack() -> Any:
-    return mx.fast.cuda_kernel(
-        name="ditquant_unpack",
-        input_names=["weight", "scales", "biases"],
-        output_names=["out"],
-        source=_UNPACK,
-    )
-
-
-def cuda_product(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
-    """Unpacked by the kernel above into the dtype of x, then multiplied."""
-    per_word = 32 // packed.bits
-    rows, words = packed.weight.shape
-    template = [
-        ("T", x.dtype),
-        ("BITS", packed.bits),
-        ("PER_WORD", per_word),
-        ("WORDS", rows * words),
-        ("WORDS_PER_GROUP", packed.group_size // per_word),
-    ]
-    (weight,) = _cuda_unpack()(
-        inputs=[packed.weight, packed.scales, packed.biases],
-        template=template,
-        grid=(rows * words, 1, 1),
-        threadgroup=(256, 1, 1),
-        output_shapes=[(rows, words * per_word)],
-        output_dtypes=[x.dtype],
-    )
-    return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
-
-
-def for_many_rows(product: quantized.Product) -> quantized.Product:
-    """`product` where the table says that unpacking is faster, else the kernel."""
-
-    def choose(x: mx.array, packed: Packed, bias: mx.array | None) -> mx.array:
-        way = quantized.kernel_product if quantized.takes_kernel(x) else product
-        return way(x, packed, bias)
-
-    return choose
-
-
 # Variant -> how its packed layers multiply.
 PACKED: dict[str, quantized.Product] = {
     "dequantize": quantized.dequantized_product,
     "kernel": quantized.kernel_product,
     "table": quantized.packed_product,
     "together": quantized.packed_product,
-    "compiled": for_many_rows(compiled_product),
-    "cuda-kernel": for_many_rows(cuda_product),
 }
 # The layers of `together`, with rotated inputs.
 ROTATED = "rotated"
@@ -296,14 +195,14 @@ def measured(
 ) -> tuple[dict[str, Any], mx.array]:
     """See `measure`; `before`: bytes that were in use without the model."""
     mx.eval(step())
-    row = {"forward_seconds": seconds(forward, repeat), "step_seconds": seconds(step, repeat)}
+    row = {"forward_ms": 1e3 * seconds(forward, repeat), "step_ms": 1e3 * seconds(step, repeat)}
     gc.collect()
     mx.clear_cache()
-    row["active_bytes"] = mx.get_active_memory() - before
+    row["active_gb"] = (mx.get_active_memory() - before) / 1e9
     mx.reset_peak_memory()
     output = step().astype(mx.float32)
     mx.eval(output)
-    row["peak_bytes"] = mx.get_peak_memory() - before
+    row["peak_gb"] = (mx.get_peak_memory() - before) / 1e9
     return row, output
 
 
@@ -315,10 +214,6 @@ def table(variants: list[str], size: dict[str, int], dtype: mx.Dtype, repeat: in
     """Variant -> its row; ratios are to `full`, differences to `dequantize`."""
     rows: dict[str, dict[str, Any]] = {}
     reference = None
-    print(
-        f"{'variant':12} {'forward':>10} {'ratio':>6} {'step':>10} {'ratio':>6} "
-        f"{'active':>9} {'ratio':>6} {'peak':>9} {'difference':>10}"
-    )
     for variant in variants:
         try:
             row, output = measure(variant, size, dtype, repeat)
@@ -327,62 +222,40 @@ def table(variants: list[str], size: dict[str, int], dtype: mx.Dtype, repeat: in
             continue
         rows[variant] = row
         if "full" in rows:
-            for name in ("forward_seconds", "step_seconds", "active_bytes"):
-                row[f"{name}_ratio"] = row[name] / rows["full"][name]
+            for name, of in (("forward", "ms"), ("step", "ms"), ("active", "gb")):
+                row[f"{name}_ratio"] = row[f"{name}_{of}"] / rows["full"][f"{name}_{of}"]
         if variant == "dequantize":
             reference = output
         if variant in PACKED and reference is not None:
             row["difference"] = relative_difference(output, reference)
-        print(line(variant, row), flush=True)
+        print(f"{variant:12} " + ", ".join(f"{name} {row[name]:.3g}" for name in row), flush=True)
     return rows
 
 
-def line(variant: str, row: dict[str, Any]) -> str:
-    """A row of the table; what could not be compared stays empty."""
-    cells = [f"{variant:12}"]
-    for name, factor, unit in (
-        ("forward_seconds", 1e3, "7.2f ms"),
-        ("step_seconds", 1e3, "7.2f ms"),
-        ("active_bytes", 1e-9, "6.3f GB"),
-    ):
-        number, _, symbol = unit.partition(" ")
-        ratio = row.get(f"{name}_ratio")
-        cells += [
-            f"{row[name] * factor:{number}} {symbol}",
-            " " * 6 if ratio is None else f"{ratio:6.3f}",
-        ]
-    cells.append(f"{row['peak_bytes'] / 1e9:6.3f} GB")
-    if "difference" in row:
-        cells.append(f"{row['difference']:10.1e}")
-    return " ".join(cells)
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description="Seconds and bytes of a forward pass.")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=None)
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--size", choices=SIZES, default="sd3-medium")
     parser.add_argument("--depth", type=int, help="blocks, instead of the size's own")
     parser.add_argument("--dtype", choices=DTYPES, help="float16; float32 on a CPU")
     parser.add_argument("--repeat", type=int, default=10, help="calls; the median counts")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--json", type=Path, help="the record")
+    parser.add_argument("--section", default="packed", help="of the record")
     options = parser.parse_args(arguments)
 
-    usual = [name for name in VARIANTS if name != "cuda-kernel" or backend_name() == "cuda"]
     dtype = options.dtype or ("float16" if is_accelerated() else "float32")
     size = {**SIZES[options.size], **({"depth": options.depth} if options.depth else {})}
-    started = time.perf_counter()
-    print(describe_device())
-    print(f"{options.size}, {size['depth']} blocks, {dtype}")
-    record: dict[str, Any] = {
-        "device": describe_device(),
-        "size": {"name": options.size, **size},
-        "dtype": dtype,
-        "variants": table(options.variants or usual, size, DTYPES[dtype], options.repeat),
-    }
-    print(f"{time.perf_counter() - started:.0f} s")
+    print(f"{machine()}; {options.size}, {size['depth']} blocks, {dtype}")
+    rows = table(options.variants, size, DTYPES[dtype], options.repeat)
     if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    return record
+        command = (
+            f"benchmarks/forward_time.py --size {options.size} --repeat {options.repeat} "
+            f"--variants {' '.join(options.variants)}"
+        )
+        save_section(
+            options.json, options.section, rows, command=command, machine=f"{machine()}, {dtype}"
+        )
+    return rows
 
 
 if __name__ == "__main__":

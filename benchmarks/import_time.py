@@ -1,8 +1,8 @@
 """Seconds that imports cost each kind of job, in fresh processes.
 
-    .venv/bin/python benchmarks/import_time.py [--repeat 3] [--json benchmarks/import_time.json]
+    .venv/bin/python benchmarks/import_time.py [--json benchmarks/results/import_time.json]
 
-For every script of the workflow its import statements alone are run; the lines above them show what
+For every script of the workflow its import statements alone are run; the rows `kind: ...` show what
 the kinds of job pay for their libraries. The interpreter's own start is taken off. The aim is 1.5 s
 where no text encoder is needed.
 """
@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+from records import ROOT, machine, save_section
+
+SCRIPTS = ROOT / "scripts"
 DIFFUSIONKIT = "from ditquant.backend import import_diffusionkit; import_diffusionkit()"
 KINDS = {
     "kind: mlx": DIFFUSIONKIT,
@@ -47,22 +48,22 @@ def seconds(code: str, repeat: int) -> float:
     return min(times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Seconds that imports cost each kind of job.")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="runs of each; the shortest counts")
-    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    options = parser.parse_args()
-
+    parser.add_argument("--only", default="*", help="pattern of rows to measure")
+    parser.add_argument("--json", type=Path, help="the record")
+    options = parser.parse_args(arguments)
     codes = {**KINDS, **{path.name: import_statements(path) for path in SCRIPTS.glob("*.py")}}
     start = seconds("pass", options.repeat)
-    costs = {}
+    rows = {}
     for name, code in codes.items():
-        costs[name] = round(seconds(code, options.repeat) - start, 2)
-        print(f"{costs[name]:6.2f} s  {name}", flush=True)
+        if fnmatchcase(name, options.only):
+            rows[name] = {"seconds": round(seconds(code, options.repeat) - start, 2)}
+            print(f"{rows[name]['seconds']:6.2f} s  {name}", flush=True)
     if options.json:
-        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
-        record = {"machine": machine, "python": platform.python_version(), "seconds": costs}
-        options.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        command = "benchmarks/import_time.py"
+        save_section(options.json, "scripts", rows, command=command, machine=machine())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
+from ditquant.weights.recipes import quantize_block, recipe_grid  # noqa: E402
+
 from ditquant import metrics  # noqa: E402
 from ditquant.activations.input_statistics import Statistics  # noqa: E402
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors  # noqa: E402
@@ -48,7 +50,6 @@ from ditquant.weights.block_io import (  # noqa: E402
 from ditquant.weights.grids import Packed, dequantize  # noqa: E402
 from ditquant.weights.other_linears import quantize_other_linears  # noqa: E402
 from ditquant.weights.prefix import streams_after  # noqa: E402
-from ditquant.weights.recipes import quantize_block, recipe_grid  # noqa: E402
 from ditquant.weights.reconstruct import block_problem  # noqa: E402
 from ditquant.weights.rotation import rotate  # noqa: E402
 from ditquant.weights.tuning import tune_recipe  # noqa: E402

@@ -8,8 +8,8 @@ run       runs the workflow on it: `config/sd3-medium.yaml` with `config/real-si
           to the report and both exports
 blocks    compares the blocks' errors by four recipes in float16 and float32
           (`real_size_blocks.py`)
-record    writes what all that took and found to benchmarks/results/real_size.json and .md
-          (`real_size_record.py`, `real_size_page.py`)
+record    writes what all that took and found to benchmarks/results/real_size.json
+          (`real_size_record.py`), and `make tables` renders it
 
 Needs an accelerator and 25 GB of disk below results/. Stopped at any moment, the same command goes
 on; a finished run is not made again.
@@ -24,13 +24,11 @@ import shlex
 import subprocess
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from in_process import ROOT, device, read_configuration
-from real_size_page import write_page
 from real_size_record import CONFIGURATIONS, NOTES, gather
+from records import RESULTS, ROOT, machine, read_configuration, save_section
 
 from ditquant.backend import is_accelerated
 
@@ -43,29 +41,15 @@ def environment(hub: Path) -> dict[str, str]:
     return {**os.environ, "HF_HUB_CACHE": str(hub.resolve()), "HF_HUB_OFFLINE": "1"}
 
 
-def note_run(path: Path, seconds: float, commit: str) -> None:
+def note_run(path: Path, seconds: float) -> None:
     """Adds a call's seconds to what is known of the run: it may have been stopped on the way."""
     before: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     note = {
-        "date": str(date.today()),
-        "commit": commit,
-        "device": device(),
-        "cores": os.cpu_count(),
         "calls": before.get("calls", 0) + 1,
         "seconds": round(before.get("seconds", 0.0) + seconds, 1),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(note, indent=1) + "\n", "utf-8")
-
-
-def commit_of(folder: Path) -> str:
-    """Short hash of what is checked out; "unknown" outside a repository."""
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+    path.write_text(json.dumps(note) + "\n", "utf-8")
 
 
 def script(name: str, *arguments: str) -> int:
@@ -85,14 +69,14 @@ def run_workflow(files: list[str], run: Path, hub: Path, more: str) -> int:
     try:
         return subprocess.run(command, env=environment(hub), check=False).returncode
     finally:
-        note_run(run / NOTES / "run.json", time.monotonic() - began, commit_of(ROOT))
+        note_run(run / NOTES / "run.json", time.monotonic() - began)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("steps", nargs="*", metavar="step", help=f"of {', '.join(STEPS)}; all")
     parser.add_argument("--configfile", type=Path, nargs="+", default=CONFIGURATIONS)
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks/results/real_size.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "real_size.json")
     parser.add_argument("--snakemake", default="", metavar="WORDS", help="more for Snakemake")
     parser.add_argument("--cpu", action="store_true", help="also without an accelerator: days")
     options = parser.parse_args(arguments)
@@ -121,10 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
         if status:
             return status
     if "record" in steps:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        record = json.dumps(gather(run), indent=1)
-        options.json.write_text(record + "\n", "utf-8")
-        print(f"The record: {write_page(options.json)}", flush=True)
+        for name, rows in gather(run).items():
+            save_section(options.json, name, rows, command="make real-size", machine=machine())
+        print(f"The record: {options.json}; make tables renders it.", flush=True)
     return 0
 
 

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from in_process import device, read_configuration
 from real_size_record import CONFIGURATIONS
+from records import machine, read_configuration
 
 from ditquant.backend import mx, nn
 from ditquant.errors import UserError
@@ -40,7 +39,6 @@ from ditquant.weights.reconstruct import (
 )
 
 RECIPES = ("rtn", "gptq", "adaround", "best")
-KIND = "real_size_blocks"
 
 Row = dict[str, Any]
 
@@ -216,12 +214,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     recipes = {
         name: Recipe.from_params(config["recipes"][name]).of_block() for name in options.recipes
     }
-    document: dict[str, Any] = {
-        "kind": KIND, "device": device(), "images": len(files),
-        "recipes": {name: recipe.params() for name, recipe in recipes.items()},
-        "tf32": os.environ.get("MLX_ENABLE_TF32") != "0", "rows": [],
-    }  # fmt: skip
-    print(device(), flush=True)
+    document: dict[str, Any] = {"machine": machine(), "rows": []}
+    print(document["machine"], flush=True)
     for dtype in options.dtypes:
         for row in walk(model, files, dtype, recipes, blocks, config["seed"]):
             document["rows"].append(row)

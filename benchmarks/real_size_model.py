@@ -18,23 +18,20 @@ import dataclasses
 import importlib
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import records  # noqa: F401  (the library's place)
 from mlx.utils import tree_flatten
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))
-
-from demo_model.shapes import words  # noqa: E402
-from demo_model.vocabulary import write_vocabulary  # noqa: E402
-from ditquant.backend import import_diffusionkit, mx, nn  # noqa: E402
-from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file  # noqa: E402
-from ditquant.models.load import mmdit_config  # noqa: E402
-from ditquant.models.spec import PUBLISHED  # noqa: E402
+from demo_model.shapes import words
+from demo_model.vocabulary import write_vocabulary
+from ditquant.backend import import_diffusionkit, mx, nn
+from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
+from ditquant.models.load import mmdit_config
+from ditquant.models.spec import PUBLISHED
 
 NAME, FILE = "sd3-medium", "sd3_medium.safetensors"
 REVISION = "0" * 40

@@ -223,7 +223,7 @@ VALUES = (
            recipes={"x": {"rounding": "adaround", "group_size": 48}}),
     _value("an option that a rounding does not read", "recipes.x.clip: gptq does not read it;",
            recipes={"x": {"rounding": "gptq", "clip": True}}),
-    _value("an option of a tuning that is off", "recipes.x.tune_stride: rtn reads it only with tune",
+    _value("an option of a tuning that is off", "recipes.x.tune_stride: rtn reads it only with",
            recipes={"x": {"rounding": "rtn", "tune_stride": 3}}),
     _value("a boolean for a number", "seed: true is not a whole number.", seed=True),
     _value("a number for a boolean", "text.t5: 1 is not true or false.", text={"t5": 1}),

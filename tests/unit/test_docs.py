@@ -268,14 +268,6 @@ def test_files_named_in_code_exist(document):
             assert (ROOT / word).exists(), word
 
 
-def test_percentages_come_from_a_benchmark():
-    results = (ROOT / "benchmarks" / "results").glob("*.md")
-    measured = "\n".join(path.read_text("utf-8") for path in results)
-    stated = re.findall(r"[\d.]+ %", README)
-    assert stated
-    assert [number for number in stated if number not in measured] == []
-
-
 # ------------------------------------------------------------------------------- rule graph
 
 

@@ -1,10 +1,9 @@
-"""`make real-size`: the model that it writes, its driver, and the page of its record."""
+"""`make real-size`: the model that it writes, its driver, and its record."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,7 @@ def test_published_text_encoders_fill_what_the_model_reads(benchmark):
 
 
 def test_the_configuration_is_the_published_one_with_less_of_it(benchmark):
-    read = benchmark("in_process").read_configuration
+    read = benchmark("records").read_configuration
     files = benchmark("real_size_record").CONFIGURATIONS
     published, ours = read(files[:1]), read(files)
 
@@ -146,13 +145,13 @@ def test_a_step_that_fails_ends_the_rest(benchmark, monkeypatch, tmp_path):
 
 def test_seconds_of_a_run_that_was_stopped_are_added_up(benchmark, tmp_path):
     driver, note = benchmark("real_size"), tmp_path / "notes" / "run.json"
-    driver.note_run(note, 10.5, "abc1234")
-    driver.note_run(note, 5.5, "abc1234")
+    driver.note_run(note, 10.5)
+    driver.note_run(note, 5.5)
     found = json.loads(note.read_text())
     assert (found["calls"], found["seconds"]) == (2, 16.0)
 
 
-# -------------------------------------------------------------------------------------- the page
+# ------------------------------------------------------------------------------------ the record
 
 
 def row(block, recipe, dtype, ratio, rtn=0.01):
@@ -163,85 +162,40 @@ def row(block, recipe, dtype, ratio, rtn=0.01):
     }  # fmt: skip
 
 
-RECORD = {
-    "run": {"date": "2026-11-29", "seconds": 447.0},
-    "report": True,
-    "exports": ["diffusionkit-4bit.safetensors"],
-    "rules": [
-        {
-            "rule": "optimize_block adaround", "jobs": 24, "seconds_together": 288.0,
-            "longest": 13.25, "start": 1.5, "loading": 0.25, "compiling": 2.0, "work": 8.25,
-            "host_bytes": 2e9, "device_bytes": 5.5e9,
+ROWS = [
+    row("mm00", "rtn", "float16", 1.0, 0.0101),
+    row("mm00", "adaround", "float16", 0.515),
+    row("mm01", "adaround", "float16", 0.59),
+    row("mm00", "rtn", "float32", 1.0),
+    row("mm00", "adaround", "float32", 0.5),
+    {"block": "mm01", "recipe": "adaround", "dtype": "float32", "error": "diverged"},
+]
+
+
+def test_blocks_are_told_by_block(benchmark):
+    # Ratios of rtn would all be 1: its errors are told.
+    assert benchmark("real_size_record").by_block(ROWS) == {
+        "mm00": {
+            "rtn_float16": 0.0101, "adaround_float16": 0.515,
+            "rtn_float32": 0.01, "adaround_float32": 0.5,
         },
-        {
-            "rule": "render_report", "jobs": 1, "seconds_together": 2.0, "longest": 2.0,
-            "start": None, "loading": None, "compiling": None, "work": None,
-            "host_bytes": None, "device_bytes": None,
-        },
-    ],
-    "disk": [{"stage": "block_io", "files": 2, "bytes": 3_600_000_000}],
-    "learned": [
-        {
-            "recipe": "adaround", "block": "mm00", "kept": "adaround", "ratio": 0.5,
-            "binary_share": 0.97,
-        }
-    ],
-    "blocks": {
-        "devices": ["a GPU"],
-        "tf32": False,
-        "rows": [
-            row("mm00", "rtn", "float16", 1.0, 0.0101),
-            row("mm00", "adaround", "float16", 0.515),
-            row("mm01", "adaround", "float16", 0.59),
-            row("mm00", "rtn", "float32", 1.0),
-            row("mm00", "adaround", "float32", 0.5),
-        ],
-    },
-}  # fmt: skip
+        "mm01": {"adaround_float16": 0.59},
+    }  # fmt: skip
 
 
-def test_the_page_has_every_number(benchmark):
-    text = benchmark("real_size_page").render(RECORD)
-    lines = text.splitlines()
-    assert "* seconds: 447.0" in lines
-    assert (
-        "| optimize_block adaround | 24 | 288 | 13.2 | 1.5 | 0.2 | 2.0 | 8.2 | 2.00 | 5.50 |"
-        in lines
-    )
-    assert "| render_report | 1 | 2 | 2.0 |  |  |  |  |  |  |" in lines
-    assert "| `block_io` | 2 | 3.600 |" in lines
-    # Ratios of rtn would all be 1: its errors are shown.
-    assert "| mm00 | 0.01010 | 0.01000 | 1.00 | 0.515 | 0.500 | 3.00 |" in lines
-    assert "| mm01 |  |  |  | 0.590 |  |  |" in lines
-    assert "in full float32" in text
+def test_recipes_are_told_with_what_the_dtypes_differ(benchmark):
+    found = benchmark("real_size_record").by_recipe(ROWS)
+    assert found["rtn"]["largest_difference"] == pytest.approx(0.01)
+    adaround = found["adaround"]
+    assert adaround["failed"] == 1
+    assert (adaround["float16_blocks"], adaround["float32_blocks"]) == (2, 1)
+    assert adaround["float16_largest"] == 0.59
+    assert adaround["float16_median"] == pytest.approx(0.5525)
+    # Of the one block that has both.
+    assert adaround["largest_difference"] == pytest.approx(0.03)
+    assert adaround["mean_difference"] == pytest.approx(0.03)
 
 
-def test_promises_are_checked_on_what_was_measured(benchmark):
-    page = benchmark("real_size_page")
-    rtn, adaround = page.verdicts(RECORD)
-    assert rtn["compared"] == adaround["compared"] == 1
-    assert adaround["difference"] == pytest.approx(0.03)
-    assert adaround["mean"] == pytest.approx(0.03)
-    assert adaround["float16"] == {"blocks": 2, "median": pytest.approx(0.5525), "largest": 0.59}
-    text = "\n".join(page.promise_lines(RECORD))
-    assert "on every block, float16: kept (0.590 at most, 2 blocks)" in text
-    assert (
-        "`rtn`, float16 within 2 % of float32: kept (+1.00 % at most, +1.00 % on average, 1 blocks)"
-        in text
-    )
-    assert "`adaround`, float16 within 2 % of float32: **missed** (+3.00 % at most" in text
-    rows = [*RECORD["blocks"]["rows"], row("mm02", "adaround", "float16", 0.61)]
-    worse = {**RECORD, "blocks": {**RECORD["blocks"], "rows": rows}, "report": False}
-    text = "\n".join(page.promise_lines(worse))
-    assert "on every block, float16: **missed** (0.610 at most, 3 blocks)" in text
-    assert "**without a report**" in text
-
-
-def test_the_page_of_a_record_stands_beside_it(tmp_path):
-    path = tmp_path / "real_size.json"
-    path.write_text(json.dumps({**RECORD, "blocks": {**RECORD["blocks"], "rows": []}}))
-    command = [sys.executable, str(ROOT / "benchmarks" / "real_size_page.py"), str(path)]
-    subprocess.run(command, check=True, capture_output=True)
-    text = path.with_suffix(".md").read_text("utf-8")
-    assert text.startswith("# The whole workflow at the size of Stable Diffusion 3 medium\n")
-    assert "## Block errors" not in text
+def test_a_run_without_its_report_has_no_record(benchmark, tmp_path):
+    with pytest.raises(FileNotFoundError, match="did not end"):
+        benchmark("real_size_record").gather(tmp_path)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ditquant import job_times
+
 ROOT = Path(__file__).parents[2]
 FEW = {"recipes": {"best": {"iterations": 6, "batch_size": 4}}}
 
@@ -16,10 +18,9 @@ FEW = {"recipes": {"best": {"iterations": 6, "batch_size": 4}}}
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import real_size_blocks
-    import real_size_page
     import real_size_record
 
-    return real_size_blocks, real_size_record, real_size_page
+    return real_size_blocks, real_size_record
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_another_dtype_gives_nearly_the_same(scripts, walked):
 
 
 def test_a_recipe_that_fails_ends_no_other(scripts, walked, monkeypatch):
-    blocks, _, page = scripts
+    blocks, record = scripts
     quantize = blocks.quantize_block
 
     def refuse(problem, recipe, seed):
@@ -92,8 +93,7 @@ def test_a_recipe_that_fails_ends_no_other(scripts, walked, monkeypatch):
     assert told == [
         ("mm00", "best", "not finite"), ("mm00", "rtn", None), ("mm01", "rtn", None),
     ]  # fmt: skip
-    record = {"blocks": {"rows": rows}}
-    assert page.verdicts(record)[0]["failed"] == 1
+    assert record.by_recipe(rows)["best"]["failed"] == 1
 
 
 def test_what_does_not_exist_is_told(scripts, walked, tmp_path, capsys):
@@ -106,25 +106,23 @@ def test_what_does_not_exist_is_told(scripts, walked, tmp_path, capsys):
 
 
 def test_the_record_holds_every_job_and_byte(scripts, finished):
-    _, real_size_record, page = scripts
-    record = real_size_record.gather(finished.results)
-    rules = {row["rule"]: row for row in record["rules"]}
+    record = scripts[1].gather(finished.results)
+    rules = record["rules"]
     assert {"generate_calibration", "optimize_block rtn", "optimize_block adaround"} <= set(rules)
     jobs = list((finished.results / "benchmarks").rglob("*.tsv"))
     assert sum(row["jobs"] for row in rules.values()) == len(jobs)
     for name, row in rules.items():
-        parts = sum(row[part] for part in page.PARTS)
+        parts = sum(row[part] for part in job_times.PARTS)
         # Snakemake's clock starts before the process and stops after its end.
-        assert 0 < parts < row["seconds_together"] / row["jobs"], name
+        assert 0 < parts < row["seconds"] / row["jobs"], name
     assert rules["generate_calibration"]["loading"] > 0
-    assert rules["generate_calibration"]["device_bytes"] > 0
+    assert rules["generate_calibration"]["device_gb"] > 0
     files = [path for path in finished.results.rglob("*") if path.is_file()]
-    assert sum(row["files"] for row in record["disk"]) == len(files)
-    assert sum(row["bytes"] for row in record["disk"]) == sum(p.stat().st_size for p in files)
-    stages = {row["stage"] for row in record["disk"]}
-    assert {"block_io", "weights/rtn/blocks", "weights/adaround/model"} <= stages
-    assert record["report"]
-    assert [row["block"] for row in record["learned"]] == ["mm00", "mm01"]
-    text = page.render(record)
-    assert "The run ended with its report" in text
-    assert all(f"| {name} |" in text for name in rules)
+    whole = record["disk"].pop("all")
+    assert sum(row["files"] for row in record["disk"].values()) == len(files) == whole["files"]
+    size = sum(path.stat().st_size for path in files) / 1e9
+    assert sum(row["gb"] for row in record["disk"].values()) == pytest.approx(size)
+    assert {"block_io", "weights/rtn/blocks", "weights/adaround/model"} <= set(record["disk"])
+    assert record["learned"]["adaround"]["blocks"] == 2
+    assert record["run"]["all"]["disk_gb"] == pytest.approx(size)
+    assert "blocks" not in record  # nobody walked through them

@@ -1,36 +1,38 @@
-"""AdaRound on a block as it is commonly written; `iteration_time.py` measures it.
+"""AdaRound on a block as it is commonly written, which the fast one must equal.
 
 Sample by sample: in every iteration each sample of the batch is copied from the host, the quantized
 weights are computed anew from alpha, the loss is read back, and regulariser and Adam run operation
-by operation. The mathematics are those of `ditquant.adaround`: the same batches, units of the
+by operation. The mathematics are those of `weights.adaround`: the same batches, units of the
 error, regulariser, annealing and constants of Adam, hence the same result but for float rounding.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))
-
-from ditquant.backend import mx, to_numpy  # noqa: E402
-from ditquant.network.blocks import call_block, set_modulation  # noqa: E402
-from ditquant.weights import adaround  # noqa: E402
-from ditquant.weights.grids import Scales, steps_of  # noqa: E402
-from ditquant.weights.loss_scale import start_scale  # noqa: E402
-from ditquant.weights.reconstruct import BlockProblem  # noqa: E402
-from ditquant.weights.rounding import GAMMA, ZETA, hard_codes, start_alpha  # noqa: E402
-from ditquant.weights.rounding import ADAM_DECAY, ADAM_EPSILON  # noqa: E402
+from ditquant.backend import mx, to_numpy
+from ditquant.network.blocks import call_block, set_modulation
+from ditquant.planning.recipes import Learned
+from ditquant.weights import adaround
+from ditquant.weights.grids import Scales, fractional_codes
+from ditquant.weights.loss_scale import LossScale
+from ditquant.weights.reconstruct import BlockProblem
+from ditquant.weights.rounding import (
+    ADAM_DECAY,
+    ADAM_EPSILON,
+    GAMMA,
+    ZETA,
+    hard_codes,
+    start_alpha,
+)
 
 
 def starts(problem: BlockProblem) -> list[mx.array]:
     """W / scale + zero of each linear."""
     return [
-        steps_of(weight, scales)
+        fractional_codes(weight, scales)
         for weight, scales in zip(problem.weights, problem.scales, strict=True)
     ]
 
@@ -50,7 +52,7 @@ class PlainLoop:
     """The loop's state, and one iteration.
 
     Attributes:
-        problem, options: what is learned, and how.
+        problem, recipe: what is learned, and how.
         rtn_error: the unit of lambda.
         seed: of the batches.
         host: inputs, targets and modulation as numpy arrays, copied to the device when needed.
@@ -58,7 +60,7 @@ class PlainLoop:
     """
 
     problem: BlockProblem
-    options: adaround.Options
+    recipe: Learned
     rtn_error: float
     seed: int
     host: list[list[np.ndarray]]
@@ -96,17 +98,18 @@ class PlainLoop:
         problem = self.problem
         if problem.data.inputs[0].dtype != mx.float16:
             return 1.0
-        return start_scale(max(target[0].size for target in problem.data.targets))
+        outputs = max(target[0].size for target in problem.data.targets)
+        return LossScale(mx.float16, outputs, 1).start()[0].item()
 
     def iterate(self, iteration: int) -> float:
         """One iteration over a batch; returns its loss."""
-        options, problem = self.options, self.problem
-        warmup = options.warmup * options.iterations
-        progress = (iteration - warmup) / (options.iterations - warmup)
+        recipe, problem = self.recipe, self.problem
+        warmup = recipe.warmup * recipe.iterations
+        progress = (iteration - warmup) / (recipe.iterations - warmup)
         count = sum(weight.size for weight in problem.weights)
-        penalty = options.regularizer * self.rtn_error / count if progress >= 0 else 0.0
+        penalty = recipe.regularizer * self.rtn_error / count if progress >= 0 else 0.0
         beta = adaround.annealed_beta(max(progress, 0.0))
-        rows = adaround.batch_rows(problem, options.batch_size, self.seed, iteration)
+        rows = adaround.batch_rows(problem, recipe.batch_size, self.seed, iteration)
         slope_of = mx.value_and_grad(self._loss)
         slopes = [mx.zeros_like(alpha) for alpha in self.alphas]
         total = 0.0
@@ -125,29 +128,27 @@ class PlainLoop:
             mean = keep_mean * self.means[index] + (1 - keep_mean) * slope
             square = keep_square * self.squares[index] + (1 - keep_square) * slope**2
             root = mx.sqrt(square / (1 - keep_square**step)) + ADAM_EPSILON
-            moved = self.options.learning_rate * mean / (1 - keep_mean**step) / root
+            moved = self.recipe.learning_rate * mean / (1 - keep_mean**step) / root
             self.alphas[index] = self.alphas[index] - moved
             self.means[index], self.squares[index] = mean, square
         mx.eval(self.alphas, self.means, self.squares)
 
     def codes(self) -> list[mx.array]:
         return [
-            hard_codes(steps, alpha, 2**scales.bits)
-            for steps, alpha, scales in zip(
+            hard_codes(start, alpha, scales.bits)
+            for start, alpha, scales in zip(
                 starts(self.problem), self.alphas, self.problem.scales, strict=True
             )
         ]
 
 
-def plain_loop(
-    problem: BlockProblem, options: adaround.Options, rtn_error: float, seed: int
-) -> PlainLoop:
+def plain_loop(problem: BlockProblem, recipe: Learned, rtn_error: float, seed: int) -> PlainLoop:
     data = problem.data
     host = [
         [to_numpy(array) for array in kind]
         for kind in (data.inputs, data.targets, problem.modulation)
     ]
-    alphas = [start_alpha(steps) for steps in starts(problem)]
+    alphas = [start_alpha(start) for start in starts(problem)]
     zeros = [[mx.zeros_like(alpha) for alpha in alphas] for _ in range(2)]
     mx.eval(alphas, zeros)
-    return PlainLoop(problem, options, rtn_error, seed, host, alphas, *zeros)
+    return PlainLoop(problem, recipe, rtn_error, seed, host, alphas, *zeros)
