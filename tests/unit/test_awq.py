@@ -7,7 +7,6 @@ import pytest
 
 from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.weights.balance_search import awq_factors, mean_magnitude
 from ditquant.weights.gptq import factorize, moment
 from ditquant.weights.grids import Grid, Scales, dequantize, fit_scales, pack, values_of
 from ditquant.weights.roundings import clipped_scales
@@ -113,11 +112,3 @@ def test_gptq_gains_from_a_clipped_grid():
 def test_a_layer_that_does_not_fit_is_named():
     with pytest.raises(UserError, match=r"mm00\.img\.mlp\.fc1 has 96 inputs"):
         clipped_scales(mx.ones((4, 96)), Grid("group", 4, 64), np.ones(96), "mm00.img.mlp.fc1")
-
-
-def test_factors_are_powers_of_the_mean_magnitude():
-    x = mx.array([[1.0, -4.0, 0.0, 16.0], [1.0, 4.0, 0.0, -16.0]])
-    magnitude = mean_magnitude(x)
-    assert magnitude.tolist() == [1.0, 4.0, 0.0, 16.0]
-    assert awq_factors(magnitude, 0.5) == pytest.approx([0.5, 1.0, 1.0, 2.0])
-    assert awq_factors(magnitude, 0.0) == pytest.approx(np.ones(4))
