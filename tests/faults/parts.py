@@ -149,6 +149,8 @@ def killed_runs(
     count = Count(f"kills of runs of Snakemake on their way (seed {seed})", "kills")
     workspace = fresh(bench.reference.workspace, bench.folder / f"pass-{seed}")
     places = bench.folder / "places" / f"pass-{seed}"
+    chosen = {job.path for job in all_jobs}
+    all_jobs = [job for job in runs.in_order(bench.jobs) if job.path in chosen]
     for kill, problems in runs.kill_pass(
         workspace, all_jobs, targets, bench.reference, seed, places, rounds, at_random
     ):

@@ -82,10 +82,10 @@ def in_order(all_jobs: Sequence[Job]) -> list[Job]:
 def kills_of_a_pass(
     all_jobs: Sequence[Job], seed: int, rounds: int = 1
 ) -> Iterator[tuple[Job, Kill]]:
-    """Kills in each job, as every rule comes to its turn from an empty folder; seeded."""
+    """Kills in each job, in their order; seeded."""
     chance = random.Random(seed)
     deck: list[tuple[str, str, str]] = []
-    for job in [job for job in in_order(all_jobs) for _ in range(rounds)]:
+    for job in [job for job in all_jobs for _ in range(rounds)]:
         if not deck:
             deck = [
                 (moment, number, whom)
@@ -177,11 +177,12 @@ def kill_pass(
     rounds: int = 1,
     at_random: int = 0,
 ) -> Iterator[tuple[str, list[str]]]:
-    """From an empty folder to the end of all targets, with kills in a job of every rule.
+    """From an empty folder to the end of all targets, with kills in some jobs.
 
     What is wrong at the end is counted against the last kill, beside what was wrong after it.
 
     Args:
+        all_jobs: in which something is killed, each behind those whose files it needs (`in_order`).
         rounds: kills in each job.
         at_random: kills at random moments, after all those at chosen ones.
 
