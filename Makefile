@@ -62,11 +62,14 @@ real-size: setup
 tables: setup
 	@$(BIN)/python benchmarks/render.py
 
+# Several processes, each with the tests of one file at a time, in the order of tests/conftest.py.
+IN_PARALLEL = --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 # A failed check does not hide the tests' result, and the summary of pytest comes last.
 test: setup
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
-	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=1; \
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS) || status=1; \
 	exit $$status
 
 # Half an hour; power is cut where it runs as root on Linux. The record is renewed.

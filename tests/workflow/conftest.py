@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,25 +27,54 @@ __all__ = ["ROOT", "TINY", "Workspace", "is_timed", "signal_group", "wait_for"]
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("model") / "tiny")
+def shared(tmp_path_factory) -> Path:
+    """A folder that all processes of this run of pytest share."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder, made by the process that comes first; others wait for it."""
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder.with_suffix(".done")
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
-def configuration(model_folder, tmp_path_factory) -> dict:
-    """The tiny run."""
-    return local_configuration(tmp_path_factory.mktemp("prompts"), model_folder)
+def configuration(shared) -> dict:
+    """The tiny run, on a model of its own."""
+
+    def write(folder: Path) -> None:
+        config = local_configuration(folder, write_folder(folder / "tiny"))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+    return yaml.safe_load((made_once(shared / "model", write) / "config.yaml").read_text())
+
+
+@pytest.fixture
+def model_folder(configuration) -> Path:
+    return Path(configuration["model"]["checkpoint"])
 
 
 @pytest.fixture
 def workspace(tmp_path, configuration) -> Workspace:
     """An empty folder."""
-    return Workspace(tmp_path, yaml.safe_load(yaml.safe_dump(configuration)))
+    return Workspace(tmp_path, copy.deepcopy(configuration))
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, configuration) -> Workspace:
-    """A finished run of everything, with its jobs' scripts; tests that change it take a copy."""
-    workspace = Workspace(tmp_path_factory.mktemp("finished"), configuration)
-    workspace.snakemake("--skip-script-cleanup")
-    return workspace
+def finished(shared, configuration) -> Workspace:
+    """A finished run of everything, with its jobs' scripts; runs in it take a copy."""
+
+    def run(folder: Path) -> None:
+        Workspace(folder, configuration).snakemake("--skip-script-cleanup")
+
+    return Workspace(made_once(shared / "finished", run), configuration)

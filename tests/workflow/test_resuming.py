@@ -12,8 +12,10 @@ import pytest
 from workflow.conftest import ROOT, Workspace, signal_group, wait_for
 
 
-def test_more_images_make_only_the_new_ones(finished, tmp_path):
+def test_more_images_make_only_the_new_ones_and_fewer_redo_only_the_lists(finished, tmp_path):
     copy = finished.copy(tmp_path / "copy")
+    copy.config["num_images"] = 2
+    assert copy.plan("calibrate") == {"list_calibration": 1, "calibrate": 1}
     before = copy.digests()
     copy.config["num_images"] = 5
     plan = copy.plan("calibrate")
@@ -23,12 +25,6 @@ def test_more_images_make_only_the_new_ones(finished, tmp_path):
     changed = {name for name in after if after[name] != before.get(name)}
     new = {f"calibration/000{n}.{end}" for n in (3, 4) for end in ("safetensors", "png")}
     assert changed == new | {"calibration/manifest.json"}
-
-
-def test_fewer_images_redo_only_the_lists(finished, tmp_path):
-    copy = finished.copy(tmp_path / "copy")
-    copy.config["num_images"] = 2
-    assert copy.plan("calibrate") == {"list_calibration": 1, "calibrate": 1}
 
 
 def append_prompt(workspace: Workspace, folder: Path) -> None:
@@ -96,32 +92,14 @@ def test_force_redoes_one_stage(finished, tmp_path):
     assert copy.digests() == before
 
 
-@pytest.mark.parametrize(
-    ("change", "redone", "kept"),
-    [
-        (
-            {"inference": {"num_steps": 4}},
-            {"generate_image"},
-            {"generate_calibration", "optimize_block", "collect_activations"},
-        ),
-        (
-            {"activations": {"bits": 6}},
-            {"analyze_activations"},
-            {"collect_activations", "optimize_block", "generate_calibration"},
-        ),
-        (
-            {"recipes": {"adaround": {"rounding": "adaround", "iterations": 21, "batch_size": 4}}},
-            {"optimize_block", "assemble_weights"},
-            {"cache_block_io", "collect_activations", "generate_calibration"},
-        ),
-    ],
-)
-def test_an_option_redoes_what_uses_it(finished, change, redone, kept):
-    merged = {key: {**finished.config.get(key, {}), **value} for key, value in change.items()}
-    plan = Workspace(finished.folder, {**finished.config, **merged}).plan()
-    finished.command()  # puts the configuration file back
-    assert redone <= set(plan)
-    assert not kept & set(plan)
+def test_an_option_redoes_what_uses_it(finished, tmp_path):
+    """Options of a recipe: test_copied.py."""
+    copy = finished.copy(tmp_path / "copy")
+    copy.config["inference"]["num_steps"] = 4
+    copy.config["activations"]["bits"] = 6
+    plan = copy.plan()
+    assert {"generate_image", "analyze_activations"} <= set(plan)
+    assert not {"generate_calibration", "optimize_block", "collect_activations"} & set(plan)
 
 
 def copy_of_the_repository(folder: Path) -> Path:
@@ -146,18 +124,18 @@ def test_changed_code_redoes_its_stage_and_nothing_above(finished, tmp_path):
     assert not above & set(plan)
 
 
-# Where a run is stopped: by the file whose appearance shows that the stage is at work.
-MOMENTS = {
-    "calibrate": "logs/generate_calibration/0001.log",
-    "weights": "logs/optimize_block/adaround-mm01.log",
-}
-
-
-@pytest.mark.parametrize("target", list(MOMENTS))
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_goes_on_and_ends_the_same(finished, workspace, target, number):
+# Where a run is stopped: by the file whose appearance shows that the stage is at work. Runs that
+# are killed while they calibrate, and learning jobs that are interrupted: test_faults.py.
+@pytest.mark.parametrize(
+    ("target", "log", "number"),
+    [
+        ("calibrate", "logs/generate_calibration/0001.log", signal.SIGINT),
+        ("weights", "logs/optimize_block/adaround-mm01.log", signal.SIGKILL),
+    ],
+)
+def test_a_stopped_run_goes_on_and_ends_the_same(finished, workspace, target, log, number):
     process = workspace.start(target)
-    wait_for(lambda: (workspace.results / MOMENTS[target]).exists())
+    wait_for(lambda: (workspace.results / log).exists())
     signal_group(process, number)
     process.communicate(timeout=120)
     assert process.returncode != 0

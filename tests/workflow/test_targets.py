@@ -154,8 +154,8 @@ def test_summary_has_the_columns_and_rows_of_the_contract(finished):
     assert sizes["adaround-weights"] < sizes["full"]
 
 
-def test_a_second_run_has_nothing_to_do(finished):
-    assert finished.plan() == {}
+def test_a_second_run_has_nothing_to_do(finished, tmp_path):
+    assert finished.copy(tmp_path / "copy").plan() == {}
 
 
 def test_own_prompt_draws_only_that_prompt(finished, tmp_path):
