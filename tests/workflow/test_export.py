@@ -37,7 +37,7 @@ def test_exports_are_made_and_another_scope_redoes_no_block(workspace):
 
     workspace.config["recipes"] = {"rtn": {"rounding": "rtn", "quantize": "blocks+adaln"}}
     assert workspace.plan(half) == {"assemble_weights": 1, "export_weights": 1}
-    workspace.config["recipes"]["rtn"]["other_bits"] = 6
+    workspace.config["recipes"] = {"rtn": {"rounding": "rtn", "other_bits": 6}}
     assert workspace.plan(half) == {"assemble_weights": 1, "export_weights": 1}
     workspace.config["recipes"] = {"rtn": {"rounding": "rtn", "bits": 3}}
     assert workspace.plan(half)["optimize_block"] == 2
