@@ -33,10 +33,10 @@ from forward_time import SIZES, build, random_inputs
 from records import machine, save_section
 
 from ditquant.activations.fake_quantization import PortableQuantizer, quantizer_of
+from ditquant.activations.granularity import granularity_of
 from ditquant.activations.quant_config import LayerConfig, QuantConfig
 from ditquant.activations.sigma_lookup import SigmaLookup
 from ditquant.activations.simulate import Simulation
-from ditquant.activations.single_tier import DYNAMIC
 from ditquant.backend import is_accelerated, mx, nn
 from ditquant.models.load import DTYPES, load_mmdit
 from ditquant.models.spec import read_spec
@@ -68,6 +68,9 @@ DEMO = {"latent": 16, "tokens": 24, "channels": 128, "pooled": 128}
 
 def configuration(model: nn.Module, granularity: str, group: int | None) -> QuantConfig:
     """Eight bits for every input; the numbers in it do not count for the time."""
+    kind = granularity_of(
+        {"granularity": granularity, "groups": SIGMA_GROUPS, "degree": 3, "variable": "sigma"}
+    )
     row_of = tuple(range(len(MEASURED)))
     if granularity == "group":
         row_of = tuple(row * SIGMA_GROUPS // len(MEASURED) for row in row_of)
@@ -79,7 +82,7 @@ def configuration(model: nn.Module, granularity: str, group: int | None) -> Quan
         name = linear.name.replace("k_proj", "q_proj").replace("v_proj", "q_proj")
         channels = linear.module.weight.shape[1]
         is_fitted, ordinary = granularity == "polynomial", not linear.is_post_gelu
-        is_static = granularity not in DYNAMIC and not is_fitted
+        is_static = not kind.is_dynamic and not is_fitted
         factors = ((0.5,) * (channels // group),) * rows if group and is_static else ()
         layers[linear.name] = LayerConfig(
             input=name,
@@ -89,11 +92,11 @@ def configuration(model: nn.Module, granularity: str, group: int | None) -> Quan
             shifts=(0.0,) * rows if ordinary else (-0.17,) * rows,
             log_range=(1.0, 0.5, -0.2, 0.1) if is_fitted else (),
             shift_polynomial=(0.0, 0.5, -0.2, 0.1) if is_fitted and not ordinary else (0.0,),
-            unsigned=linear.is_post_gelu and granularity in DYNAMIC,
+            unsigned=linear.is_post_gelu and kind.is_dynamic,
             multipliers=factors if ordinary else (),
             channel_shift=(0.01,) * channels if group and ordinary else (),
         )
-    return QuantConfig("benchmark", MEASURED, layers, granularity, row_of, channel_group=group)
+    return QuantConfig("benchmark", MEASURED, layers, kind, row_of, channel_group=group)
 
 
 def timed(call: Callable[[], Any]) -> float:

@@ -5,15 +5,18 @@
         --json benchmarks/results/recipes.json
 
 Section `quality` then has a row a variant: the median of |z - z_full|^2 / |z_full|^2 of the final
-latents and the median PSNR; against the variant's baseline (the run's own, or `--baseline`) the
-ratio of medians with its paired 95 % bootstrap interval, the ratio of geometric means, and on how
-many captions it is better. `quality-blocks` has a row a recipe: each block's error on held-out
-images over that of rounding to nearest, and the smallest share of roundings that are decided.
+latents, the median PSNR, and the seconds of the jobs that made its weights; against the variant's
+baseline (the run's own, or `--baseline`) the ratio of medians with its paired 95 % bootstrap
+interval, the ratio of geometric means, and on how many captions it is better. `quality-blocks` has
+a row a recipe: each block's error on held-out images over that of rounding to nearest, and the
+smallest share of roundings that are decided.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,17 @@ def comparison(errors: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
     geometric = float(np.exp(np.log(errors / baseline).mean()))
     better = int(np.sum(errors < baseline))
     return {"ratio": ratio, "low": low, "high": high, "geometric": geometric, "better": better}
+
+
+def seconds_of(run: Path, recipe: str) -> float:
+    """Of the jobs that made a recipe's weights, together."""
+    pattern = re.compile(rf"(optimize_block/{recipe}-(mm|uni)\d+|tune_weights/{recipe})\.tsv")
+    seconds = 0.0
+    for path in (run / "benchmarks").glob("*/*.tsv"):
+        if pattern.fullmatch(f"{path.parent.name}/{path.name}"):
+            with path.open(newline="", encoding="utf-8") as file:
+                seconds += sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
+    return seconds
 
 
 def variant_rows(run: Path, baseline: str | None) -> dict[str, dict[str, Any]]:
@@ -54,6 +68,8 @@ def variant_rows(run: Path, baseline: str | None) -> dict[str, dict[str, Any]]:
         name, base = line["variant"], baseline or line["baseline"]
         row = {"captions": int(line["captions"]), "error": line["latent_relative_error_median"]}
         row["mean"] = line["latent_relative_error_mean"]
+        if name.endswith("-weights"):
+            row["seconds"] = seconds_of(run, name.removesuffix("-weights"))
         if np.isfinite(line["psnr_median"]):
             row["psnr"] = line["psnr_median"]
         if line["judge_accuracy"] is not None:

@@ -109,9 +109,8 @@ def pack_linears(model: nn.Module, product: quantized.Product) -> None:
     for linear in [*all_linears(model), *other_linears(model, "blocks+adaln")]:
         size = bits.get(linear.path, OTHER_BITS)
         plain = linear.module
-        packed = Packed(
-            *mx.quantize(plain.weight.astype(mx.float16), GROUP_SIZE, size), size, GROUP_SIZE
-        )
+        codes, scales, biases = mx.quantize(plain.weight.astype(mx.float16), GROUP_SIZE, size)
+        packed = Packed(codes, scales, biases, size, GROUP_SIZE)
         mx.eval(packed.weight, packed.scales, packed.biases)
         layer = quantized.PackedLinear(packed, plain.get("bias"), product, rotation_of(plain))
         set_linear(linear, layer)

@@ -34,7 +34,8 @@ def measure(width: int, dtype: mx.Dtype, repeat: int) -> dict[str, dict[str, Any
     shapes = [(1, 1, 4), (4, 1, 4), (1, 4, 4), (6, 1, 8)]
     for outputs, inputs, bits in ((width * out, width * into, b) for out, into, b in shapes):
         weight = mx.random.normal((outputs, inputs)).astype(mx.float16)
-        packed = Packed(*mx.quantize(weight, GROUP_SIZE, bits), bits, GROUP_SIZE)
+        codes, scales, biases = mx.quantize(weight, GROUP_SIZE, bits)
+        packed = Packed(codes, scales, biases, bits, GROUP_SIZE)
         faster, tried = 0, {}
         for rows in (2**power for power in range(12)):
             xs = [mx.random.normal((rows, inputs)).astype(dtype) for _ in range(8)]

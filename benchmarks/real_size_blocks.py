@@ -158,7 +158,7 @@ def walk(
         asked = [
             name
             for name, chain in chains.items()
-            if not chain.broken and (chain.is_chained or block in blocks)
+            if not chain.broken and (chain.recipe.is_chained or block in blocks)
         ]
         if not asked:
             continue
@@ -169,7 +169,7 @@ def walk(
             try:
                 row |= quantized(spec, own, chains[name], seed)
             except UserError as error:
-                chains[name].broken = chains[name].is_chained
+                chains[name].broken = chains[name].recipe.is_chained
                 row["error"] = str(error)
             yield {**row, "seconds": time.perf_counter() - began}
 

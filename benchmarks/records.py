@@ -29,7 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 if str(ROOT / "scripts") not in sys.path:
     sys.path.insert(0, str(ROOT / "scripts"))
 
-DIGITS = 5  # significant ones that are kept
+DIGITS = 6  # significant ones that are kept
 Row = Mapping[str, Any]
 
 

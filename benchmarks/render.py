@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -40,7 +40,12 @@ _FIGURE = re.compile(
     rf"(?<![\w.])(?:\d[\d,]*\.\d+(?: ?(?:{_UNIT})\b| %)?|\d[\d,]*(?: (?:{_UNIT})(?!\w)|%))"
     r"(?!\w|\.\d)"
 )
-_FUNCTIONS = {"min": min, "max": max, "sum": sum, "count": len}
+_FUNCTIONS: dict[str, Callable[[list[Any]], Any]] = {
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "count": len,
+}
 
 
 def documents() -> list[Path]:

@@ -1,4 +1,8 @@
-"""The activation track: statistics, quantization ranges from them, and their plots."""
+"""The activation track: statistics, quantization ranges from them, and their plots.
+
+The wildcard `owner` is empty for the full-precision model's activations and "weights/{recipe}/" for
+those of a recipe's own model.
+"""
 
 
 include: "inputs/activations.smk"
@@ -7,13 +11,14 @@ include: "inputs/activations.smk"
 rule collect_activations:
     """Measures the input of every block linear along one image's stored trajectory."""
     input:
+        unpack(measured_checkpoint),
         trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
     output:
-        statistics=f"{RESULTS}/activations/stats/{{image}}.safetensors",
+        statistics=f"{RESULTS}/{{owner}}activations/stats/{{image}}.safetensors",
     log:
-        f"{RESULTS}/logs/collect_activations/{{image}}.log",
+        f"{RESULTS}/logs/collect_activations/{{owner}}{{image}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/collect_activations/{{image}}.tsv"
+        f"{RESULTS}/benchmarks/collect_activations/{{owner}}{{image}}.tsv"
     conda:
         "../envs/mlx.yaml"
     threads: MODEL_THREADS
@@ -22,10 +27,11 @@ rule collect_activations:
         mem_mb=8000,
     params:
         model=model_params(),
+        recipe=measured_recipe,
         stride=config["activations"]["stride"],
-        code=code("collect_activations.py", ["checkpoint"]),
+        code=measuring_code("collect_activations.py"),
     message:
-        "Measuring activations of image {wildcards.image}"
+        "Measuring activations of image {wildcards.image} ({wildcards.owner}activations)"
     script:
         "../scripts/collect_activations.py"
 
@@ -34,16 +40,17 @@ rule merge_statistics:
     """Adds up the activation statistics of all measured images, exactly."""
     input:
         parts=expand(
-            f"{RESULTS}/activations/stats/{{image}}.safetensors", image=MEASURED_IMAGES
+            f"{RESULTS}/{{{{owner}}}}activations/stats/{{image}}.safetensors",
+            image=MEASURED_IMAGES,
         ),
     output:
-        statistics=f"{RESULTS}/activations/layer_statistics.safetensors",
-        summary=f"{RESULTS}/activations/layer_statistics.json",
-        temporal=f"{RESULTS}/activations/layer_temporal_analysis.json",
+        statistics=f"{RESULTS}/{{owner}}activations/layer_statistics.safetensors",
+        summary=f"{RESULTS}/{{owner}}activations/layer_statistics.json",
+        temporal=f"{RESULTS}/{{owner}}activations/layer_temporal_analysis.json",
     log:
-        f"{RESULTS}/logs/merge_statistics.log",
+        f"{RESULTS}/logs/merge_statistics/{{owner}}merge.log",
     benchmark:
-        f"{RESULTS}/benchmarks/merge_statistics.tsv"
+        f"{RESULTS}/benchmarks/merge_statistics/{{owner}}merge.tsv"
     conda:
         "../envs/mlx.yaml"
     threads: 1
@@ -52,7 +59,7 @@ rule merge_statistics:
     params:
         code=code("merge_statistics.py"),
     message:
-        "Merging activation statistics"
+        "Merging statistics ({wildcards.owner}activations)"
     script:
         "../scripts/merge_statistics.py"
 
@@ -60,16 +67,15 @@ rule merge_statistics:
 rule measure_clips:
     """Measures what shorter activation ranges do to what linears compute, on one image."""
     input:
+        unpack(measured_checkpoint),
         trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
         statistics=rules.merge_statistics.output.statistics,
     output:
-        errors=f"{RESULTS}/activations/clips/{{scales}}/{{image}}.safetensors",
+        errors=f"{RESULTS}/{{owner}}activations/clips/{{scheme}}/{{image}}.safetensors",
     log:
-        f"{RESULTS}/logs/measure_clips/{{scales}}-{{image}}.log",
+        f"{RESULTS}/logs/measure_clips/{{owner}}{{scheme}}-{{image}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/measure_clips/{{scales}}-{{image}}.tsv"
-    wildcard_constraints:
-        scales="|".join(ACTIVATION_CONFIGS),
+        f"{RESULTS}/benchmarks/measure_clips/{{owner}}{{scheme}}-{{image}}.tsv"
     conda:
         "../envs/mlx.yaml"
     threads: MODEL_THREADS
@@ -78,55 +84,28 @@ rule measure_clips:
         mem_mb=8000,
     params:
         model=model_params(),
-        asked=clipped_config,
-        code=code("measure_clips.py", ["checkpoint"]),
+        scheme=clipped_scheme,
+        code=measuring_code("measure_clips.py"),
     message:
-        "Trying shorter activation ranges on image {wildcards.image} ({wildcards.scales})"
+        "Trying shorter ranges on image {wildcards.image} ({wildcards.owner}activations, {wildcards.scheme})"
     script:
         "../scripts/measure_clips.py"
-
-
-rule analyze_activations:
-    """Chooses the scales of the single-tier activation quantization (W4A8) from the statistics."""
-    input:
-        unpack(config_inputs),
-        statistics=rules.merge_statistics.output.statistics,
-    output:
-        config=f"{RESULTS}/activations/quant_config.json",
-    log:
-        f"{RESULTS}/logs/analyze_activations.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/analyze_activations.tsv"
-    conda:
-        "../envs/mlx.yaml"
-    threads: 1
-    resources:
-        gpu=lambda wildcards: int(weighting(config_name(wildcards)) == "output"),
-        mem_mb=8000,
-    params:
-        asked=asked_config,
-        model=config_model,
-        code=config_code,
-    message:
-        "Choosing activation scales"
-    script:
-        "../scripts/analyze_activations.py"
 
 
 rule measure_sensitivity:
     """Measures what each input's quantization alone does to the velocity, on one image."""
     input:
-        unpack(shared_clips),
+        unpack(measured_checkpoint),
+        unpack(learned_blocks),
+        unpack(clip_files),
         trajectory=f"{RESULTS}/calibration/{{image}}.safetensors",
         statistics=rules.merge_statistics.output.statistics,
     output:
-        errors=f"{RESULTS}/activations/sensitivity/{{scales}}/{{image}}.safetensors",
+        errors=f"{RESULTS}/{{owner}}activations/sensitivity/{{scheme}}/{{image}}.safetensors",
     log:
-        f"{RESULTS}/logs/measure_sensitivity/{{scales}}-{{image}}.log",
+        f"{RESULTS}/logs/measure_sensitivity/{{owner}}{{scheme}}-{{image}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/measure_sensitivity/{{scales}}-{{image}}.tsv"
-    wildcard_constraints:
-        scales="|".join(ACTIVATION_CONFIGS),
+        f"{RESULTS}/benchmarks/measure_sensitivity/{{owner}}{{scheme}}-{{image}}.tsv"
     conda:
         "../envs/mlx.yaml"
     threads: MODEL_THREADS
@@ -135,52 +114,49 @@ rule measure_sensitivity:
         mem_mb=8000,
     params:
         model=model_params(),
-        asked=sensitive_config,
-        code=code("measure_sensitivity.py", ["checkpoint"]),
+        scheme=sensitive_scheme,
+        learned_bits=learned_bits,
+        code=measuring_code("measure_sensitivity.py"),
     message:
-        "Measuring the sensitivity of the velocity on image {wildcards.image} ({wildcards.scales})"
+        "Measuring sensitivity on image {wildcards.image} ({wildcards.owner}activations, {wildcards.scheme})"
     script:
         "../scripts/measure_sensitivity.py"
 
 
-use rule analyze_activations as analyze_activations_multitier with:
-    """Gives every layer at every sigma a tier (A4, A6 or A8) by its range or error, and its scales."""
+rule analyze_activations:
+    """Chooses the scales of an activation scheme from the statistics, and the tiers if it has some."""
     input:
         unpack(config_inputs),
         statistics=rules.merge_statistics.output.statistics,
     output:
-        config=f"{RESULTS}/activations/quant_config_{{scales}}.json",
+        config=f"{RESULTS}/{{owner}}activations/quant_config{{suffix}}.json",
     log:
-        f"{RESULTS}/logs/analyze_activations_multitier/{{scales}}.log",
+        f"{RESULTS}/logs/analyze_activations/{{owner}}quant_config{{suffix}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/analyze_activations_multitier/{{scales}}.tsv"
+        f"{RESULTS}/benchmarks/analyze_activations/{{owner}}quant_config{{suffix}}.tsv"
     wildcard_constraints:
-        scales="multitier",
+        suffix=ANALYZED,
+    conda:
+        "../envs/mlx.yaml"
+    threads: 1
+    resources:
+        gpu=lambda wildcards: int(scheme_of(wildcards).needs_weights),
+        mem_mb=8000,
+    params:
+        scheme=scheme_params,
+        model=config_model,
+        learned_bits=learned_bits,
+        code=config_code,
     message:
-        "Choosing activation tiers"
-
-
-use rule analyze_activations as analyze_activations_variant with:
-    """Chooses the scales, or the tiers, of another activation configuration."""
-    input:
-        unpack(config_inputs),
-        statistics=rules.merge_statistics.output.statistics,
-    output:
-        config=f"{RESULTS}/activations/quant_config_{{scales}}.json",
-    log:
-        f"{RESULTS}/logs/analyze_activations_variant/{{scales}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/analyze_activations_variant/{{scales}}.tsv"
-    wildcard_constraints:
-        scales=NAMED_CONFIG,
-    message:
-        "Choosing activation scales {wildcards.scales}"
+        "Choosing activation scales ({wildcards.owner}activations/quant_config{wildcards.suffix}.json)"
+    script:
+        "../scripts/analyze_activations.py"
 
 
 rule visualize_activations:
     """Draws one plot of the activation statistics or of the tiers and ranges chosen from them."""
     input:
-        statistics=rules.merge_statistics.output.statistics,
+        statistics=f"{RESULTS}/activations/layer_statistics.safetensors",
         configs=plot_configs,
     output:
         png=f"{RESULTS}/activations/plots/{{plot}}.png",
@@ -190,7 +166,7 @@ rule visualize_activations:
     benchmark:
         f"{RESULTS}/benchmarks/visualize_activations/{{plot}}.tsv"
     wildcard_constraints:
-        plot="|".join(PLOT_CONFIGS),
+        plot="|".join(ACTIVATION_PLOTS),
     conda:
         "../envs/plots.yaml"
     threads: 1
@@ -209,7 +185,7 @@ rule visualize_activations:
 use rule visualize_activations as animate_activations with:
     """Draws the drift of the activations' ranges over the schedule as a moving picture."""
     input:
-        statistics=rules.merge_statistics.output.statistics,
+        statistics=f"{RESULTS}/activations/layer_statistics.safetensors",
     output:
         gif=f"{RESULTS}/activations/plots/drift.gif",
     log:
@@ -223,15 +199,19 @@ use rule visualize_activations as animate_activations with:
 rule activations:
     """Target: activation statistics and all activation configurations."""
     input:
-        rules.merge_statistics.output,
         expand(
             f"{RESULTS}/activations/{{file}}",
-            file=[variant_names.config_file(name) for name in ACTIVATION_CONFIGS],
+            file=[
+                "layer_statistics.safetensors",
+                "layer_statistics.json",
+                "layer_temporal_analysis.json",
+                *map(schemes.config_file, SCHEMES),
+            ],
         ),
 
 
 rule plots:
     """Target: all plots of the activations, and of the learning of the configuration's recipe."""
     input:
-        ACTIVATION_PLOTS,
+        PLOT_FILES,
         HISTORY_PLOTS,

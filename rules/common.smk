@@ -4,7 +4,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from ditquant.planning import configuration, fitting, settings, variant_names
+from ditquant.planning import configuration, fitting, settings, variant_names, variants
 from ditquant.planning.command_line import take_typed_text
 from ditquant.planning.copies import recognise_copies
 from ditquant.planning.digest import code_digest
@@ -58,6 +58,8 @@ wildcard_constraints:
     variant=r"full|[a-z0-9]+(-[a-z0-9]+)*-[a-z0-9]+",
     prompt=r"[a-z0-9]+(-[a-z0-9]+)*",
     export=r"diffusionkit-[a-z0-9]+",
+    owner=r"(weights/[a-z0-9]+(-[a-z0-9]+)*/)?",
+    scheme=r"[a-z][a-z0-9]*",
 
 
 def known(kind, name, names):

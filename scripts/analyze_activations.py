@@ -1,4 +1,4 @@
-"""Rules analyze_activations and its kin: one activation configuration from the statistics."""
+"""Rule analyze_activations: an activation configuration from the statistics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,8 +7,9 @@ from ditquant.activations.clip_errors import load_clip_errors
 from ditquant.activations.configs import make_config
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.learned_ranges import load_intervals
-from ditquant.activations.sensitivity import input_gains
-from ditquant.activations.single_tier import CONFIG_FORMAT
+from ditquant.activations.quant_config import CONFIG_FORMAT
+from ditquant.activations.scheme import ActivationScheme
+from ditquant.activations.tiers import input_gains
 from ditquant.activations.velocity_errors import load_sensitivity
 from ditquant.artifacts import write_json
 from ditquant.checkpoints.measured_model import load_measured
@@ -19,7 +20,7 @@ from ditquant.provenance import check_options
 def main(
     statistics: str,
     config: str,
-    asked: dict[str, Any],
+    scheme: dict[str, Any],
     model: dict[str, Any] | None = None,
     checkpoint: str | None = None,
     sensitivity: Sequence[str] = (),
@@ -30,7 +31,7 @@ def main(
     """Writes the configuration that a variant simulates.
 
     Args:
-        asked: of `variant_names.activation_configs`.
+        scheme: `ActivationScheme.params`.
         model, checkpoint: of the weights behind the inputs, where errors are weighted by them; see
             `collect_activations`.
         sensitivity: files of `measure_sensitivity`, where tiers are chosen by them.
@@ -44,11 +45,11 @@ def main(
         return input_gains(load_measured(model, checkpoint)[1])
 
     for path in (*sensitivity, *clips):
-        check_options(path, config, asked=asked)
+        check_options(path, config, scheme=scheme)
     measured = load_statistics(statistics)
     document = make_config(
         measured,
-        asked,
+        ActivationScheme.from_params(scheme),
         gains,
         lambda: load_sensitivity(sensitivity),
         load_intervals(learned, learned_bits, measured.input_of),
@@ -60,13 +61,13 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.statistics,
-            snakemake.output.config,
-            snakemake.params.asked,
-            snakemake.params.model,
-            snakemake.input.get("checkpoint"),
-            snakemake.input.get("sensitivity", ()),
-            snakemake.input.get("learned", ()),
-            snakemake.params.get("learned_bits", 0),
-            snakemake.input.get("clips", ()),
+            statistics=snakemake.input.statistics,
+            config=snakemake.output.config,
+            scheme=snakemake.params.scheme,
+            model=snakemake.params.model,
+            checkpoint=snakemake.input.get("checkpoint"),
+            sensitivity=snakemake.input.get("sensitivity", ()),
+            learned=snakemake.input.get("learned", ()),
+            learned_bits=snakemake.params.learned_bits,
+            clips=snakemake.input.get("clips", ()),
         )

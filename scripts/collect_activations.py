@@ -1,6 +1,7 @@
 """Rule collect_activations: statistics of every linear input along one image's trajectory."""
 
 from pathlib import Path
+from typing import Any
 
 from ditquant.activations.input_statistics import save_statistics
 from ditquant.activations.observe import measure_image, measured_steps
@@ -13,7 +14,7 @@ from ditquant.progress import ticking
 def main(
     trajectory: str,
     statistics: str,
-    model: dict,
+    model: dict[str, Any],
     stride: int,
     checkpoint: str | None = None,
     recipe: str | None = None,
@@ -39,10 +40,10 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.trajectory,
-            snakemake.output.statistics,
-            snakemake.params.model,
-            snakemake.params.stride,
-            snakemake.input.get("checkpoint"),
-            snakemake.wildcards.get("recipe"),
+            trajectory=snakemake.input.trajectory,
+            statistics=snakemake.output.statistics,
+            model=snakemake.params.model,
+            stride=snakemake.params.stride,
+            checkpoint=snakemake.input.get("checkpoint"),
+            recipe=snakemake.params.recipe,
         )

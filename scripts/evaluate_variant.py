@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.activations.simulate import Simulation
-from ditquant.activations.single_tier import CONFIG_FORMAT
 from ditquant.artifacts import load_metadata, load_tensors, read_json, stored_bytes, write_json
 from ditquant.checkpoints.checkpoint import WEIGHTS_FORMAT
 from ditquant.evaluation.block_errors import (
@@ -26,7 +26,7 @@ from ditquant.evaluation.trajectories import (
     read_setting,
     run_captions,
 )
-from ditquant.evaluation.variants import Variant, open_variant
+from ditquant.evaluation.variants import OpenedVariant, open_variant
 from ditquant.job import job
 from ditquant.models.load import DTYPES, load_vae_decoder
 from ditquant.models.spec import read_spec
@@ -53,7 +53,7 @@ def activations_of(quant_config: str) -> dict[str, Any]:
 
 
 def measure_blocks(
-    opened: Variant, reference: Run, reference_blocks: str, setting: Setting
+    opened: OpenedVariant, reference: Run, reference_blocks: str, setting: Setting
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Errors of every block and of every quantized input, at full precision's latents.
 

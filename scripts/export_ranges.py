@@ -22,8 +22,8 @@ def main(statistics: str, config: str, ranges: str, rotation: int | None = None)
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.statistics,
-            snakemake.input.config,
-            snakemake.output.ranges,
-            snakemake.params.rotation,
+            statistics=snakemake.input.statistics,
+            config=snakemake.input.config,
+            ranges=snakemake.output.ranges,
+            rotation=snakemake.params.rotation,
         )

@@ -8,6 +8,7 @@ from ditquant.activations.clip_search import measure_clip_errors
 from ditquant.activations.configs import clip_configs
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.observe import measured_steps
+from ditquant.activations.scheme import ActivationScheme
 from ditquant.checkpoints.measured_model import load_measured
 from ditquant.job import job
 from ditquant.network.calibration import load_trajectory
@@ -18,20 +19,22 @@ def main(
     trajectory: str,
     statistics: str,
     output: str,
-    asked: dict[str, Any],
+    scheme: dict[str, Any],
     model: dict[str, Any],
     checkpoint: str | None = None,
 ) -> None:
     """Writes the errors of one image, at every stride-th step, for every share of the ranges.
 
     Args:
-        asked: of `variant_names.activation_configs`, a configuration with clips.
+        scheme: `ActivationScheme.params`, of one with clips.
         checkpoint: of a recipe whose activations are its own; see `collect_activations`.
     """
     _, network = load_measured(model, checkpoint)
     stored, image = load_trajectory(trajectory), Path(trajectory).stem
-    steps = measured_steps(stored.num_steps, asked["clips"]["stride"])
-    configs = clip_configs(load_statistics(statistics), asked)
+    parsed = ActivationScheme.from_params(scheme)
+    assert parsed.clips is not None
+    steps = measured_steps(stored.num_steps, parsed.clips.stride)
+    configs = clip_configs(load_statistics(statistics), parsed)
     with ticking("forward passes with shorter ranges", len(steps)) as tick:
         found = measure_clip_errors(network, stored, image, steps, configs, tick)
     save_clip_errors(output, found)
@@ -40,10 +43,10 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.trajectory,
-            snakemake.input.statistics,
-            snakemake.output.errors,
-            snakemake.params.asked,
-            snakemake.params.model,
-            snakemake.input.get("checkpoint"),
+            trajectory=snakemake.input.trajectory,
+            statistics=snakemake.input.statistics,
+            output=snakemake.output.errors,
+            scheme=snakemake.params.scheme,
+            model=snakemake.params.model,
+            checkpoint=snakemake.input.get("checkpoint"),
         )

@@ -8,6 +8,7 @@ from ditquant.activations.configs import tier_configs
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.learned_ranges import load_intervals
 from ditquant.activations.observe import measured_steps
+from ditquant.activations.scheme import ActivationScheme
 from ditquant.activations.velocity_errors import save_sensitivity
 from ditquant.activations.velocity_sensitivity import measure_sensitivity, total_passes
 from ditquant.checkpoints.measured_model import load_measured
@@ -21,7 +22,7 @@ def main(
     trajectory: str,
     statistics: str,
     output: str,
-    asked: dict[str, Any],
+    scheme: dict[str, Any],
     model: dict[str, Any],
     checkpoint: str | None = None,
     learned: Sequence[str] = (),
@@ -32,20 +33,22 @@ def main(
     are weighed by the latents, what later steps make of them too.
 
     Args:
-        asked: of `variant_names.activation_configs`, a configuration with tiers.
+        scheme: `ActivationScheme.params`, of one with tiers.
         checkpoint: of a recipe whose activations are its own; see `collect_activations`.
         learned, learned_bits, clips: see `analyze_activations`.
     """
     for path in clips:
-        check_options(path, output, asked=asked)
+        check_options(path, output, scheme=scheme)
     _, network = load_measured(model, checkpoint)
     stored = load_trajectory(trajectory)
-    steps = measured_steps(stored.num_steps, asked["tiers"]["stride"])
+    parsed = ActivationScheme.from_params(scheme)
+    assert parsed.tiers is not None
+    steps = measured_steps(stored.num_steps, parsed.tiers.stride)
     measured = load_statistics(statistics)
     intervals = load_intervals(learned, learned_bits, measured.input_of)
     tried = load_clip_errors(clips) if clips else None
-    configs = tier_configs(measured, asked, intervals, tried)
-    follows = asked["tiers"]["weighting"] == "latents"
+    configs = tier_configs(measured, parsed, intervals, tried)
+    follows = parsed.tiers.weighting == "latents"
     passes = total_passes(configs, steps, stored.num_steps, follows)
     with ticking("forward passes of single inputs", passes) as tick:
         found = measure_sensitivity(network, stored, steps, configs, follows, tick)
@@ -55,13 +58,13 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.trajectory,
-            snakemake.input.statistics,
-            snakemake.output.errors,
-            snakemake.params.asked,
-            snakemake.params.model,
-            snakemake.input.get("checkpoint"),
-            snakemake.input.get("learned", ()),
-            snakemake.params.get("learned_bits", 0),
-            snakemake.input.get("clips", ()),
+            trajectory=snakemake.input.trajectory,
+            statistics=snakemake.input.statistics,
+            output=snakemake.output.errors,
+            scheme=snakemake.params.scheme,
+            model=snakemake.params.model,
+            checkpoint=snakemake.input.get("checkpoint"),
+            learned=snakemake.input.get("learned", ()),
+            learned_bits=snakemake.params.learned_bits,
+            clips=snakemake.input.get("clips", ()),
         )

@@ -18,5 +18,9 @@ def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None
 
 if "snakemake" in globals():
     with job(snakemake):
-        output = snakemake.output
-        main(snakemake.input.parts, output.statistics, output.summary, output.temporal)
+        main(
+            parts=snakemake.input.parts,
+            statistics=snakemake.output.statistics,
+            summary=snakemake.output.summary,
+            temporal=snakemake.output.temporal,
+        )

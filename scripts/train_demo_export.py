@@ -11,7 +11,7 @@ from ditquant.job import job
 VAE, MMDIT = "ditquant.demo.vae", "ditquant.demo.mmdit"
 
 
-def main(folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
+def main(*, folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
     """Joins the two weight files; their settings and last losses go into `config.json`.
 
     Args:
@@ -37,9 +37,9 @@ def main(folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None:
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.output.folder,
-            snakemake.input.vae,
-            snakemake.input.mmdit,
-            snakemake.params.size,
-            snakemake.params.pictures,
+            folder=snakemake.output.folder,
+            vae=snakemake.input.vae,
+            mmdit=snakemake.input.mmdit,
+            size=snakemake.params.size,
+            pictures=snakemake.params.pictures,
         )

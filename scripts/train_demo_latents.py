@@ -6,7 +6,7 @@ from ditquant.backend import mx
 from ditquant.job import LOG, job
 
 
-def main(output: str, tokenizer_folder: str, shards: list[str], weights: str, size: str) -> None:
+def main(*, output: str, tokenizer_folder: str, shards: list[str], weights: str, size: str) -> None:
     """Encodes every shard with the trained VAE, and its captions with a new vocabulary.
 
     Args:
@@ -42,9 +42,9 @@ def main(output: str, tokenizer_folder: str, shards: list[str], weights: str, si
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.output.latents,
-            snakemake.output.tokenizer,
-            list(snakemake.input.shards),
-            snakemake.input.weights,
-            snakemake.params.size,
+            output=snakemake.output.latents,
+            tokenizer_folder=snakemake.output.tokenizer,
+            shards=list(snakemake.input.shards),
+            weights=snakemake.input.weights,
+            size=snakemake.params.size,
         )

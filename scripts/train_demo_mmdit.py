@@ -9,7 +9,7 @@ from ditquant.job import LOG, job
 
 
 def main(
-    output: str, latents: str, tokenizer: str, size: str, stages: list[dict], checkpoints: str
+    *, output: str, latents: str, tokenizer: str, size: str, stages: list[dict], checkpoints: str
 ) -> None:
     """Trains both networks together; checkpoints that are there are continued.
 
@@ -27,7 +27,7 @@ def main(
     data = load_tensors(latents, "ditquant.demo.latents")
     words = json.loads((Path(tokenizer) / "vocab.json").read_text("utf-8"))
     networks = network.build(config, vocabulary_size=len(words), seed=stages[0]["seed"])
-    params = training.flow_parameters(networks)
+    params = training.joined(mmdit=networks.mmdit, text=networks.text)
     kept = [Path(checkpoints) / f"mmdit-{number}.safetensors" for number in range(len(stages))]
     losses = []
     for number, options in enumerate(stages):
@@ -52,10 +52,10 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.output.weights,
-            snakemake.input.latents,
-            snakemake.input.tokenizer,
-            snakemake.params.size,
-            snakemake.params.stages,
-            snakemake.params.checkpoints,
+            output=snakemake.output.weights,
+            latents=snakemake.input.latents,
+            tokenizer=snakemake.input.tokenizer,
+            size=snakemake.params.size,
+            stages=snakemake.params.stages,
+            checkpoints=snakemake.params.checkpoints,
         )

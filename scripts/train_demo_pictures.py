@@ -5,7 +5,7 @@ from ditquant.job import job
 from ditquant.planning.prompt_files import read_prompts
 
 
-def main(output: str, held_out: str, seed: int, shard: int, count: int) -> None:
+def main(*, output: str, held_out: str, seed: int, shard: int, count: int) -> None:
     """Draws `count` pictures whose captions are not in the prompt file `held_out`."""
     pictures, captions = draw_shard(
         seed, shard, count, frozenset(read_prompts(held_out, "held-out captions"))
@@ -16,9 +16,9 @@ def main(output: str, held_out: str, seed: int, shard: int, count: int) -> None:
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.output.shard,
-            snakemake.input.held_out,
-            snakemake.params.seed,
-            int(snakemake.wildcards.pictures),
-            snakemake.params.drawn,
+            output=snakemake.output.shard,
+            held_out=snakemake.input.held_out,
+            seed=snakemake.params.seed,
+            shard=int(snakemake.wildcards.pictures),
+            count=snakemake.params.drawn,
         )

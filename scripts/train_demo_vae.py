@@ -11,7 +11,7 @@ from ditquant.backend import mx
 from ditquant.job import LOG, job
 
 
-def main(output: str, shards: list[str], size: str, options: dict, checkpoint: str) -> None:
+def main(*, output: str, shards: list[str], size: str, options: dict, checkpoint: str) -> None:
     """Trains both halves of the VAE; a checkpoint that is there is continued.
 
     Args:
@@ -24,7 +24,7 @@ def main(output: str, shards: list[str], size: str, options: dict, checkpoint: s
     settings = training.Settings(**options)
     pictures = mx.array(np.concatenate([drawn for drawn, _ in load_shards(shards)]))
     networks = network.build(network.CONFIGS[size], vocabulary_size=1, seed=settings.seed)
-    params = training.vae_parameters(networks)
+    params = training.joined(encoder=networks.encoder, decoder=networks.decoder)
     state = training.fit(
         training.vae_loss(networks),
         params,
@@ -42,9 +42,9 @@ def main(output: str, shards: list[str], size: str, options: dict, checkpoint: s
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.output.weights,
-            list(snakemake.input.shards),
-            snakemake.params.size,
-            snakemake.params.options,
-            snakemake.params.checkpoint,
+            output=snakemake.output.weights,
+            shards=list(snakemake.input.shards),
+            size=snakemake.params.size,
+            options=snakemake.params.options,
+            checkpoint=snakemake.params.checkpoint,
         )

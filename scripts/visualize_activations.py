@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ditquant.activations.input_statistics import load_statistics
-from ditquant.activations.single_tier import CONFIG_FORMAT
+from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.artifacts import read_json, write_file
 from ditquant.job import job
 from ditquant.plots.activation_animation import animate_drift
@@ -18,7 +18,7 @@ def main(
     """Writes the plot that the output files are named after, each in the format of its suffix.
 
     Args:
-        configs: what `activation_plots.PLOTS` says that the plot needs, in order.
+        configs: the configuration that the plot shows, if it shows one.
         plots: a PNG and an SVG file of the same name, or a GIF file, which moves.
         snapshot_steps, layers: see `PlotOptions`.
     """
@@ -27,9 +27,9 @@ def main(
     if Path(plots[0]).suffix == ".gif":
         contents[plots[0]] = animate_drift(measured)
     else:
-        documents = [read_json(path, CONFIG_FORMAT) for path in configs]
+        document = read_json(configs[0], CONFIG_FORMAT) if configs else {}
         options = PlotOptions(snapshot_steps, layers)
-        figure = draw(Path(plots[0]).stem, measured, documents, options)
+        figure = draw(Path(plots[0]).stem, measured, document, options)
         for path in plots:
             is_vector = Path(path).suffix == ".svg"
             contents[path] = as_svg(figure).encode() if is_vector else as_png(figure)
@@ -40,9 +40,9 @@ def main(
 if "snakemake" in globals():
     with job(snakemake):
         main(
-            snakemake.input.statistics,
-            snakemake.input.get("configs", []),
-            list(snakemake.output),
-            snakemake.params.snapshot_steps,
-            snakemake.params.layers,
+            statistics=snakemake.input.statistics,
+            configs=snakemake.input.get("configs", []),
+            plots=list(snakemake.output),
+            snapshot_steps=snakemake.params.snapshot_steps,
+            layers=snakemake.params.layers,
         )

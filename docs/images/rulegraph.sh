@@ -11,7 +11,7 @@ snakemake --snakefile ../../Snakefile --directory ../.. --rulegraph >rulegraph.p
 mv rulegraph.partial rulegraph.dot
 
 weights='cache_block_io|optimize_block|assemble_weights|plot_history|export_ranges'
-activations='collect_activations|merge_statistics|measure_sensitivity|analyze_activations(_multitier)?|(visualize|animate)_activations'
+activations='collect_activations|merge_statistics|measure_sensitivity|analyze_activations|(visualize|animate)_activations'
 sed -E -e 's/, color = "[^"]*", style="rounded"//' \
     -e "s/(label = \"($weights)\")/\1, fillcolor=\"#dfe9f7\", color=\"#4a6fa5\"/" \
     -e "s/(label = \"($activations)\")/\1, fillcolor=\"#fbeed5\", color=\"#b3812f\"/" rulegraph.dot |

@@ -1,103 +1,96 @@
-"""Measured images, recipes with activations of their own, and plots of the activation track."""
+"""Measured images, whose activations they are, and plots of the activation track.
+
+The linears of a recipe that balances channels read x / b instead of x, those of one that rotates read
+H x, and taqdit learns ranges for what the linears of its model read: such a recipe's own model is
+measured. The wildcard `owner` says whose activations are: nothing for the full-precision model's,
+"weights/{recipe}/" for a recipe's.
+"""
+
+from ditquant.activations import scheme as schemes
+from ditquant.plots.activation_names import ACTIVATION_PLOTS, plot_files
 
 MEASURED_IMAGES = IMAGES[: config["activations"]["num_images"]]
-ACTIVATION_CONFIGS = variant_names.activation_configs(config)
-# Those with names of their own; the pattern of none matches nothing.
-NAMED_CONFIGS = [name for name in ACTIVATION_CONFIGS if name not in ("a8", "multitier")]
-NAMED_CONFIG = "|".join(NAMED_CONFIGS) or "(?!)"
+SCHEMES = schemes.activation_schemes(config)
+ANALYZED = "|".join(
+    schemes.config_file(name).removesuffix(".json").removeprefix("quant_config")
+    for name in SCHEMES
+)
 
 
-def own_checkpoint(wildcards):
-    """The checkpoint of a recipe that has activations of its own to measure."""
-    recipe = wildcards.recipe
-    files = checkpoint_files(recipe)
+def measured_recipe(wildcards):
+    """The recipe whose own model is measured; None: the full-precision model is."""
+    if not wildcards.owner:
+        return None
+    recipe = known("recipe", wildcards.owner.split("/")[1], RECIPES)
     if not RECIPES[recipe].has_own_activations:
         raise WorkflowError(
             f"Recipe {recipe!r} balances no channels, rotates nothing and learns no activation "
             "ranges, so its activations are those of the full-precision model: ask for "
             f"{RESULTS}/activations/quant_config.json, or set recipes.{recipe}.balance."
         )
-    return files
+    return recipe
 
 
-def weighting(name):
-    """What a configuration's tiers are chosen by; None where they need no error."""
-    tiers = ACTIVATION_CONFIGS[name].get("tiers", {})
-    return tiers["weighting"] if tiers.get("mode") == "sensitivity" else None
+def measured_checkpoint(wildcards):
+    """The checkpoint of the recipe whose model is measured, if it is a recipe's."""
+    recipe = measured_recipe(wildcards)
+    return {} if recipe is None else checkpoint_files(recipe)
 
 
-def is_measured(name):
-    """Whether a configuration's tiers are chosen by forward passes of single inputs."""
-    tiers = ACTIVATION_CONFIGS[name].get("tiers")
-    return tiers is not None and variant_names.measures_tiers(tiers)
+def measuring_code(script):
+    """Digest of a script that measures; the full-precision model has no checkpoint of a recipe."""
+    return lambda wildcards: code(script, [] if wildcards.owner else ["checkpoint"])
 
 
-def config_name(wildcards):
-    """The configuration that is made: of the wildcard, or `a8`."""
-    return wildcards.get("scales", "a8")
+def scheme_name(wildcards):
+    """The scheme that a job is about: of the wildcard, or of the name of its file."""
+    if "scheme" in wildcards.keys():
+        return wildcards.scheme
+    return wildcards.suffix.removeprefix("_") or schemes.SINGLE_TIER
 
 
-def sensitivity_files(wildcards, folder):
-    """What single inputs do on the measured images, of a configuration that `is_measured`."""
-    name = config_name(wildcards)
-    images = MEASURED_IMAGES[: ACTIVATION_CONFIGS[name]["tiers"]["images"]]
-    return [f"{folder}/sensitivity/{name}/{image}.safetensors" for image in images]
+def scheme_of(wildcards):
+    return SCHEMES[scheme_name(wildcards)]
 
 
-def clip_files(wildcards, folder):
-    """What shorter ranges do, on the held-out images of a configuration that tries them."""
-    name = config_name(wildcards)
-    if "clips" not in ACTIVATION_CONFIGS[name]:
+def scheme_params(wildcards):
+    return scheme_of(wildcards).params
+
+
+def clip_files(wildcards):
+    """What shorter ranges do, on the held-out images of a scheme that tries them."""
+    clips = scheme_of(wildcards).clips
+    if clips is None:
         return {}
-    count = ACTIVATION_CONFIGS[name]["clips"]["images"]
-    first = max(0, min(len(MEASURED_IMAGES), len(IMAGES) - count))
-    images = IMAGES[first : first + count]
-    return {"clips": [f"{folder}/clips/{name}/{image}.safetensors" for image in images]}
+    first = max(0, min(len(MEASURED_IMAGES), len(IMAGES) - clips.images))
+    images = IMAGES[first : first + clips.images]
+    folder = f"{RESULTS}/{wildcards.owner}activations/clips/{scheme_name(wildcards)}"
+    return {"clips": [f"{folder}/{image}.safetensors" for image in images]}
 
 
-def shared_clips(wildcards):
-    return clip_files(wildcards, f"{RESULTS}/activations")
-
-
-def own_clips(wildcards):
-    return clip_files(wildcards, f"{RESULTS}/weights/{wildcards.recipe}/activations")
-
-
-def clipped_config(wildcards):
-    """A configuration that tries shorter ranges."""
-    if "clips" not in ACTIVATION_CONFIGS[wildcards.scales]:
+def clipped_scheme(wildcards):
+    """A scheme that tries shorter ranges."""
+    if scheme_of(wildcards).clips is None:
         raise WorkflowError(
-            f"Activation configuration {wildcards.scales!r} tries no ranges: its range is not measured."
+            f"Activation configuration {wildcards.scheme!r} tries no ranges: its range is not measured."
         )
-    return ACTIVATION_CONFIGS[wildcards.scales]
+    return scheme_params(wildcards)
 
 
-def check_channels(name):
-    """Ends the plan where a configuration's groups of channels do not fill what linears read."""
-    section = "activations"
-    if name in config["activations"]["variants"]:
-        section = f"activations.variants.{name}"
-    size = ACTIVATION_CONFIGS[name]["options"]["channel_group"]
-    try:
-        fitting.check_channel_group(section, size, LINEARS, SPEC.name)
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
-
-
-def config_inputs(wildcards):
-    """What a configuration is made by, beside the statistics."""
-    check_channels(config_name(wildcards))
-    inputs = shared_clips(wildcards)
-    if is_measured(config_name(wildcards)):
-        inputs["sensitivity"] = sensitivity_files(wildcards, f"{RESULTS}/activations")
-    return inputs
+def sensitive_scheme(wildcards):
+    """A scheme whose tiers are chosen by forward passes of single inputs."""
+    if not scheme_of(wildcards).needs_sensitivity:
+        raise WorkflowError(
+            f"Activation configuration {wildcards.scheme!r} needs no measured sensitivity."
+        )
+    return scheme_params(wildcards)
 
 
 def learned_blocks(wildcards):
-    """A recipe's blocks, where a configuration takes the ranges that were learned with them."""
-    recipe = known("recipe", wildcards.recipe, RECIPES)
-    takes_learned = ACTIVATION_CONFIGS[config_name(wildcards)]["range"] == "learned"
-    if not (takes_learned and RECIPES[recipe].learns_ranges):
+    """A recipe's blocks, where a scheme takes the ranges that were learned with them."""
+    recipe = measured_recipe(wildcards)
+    takes = recipe is not None and scheme_of(wildcards).takes_learned
+    if not (takes and RECIPES[recipe].learns_ranges):
         return {}
     folder = f"{RESULTS}/weights/{recipe}/blocks"
     return {"learned": expand(f"{folder}/{{block}}.safetensors", block=BLOCKS)}
@@ -107,81 +100,56 @@ def learned_bits(wildcards):
     """Bits that the ranges of `learned_blocks` were learned for; 0 where none are taken."""
     if not learned_blocks(wildcards):
         return 0
-    return RECIPES[wildcards.recipe].activation_bits
+    return RECIPES[measured_recipe(wildcards)].activation_bits
 
 
-def own_config_inputs(wildcards):
-    """What a configuration of a recipe's own is made by, beside the statistics."""
-    check_channels(config_name(wildcards))
-    by = weighting(config_name(wildcards))
-    inputs = learned_blocks(wildcards) | own_clips(wildcards)
-    if is_measured(config_name(wildcards)):
-        folder = f"{RESULTS}/weights/{wildcards.recipe}/activations"
-        inputs["sensitivity"] = sensitivity_files(wildcards, folder)
-    if by == "output":
-        inputs |= own_checkpoint(wildcards)
+def config_inputs(wildcards):
+    """What a configuration is made by, beside the statistics."""
+    name, scheme = scheme_name(wildcards), scheme_of(wildcards)
+    try:
+        section = schemes.section_of(name, config)
+        fitting.check_channel_group(section, scheme.channel_group, LINEARS, SPEC.name)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    measured_recipe(wildcards)
+    inputs = learned_blocks(wildcards) | clip_files(wildcards)
+    if scheme.needs_sensitivity:
+        folder = f"{RESULTS}/{wildcards.owner}activations/sensitivity/{name}"
+        images = MEASURED_IMAGES[: scheme.tiers.images]
+        inputs["sensitivity"] = [f"{folder}/{image}.safetensors" for image in images]
+    if scheme.needs_weights:
+        inputs |= measured_checkpoint(wildcards)
     return inputs
 
 
-def sensitive_config(wildcards):
-    """A configuration that `is_measured`."""
-    if not is_measured(wildcards.scales):
-        raise WorkflowError(
-            f"Activation configuration {wildcards.scales!r} needs no measured sensitivity."
-        )
-    return ACTIVATION_CONFIGS[wildcards.scales]
-
-
-def asked_config(wildcards):
-    return ACTIVATION_CONFIGS[config_name(wildcards)]
-
-
 def config_model(wildcards):
-    return model_params() if weighting(config_name(wildcards)) == "output" else None
+    return model_params() if scheme_of(wildcards).needs_weights else None
 
 
 def config_code(wildcards):
-    weighs = weighting(config_name(wildcards)) == "output"
-    return code("analyze_activations.py", [] if weighs else ["checkpoint", "load"])
-
-
-# What each plot of `activation_plots.PLOTS` needs beside the statistics; that module is not imported
-# here: planning needs no matplotlib.
-PLOT_CONFIGS = {
-    "absmax": [],
-    "drift": [],
-    "heatmap": [],
-    "variability": [],
-    "channels": [],
-    "outliers": [],
-    "distributions": ["quant_config"],
-    "ranges": ["quant_config"],
-    "scales": ["quant_config"],
-    "coverage": ["quant_config"],
-    "tiers": ["quant_config_multitier"],
-}
-DISTRIBUTIONS = {"channels", "outliers", "distributions", "ranges"}
-ACTIVATION_PLOTS = [
-    f"{RESULTS}/activations/plots/{plot}.{suffix}"
-    for plot in PLOT_CONFIGS
-    if plot not in DISTRIBUTIONS or config["activations"]["plots"]["distributions"]
-    for suffix in ("png", "svg")
-]
-if config["activations"]["plots"]["animate"]:
-    ACTIVATION_PLOTS.append(f"{RESULTS}/activations/plots/drift.gif")
+    unused = [] if scheme_of(wildcards).needs_weights else ["checkpoint", "load"]
+    return code("analyze_activations.py", unused)
 
 
 # In the place of quant_config.json the file of another configuration may be drawn.
 PLOTTED = known(
     "activation configuration",
     config["activations"]["plots"]["configuration"],
-    ACTIVATION_CONFIGS,
+    SCHEMES,
 )
+PLOT_FILES = [
+    f"{RESULTS}/activations/plots/{file}"
+    for file in plot_files(
+        config["activations"]["plots"]["distributions"],
+        config["activations"]["plots"]["animate"],
+    )
+]
 
 
 def plot_configs(wildcards):
-    drawn = {"quant_config": PLOTTED, "quant_config_multitier": "multitier"}
-    return [
-        f"{RESULTS}/activations/{variant_names.config_file(drawn[name])}"
-        for name in PLOT_CONFIGS[wildcards.plot]
-    ]
+    """The configuration that a plot shows, if it shows one."""
+    drawn = {schemes.SINGLE_TIER: PLOTTED, schemes.MULTI_TIER: schemes.MULTI_TIER}
+    scheme = ACTIVATION_PLOTS[wildcards.plot].scheme
+    if scheme is None:
+        return []
+    return [f"{RESULTS}/activations/{schemes.config_file(drawn[scheme])}"]

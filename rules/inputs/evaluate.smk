@@ -22,9 +22,8 @@ EVALUATION_PLOTS = [
 REPORTED_RECIPES = [
     recipe
     for recipe in dict.fromkeys(
-        variant_names.split_variant(variant)[0]
+        variants.Variant.parse(variant).recipe
         for variant in [*EVALUATED_VARIANTS, *SHOWN_VARIANTS]
-        if variant != "noise-floor"
     )
     if recipe in RECIPES
 ]

@@ -13,31 +13,33 @@ SHOWN_VARIANTS = [
 
 def variant_files(variant):
     """What a variant needs beside the model: name of the input -> path."""
-    if variant in ("full", "noise-floor"):
+    if variant == variants.NOISE_FLOOR:
         return {}
     try:
         variant_names.check_variant(variant, config)
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    recipe, kind = variant_names.split_variant(variant)
-    is_full = recipe == variant_names.FULL
-    files = {} if is_full else checkpoint_files(recipe)
-    if kind not in variant_names.WEIGHT_KINDS:
-        folder = f"{RESULTS}/activations" if is_full else activation_folder(recipe)
-        files["quant_config"] = f"{folder}/{variant_names.config_file(kind)}"
+    parsed = variants.Variant.parse(variant)
+    files = {} if parsed.recipe is None else checkpoint_files(parsed.recipe)
+    if parsed.scheme is not None:
+        folder = f"{RESULTS}/activations"
+        if parsed.recipe is not None:
+            folder = activation_folder(parsed.recipe)
+        files["quant_config"] = f"{folder}/{schemes.config_file(parsed.scheme)}"
     return files
 
 
 # What a kind of variant does not run, so that a change there redoes no variant of the kind.
 UNUSED_MODULES = {
     "full": ["checkpoint", "packed_blocks", "simulate", "quant_config"],
+    "noise-floor": ["checkpoint", "packed_blocks", "simulate", "quant_config"],
     "weights": ["packed_blocks", "simulate", "quant_config"],
     "native": ["simulate", "quant_config"],
 }
 
 
 def variant_code(script, variant):
-    kind = "full" if variant in ("full", "noise-floor") else variant.rpartition("-")[2]
+    kind = variants.Variant.parse(variant).kind
     judge = [] if config["model"]["name"] == "demo" else ["judge"]
     return code(script, [*UNUSED_MODULES.get(kind, ["packed_blocks"]), *judge])
 

@@ -10,13 +10,12 @@ name, and draws a world in which a program can decide whether the picture fits t
     shapes      the world: captions, what they mean, and how they are drawn
     prompts     the captions for calibration and evaluation, disjoint by construction
     vocabulary  a byte-pair vocabulary in CLIP's file form, one token a word
-    judge       does this picture show what the caption says? (with matching and regions)
+    judge       does this picture show what the caption says? (with matching)
     network     the configurations of the networks
     forward     their forward passes in training, laid out for speed
     optimizer   AdamW and the moving average on one flat vector
     training    the losses, and a training run that stops and resumes without a trace
     data        training pictures in shards, and their latents
-    sampling    pictures from captions, in batches
     export      a trained model as the files under resources/demo
 
 `shapes` and `judge` need numpy and Pillow only.

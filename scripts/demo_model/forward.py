@@ -12,7 +12,7 @@ All functions take parameters as a flat dict, module path to array, and compute 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ditquant.backend import compiled, mx, nn
@@ -33,72 +33,50 @@ def dense(params: Params, path: str, x: mx.array) -> mx.array:
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
-@compiled
-def _gelu(x: mx.array) -> mx.array:
-    return x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5
+def fused(
+    forwards: Callable[..., mx.array], backwards: Callable[..., tuple[mx.array, ...]]
+) -> Callable[..., mx.array]:
+    """An element-wise function of one kernel forwards and one backwards.
+
+    Args:
+        forwards: of arrays (batch, tokens, channels) or (batch, 1, channels).
+        backwards: of the outer gradient and the same arrays: the gradient of each, before the sum
+            over the tokens of those that have one.
+    """
+    forward_kernel, backward_kernel = compiled(forwards), compiled(backwards)
+
+    @mx.custom_function
+    def function(*inputs: mx.array) -> mx.array:
+        return forward_kernel(*inputs)
+
+    @function.vjp
+    def gradients(inputs: Any, outer: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+        inputs = inputs if isinstance(inputs, tuple | list) else (inputs,)
+        return tuple(
+            slope if slope.shape == x.shape else slope.sum(axis=1, keepdims=True)
+            for slope, x in zip(backward_kernel(outer, *inputs), inputs, strict=True)
+        )
+
+    return function
 
 
-@compiled
-def _gelu_gradient(x: mx.array, outer: mx.array) -> mx.array:
+def _gelu_slope(outer: mx.array, x: mx.array) -> tuple[mx.array]:
     density = mx.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
-    return outer * ((1 + mx.erf(x * math.sqrt(0.5))) * 0.5 + x * density)
+    return (outer * ((1 + mx.erf(x * math.sqrt(0.5))) * 0.5 + x * density),)
 
 
-@mx.custom_function
-def gelu(x: mx.array) -> mx.array:
-    """Exact GELU; one kernel forwards and one backwards."""
-    return _gelu(x)
-
-
-@gelu.vjp
-def _gelu_vjp(x: mx.array, outer: mx.array, _: mx.array) -> mx.array:
-    return _gelu_gradient(x, outer)
-
-
-@compiled
-def _modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
-    return x * (1 + scale) + shift
-
-
-@compiled
-def _modulate_gradient(x: mx.array, scale: mx.array, outer: mx.array) -> tuple[mx.array, mx.array]:
-    return outer * (1 + scale), outer * x
-
-
-@mx.custom_function
-def modulate(x: mx.array, shift: mx.array, scale: mx.array) -> mx.array:
-    """x (batch, tokens, channels) * (1 + scale) + shift; shift and scale (batch, 1, channels)."""
-    return _modulate(x, shift, scale)
-
-
-@modulate.vjp
-def _modulate_vjp(primals: Any, outer: mx.array, _: mx.array) -> tuple[mx.array, ...]:
-    x, _, scale = primals
-    inner, scaled = _modulate_gradient(x, scale, outer)
-    return inner, outer.sum(axis=1, keepdims=True), scaled.sum(axis=1, keepdims=True)
-
-
-@compiled
-def _gate(residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
-    return residual + gate * update
-
-
-@compiled
-def _gate_gradient(gate: mx.array, update: mx.array, outer: mx.array) -> tuple[mx.array, mx.array]:
-    return outer * update, outer * gate
-
-
-@mx.custom_function
-def gated(residual: mx.array, gate: mx.array, update: mx.array) -> mx.array:
-    """residual + gate * update, with gate (batch, 1, channels)."""
-    return _gate(residual, gate, update)
-
-
-@gated.vjp
-def _gated_vjp(primals: Any, outer: mx.array, _: mx.array) -> tuple[mx.array, ...]:
-    _, gate, update = primals
-    by_gate, by_update = _gate_gradient(gate, update, outer)
-    return outer, by_gate.sum(axis=1, keepdims=True), by_update
+# Exact GELU.
+gelu = fused(lambda x: x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5, _gelu_slope)
+# x * (1 + scale) + shift.
+modulate = fused(
+    lambda x, shift, scale: x * (1 + scale) + shift,
+    lambda outer, x, shift, scale: (outer * (1 + scale), outer, outer * x),
+)
+# residual + gate * update.
+gated = fused(
+    lambda residual, gate, update: residual + gate * update,
+    lambda outer, residual, gate, update: (outer, outer * update, outer * gate),
+)
 
 
 def _rows_of(table: mx.array, ids: mx.array) -> mx.array:
@@ -136,14 +114,6 @@ def patchify(latents: mx.array) -> mx.array:
     b, h, w, c = latents.shape
     tokens = latents.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
     return tokens.reshape(b, h * w // 4, 4 * c)
-
-
-def unpatchify(tokens: mx.array) -> mx.array:
-    """The inverse of `patchify` for square pictures."""
-    b, count, width = tokens.shape
-    side = math.isqrt(count)
-    latents = tokens.reshape(b, side, side, 2, 2, width // 4).transpose(0, 1, 3, 2, 4, 5)
-    return latents.reshape(b, 2 * side, 2 * side, width // 4)
 
 
 def _positions(params: Params, tokens: int) -> mx.array:

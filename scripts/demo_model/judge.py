@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .matching import fit
-from .regions import connected_regions, dilated, eroded
 from .shapes import BACKGROUNDS, COLORS, Caption, Item, parse_caption
 
 # Colour distances are Euclidean in RGB. The two nearest backgrounds, gray and beige, are 103
@@ -68,6 +67,45 @@ class Verdict:
     problems: tuple[str, ...]
 
 
+# ------------------------------------------------------------------------------------ regions
+
+
+def _eroded(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask all of whose eight neighbours belong to it too."""
+    padded = np.pad(mask, 1)
+    height, width = mask.shape
+    shifts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return np.logical_and.reduce(shifts)
+
+
+def _dilated(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask and their eight neighbours."""
+    return ~_eroded(np.pad(~mask, 1, constant_values=True))[1:-1, 1:-1]
+
+
+def connected_regions(mask: np.ndarray) -> list[np.ndarray]:
+    """The regions of True pixels that hang together, corners included, in reading order.
+
+    Args:
+        mask: bool (height, width).
+
+    Returns:
+        One bool (height, width) mask a region.
+    """
+    left, regions = mask.copy(), []
+    while left.any():
+        region = np.zeros_like(mask)
+        region.flat[left.argmax()] = True
+        while np.count_nonzero(grown := _dilated(region) & mask) > np.count_nonzero(region):
+            region = grown
+        regions.append(region)
+        left &= ~region
+    return regions
+
+
+# ------------------------------------------------------------------------------------- looking
+
+
 def _nearest(
     color: np.ndarray, palette: Mapping[str, tuple[int, ...]], tolerance: float
 ) -> str | None:
@@ -89,7 +127,7 @@ def _background(pixels: np.ndarray) -> np.ndarray:
 
 def _color(pixels: np.ndarray, ground: np.ndarray, region: np.ndarray) -> np.ndarray:
     """An object's colour: the median of the half of its core that is furthest from the ground."""
-    core = eroded(region)
+    core = _eroded(region)
     solid = pixels[core if core.any() else region]
     contrast = np.linalg.norm(solid - ground, axis=1)
     return np.median(solid[contrast >= np.median(contrast)], axis=0)
@@ -101,7 +139,7 @@ def _examine(pixels: np.ndarray, ground: np.ndarray, region: np.ndarray) -> Thin
     blend = np.clip((pixels - ground) @ direction, 0.0, 1.0)
     strange = np.linalg.norm(pixels - ground - blend[..., None] * (color - ground), axis=2)
     uneven = (strange[region] > COLOR_TOLERANCE).mean()
-    found = fit(blend * dilated(region))
+    found = fit(blend * _dilated(region))
     return Thing(
         color=_nearest(color, COLORS, COLOR_TOLERANCE) if uneven <= UNEVEN_SHARE else None,
         shape=found.shape if found.overlap >= MIN_OVERLAP else None,

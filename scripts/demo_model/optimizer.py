@@ -20,6 +20,7 @@ from ditquant.backend import compiled, mx
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 MAX_NORM = 1.0  # gradients are scaled down to this length
 TRAINING = "ditquant.demo.training"
+VECTORS = ("weights", "average", "moment1", "moment2")
 EMA_WARMUP = 10  # the average starts short: decay (1 + t) / (10 + t) until that exceeds its own
 
 
@@ -80,12 +81,7 @@ class State:
 
     @property
     def arrays(self) -> dict[str, mx.array]:
-        return {
-            "weights": self.weights,
-            "average": self.average,
-            "moment1": self.moment1,
-            "moment2": self.moment2,
-        }
+        return {name: getattr(self, name) for name in VECTORS}
 
     def save(self, path: Path, identity: str) -> None:
         """Writes a checkpoint; `identity` says of which run it is."""
@@ -139,12 +135,5 @@ def update(state: State, gradient: mx.array, rate: float, weight_decay: float, e
     rates = mx.array(
         [rate, weight_decay, decay, 1 / (1 - BETA1**step), 1 / (1 - BETA2**step)], mx.float32
     )
-    weights, average, moment1, moment2 = _adamw(*state.arrays.values(), gradient, shrink, rates)
-    return replace(
-        state,
-        step=step,
-        weights=weights,
-        average=average,
-        moment1=moment1,
-        moment2=moment2,
-    )
+    moved = _adamw(*state.arrays.values(), gradient, shrink, rates)
+    return replace(state, step=step, **dict(zip(VECTORS, moved, strict=True)))

@@ -97,7 +97,6 @@ def fit(
         checkpoint: file of the run's state, written every `checkpoint_every` steps and at the end;
             one that other settings left there is ignored.
         report: called with the step and the mean loss every `REPORT_EVERY` steps.
-        stop_at: leave early, after this step, with a checkpoint.
     """
     layout = layout_of(params)
     state = State.load(checkpoint, settings.identity)
@@ -190,16 +189,6 @@ def vae_loss(networks: Networks) -> Loss:
     return loss
 
 
-def vae_parameters(networks: Networks) -> Params:
-    """Both halves of the VAE under `encoder.` and `decoder.`."""
-    halves = {"encoder": networks.encoder, "decoder": networks.decoder}
-    return {
-        f"{half}.{name}": value
-        for half, module in halves.items()
-        for name, value in parameters(module).items()
-    }
-
-
 def draw_pictures(pictures: mx.array, settings: Settings) -> Callable[[int], Any]:
     """Batches for `vae_loss` from all pictures, uint8 (n, 128, 128, 3)."""
 
@@ -232,9 +221,8 @@ def flow_loss(config: Config) -> Loss:
     return loss
 
 
-def flow_parameters(networks: Networks) -> Params:
-    """MM-DiT and text encoder under `mmdit.` and `text.`."""
-    parts = {"mmdit": networks.mmdit, "text": networks.text}
+def joined(**parts: nn.Module) -> Params:
+    """The parameters of several networks, each under its own name: `joined(mmdit=...)`."""
     return {
         f"{part}.{name}": value
         for part, module in parts.items()
@@ -243,7 +231,7 @@ def flow_parameters(networks: Networks) -> Params:
 
 
 def split_parameters(params: Mapping[str, mx.array]) -> dict[str, Params]:
-    """The reverse of `flow_parameters` and `vae_parameters`: part to its own parameters."""
+    """The reverse of `joined`: part to its own parameters."""
     parts: dict[str, Params] = {}
     for name, value in params.items():
         part, _, path = name.partition(".")

@@ -30,7 +30,7 @@ from .errors import UserError
 
 # Every format and its version. A change that an older release would misread raises the version.
 VERSIONS = {
-    "ditquant.activation_statistics": 1,
+    "ditquant.activation_statistics": 2,
     "ditquant.block_io": 1,
     "ditquant.block_result": 2,
     "ditquant.block_weights": 1,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ditquant.activations.histogram import count_bins
+from ditquant.activations.histogram import bin_numbers, count_numbers
 from ditquant.activations.input_statistics import (
     InputStatistics,
     Statistics,
@@ -16,13 +16,17 @@ from ditquant.activations.input_statistics import (
 from ditquant.backend import mx, to_numpy
 
 
+def count_bins(x: mx.array) -> mx.array:
+    """(NUM_BINS,) int32 counts of |x| for an array (..., channels) of any float dtype; lazy."""
+    return count_numbers(bin_numbers(x))
+
+
 def input_statistics(steps: np.ndarray) -> InputStatistics:
     """Statistics of one image from float32 values (S, tokens, channels)."""
     wide = steps.astype(np.float64)
     return of_one_image(
         channel_min=steps.min(axis=1),
         channel_max=steps.max(axis=1),
-        sum_mean=to_fixed(wide.mean(axis=1)),
         sum_mean_square=to_fixed((wide**2).mean(axis=(1, 2))),
         histogram=_counts(steps),
         token_histogram=_counts(np.abs(steps).max(axis=2, keepdims=True)),

@@ -63,7 +63,6 @@ def _input(
     return of_one_image(
         channel_min=channel_min,
         channel_max=channel_max,
-        sum_mean=to_fixed((channel_min + channel_max) / 4),
         sum_mean_square=to_fixed(size**2),
         histogram=np.array(histogram),
         token_histogram=np.array(histogram),

@@ -104,6 +104,30 @@ class Workspace:
         table = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
         return Counter({rule: int(count) for rule, count in table if rule != "total"})
 
+    def activation_jobs(self, owners: list[str], *arguments: str) -> list[list[int]]:
+        """Of jobs that a dry run announces, those about each owner's activations.
+
+        Args:
+            owners: "" for the full-precision model, "weights/{recipe}/" for a recipe.
+
+        Returns:
+            Of each how many measure images, merge statistics, choose the scales of a8, the tiers of
+            multitier, and the scales of other schemes.
+        """
+        told = self.snakemake(*arguments, "--dry-run").stdout
+        messages = (
+            r"Measuring activations of image \d+ {place}",
+            r"Merging statistics {place}",
+            r"Choosing activation scales {place}/quant_config\.json",
+            r"Choosing activation scales {place}/quant_config_multitier\.json",
+            r"Choosing activation scales {place}/quant_config_(?!multitier)",
+        )
+        places = [rf"\({owner}activations" for owner in owners]
+        return [
+            [len(re.findall(message.format(place=place), told)) for message in messages]
+            for place in places
+        ]
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """A run in a process group of its own, as a terminal would start it."""
         return subprocess.Popen(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.quant_config import parse_quant_config
-from ditquant.activations.sigma_lookup import Numbers, numbers_at
-from ditquant.activations.single_tier import DYNAMIC, GRANULARITIES, ScaleOptions, single_tier
+from ditquant.activations.quant_params import QuantParams
 from ditquant.plots.activation_density import codes_of, distribution, entropy
 from ditquant.plots.activation_panels import PlotOptions
 from ditquant.plots.activation_plots import draw
 from ditquant.plots.activation_scales import scales_at
 from support.activations import input_statistics, statistics
+from support.schemes import DYNAMIC, params_at, single_tier
 
 OPTIONS = PlotOptions(snapshot_steps=[0], layers=4)
 STEPS = 8
@@ -38,8 +39,8 @@ def made():
 
 
 def document(made, granularity: str = "step", **options) -> dict:
-    chosen = ScaleOptions(groups=3, degree=2, **options)
-    return single_tier(made, 8, granularity, "absmax", chosen)
+    chosen = dict(groups=3, degree=2, **options)
+    return single_tier(made, 8, granularity, "absmax", **chosen)
 
 
 @pytest.mark.parametrize("after_gelu", [False, True])
@@ -72,7 +73,7 @@ def test_codes_take_the_share_of_values_that_rounding_gives_them(after_gelu):
     array = values(after_gelu)
     measured = input_statistics(array)
     largest = float(np.abs(array[2]).max())
-    numbers = Numbers(4, largest / 7, 0.5 if after_gelu else 0.0)
+    numbers = QuantParams(4, largest / 7, 0.5 if after_gelu else 0.0)
     codes = codes_of(numbers, measured, 2)
     assert (codes.low, codes.high) == (-8, 7)
     assert codes.interval[1] == pytest.approx(largest + codes.shift)
@@ -84,13 +85,13 @@ def test_codes_take_the_share_of_values_that_rounding_gives_them(after_gelu):
 
 def test_dynamic_ranges_have_the_codes_of_what_was_measured():
     array = values(after_gelu=True)
-    codes = codes_of(Numbers(8, None, -0.171875, unsigned=True), input_statistics(array), 1)
+    codes = codes_of(QuantParams(8, None, -0.171875, unsigned=True), input_statistics(array), 1)
     assert (codes.low, codes.high) == (0, 255)
     assert codes.interval == pytest.approx((-0.171875, float(array[1].max())))
 
 
 def test_of_groups_of_channels_the_widest_is_drawn():
-    numbers = Numbers(8, np.array([0.1, 0.3, 0.2]), np.array([1.0, 2.0, 3.0]))
+    numbers = QuantParams(8, np.array([0.1, 0.3, 0.2]), np.array([1.0, 2.0, 3.0]))
     codes = codes_of(numbers, input_statistics(values(after_gelu=False)), 0)
     assert (codes.scale, codes.shift) == (0.3, 0.0)
 
@@ -103,7 +104,7 @@ def test_entropy_is_that_of_equal_codes_and_of_one():
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("plot", ["distributions", "ranges", "scales", "coverage"])
 def test_configurations_of_every_granularity_are_drawn(made, plot, granularity):
-    figure = draw(plot, made, [document(made, granularity)], OPTIONS)
+    figure = draw(plot, made, document(made, granularity), OPTIONS)
     assert len(figure.axes) >= 4
 
 
@@ -115,7 +116,7 @@ def document_of_long_words(made):
 
 @pytest.mark.parametrize("plot", ["distributions", "ranges", "scales", "coverage"])
 def test_a_long_title_stays_within_the_figure(made, plot):
-    figure = draw(plot, made, [document_of_long_words(made)], OPTIONS)
+    figure = draw(plot, made, document_of_long_words(made), OPTIONS)
     figure.draw_without_rendering()
     title = figure._suptitle.get_window_extent()
     assert "range by measured error" in figure._suptitle.get_text().replace("\n", " ")
@@ -130,11 +131,11 @@ def test_a_long_title_stays_within_the_figure(made, plot):
 def test_groups_and_shifts_of_channels_are_drawn(made, granularity):
     with_channels = document(made, granularity, channel_group=16, channel_shift=True)
     for plot in ("distributions", "ranges", "scales", "coverage"):
-        assert draw(plot, made, [with_channels], OPTIONS).axes
+        assert draw(plot, made, with_channels, OPTIONS).axes
 
 
 def test_configured_ranges_reach_what_was_measured(made):
-    panel = draw("distributions", made, [document(made)], OPTIONS).axes[2]
+    panel = draw("distributions", made, document(made), OPTIONS).axes[2]
     assert panel.get_title() == "image stream: fc1"
     largest = max(made.inputs[f"mm{block:02d}.img.mlp.fc1"].absmax.max() for block in range(2))
     span = panel.patches[0]
@@ -142,7 +143,7 @@ def test_configured_ranges_reach_what_was_measured(made):
 
 
 def test_ranges_show_post_gelu_inputs_shifted_too(made):
-    figure = draw("ranges", made, [document(made)], OPTIONS)
+    figure = draw("ranges", made, document(made), OPTIONS)
     shown = [axes.get_title(loc="left") for axes in figure.axes]
     assert sum(title.startswith("x − z") for title in shown) == 2
     assert sum("no shift" in title for title in shown) == 2
@@ -152,24 +153,24 @@ def test_ranges_show_post_gelu_inputs_shifted_too(made):
 @pytest.mark.parametrize("granularity", [name for name in GRANULARITIES if name not in DYNAMIC])
 def test_scales_are_those_that_inference_looks_up(made, granularity):
     config = parse_quant_config(document(made, granularity), "test")
-    panel = draw("scales", made, [document(made, granularity)], OPTIONS).axes[2]
+    panel = draw("scales", made, document(made, granularity), OPTIONS).axes[2]
     sigmas, scales = panel.get_lines()[0].get_data()
     layer = config.layers["mm00.img.mlp.fc1"]
-    expected = [numbers_at(config, layer, float(sigma)).scale for sigma in sigmas]
+    expected = [params_at(config, layer, float(sigma)).scale for sigma in sigmas]
     np.testing.assert_allclose(scales, expected)
     low, high = scales_at(config, "mm00.img.mlp.fc1", sigmas)
     np.testing.assert_array_equal(low, high)
 
 
 def test_scales_mark_where_sigma_groups_end(made):
-    figure = draw("scales", made, [document(made, "group")], OPTIONS)
+    figure = draw("scales", made, document(made, "group"), OPTIONS)
     assert figure.axes[2].get_lines()[-1].get_linestyle() == "--"
     # Two blocks, and the two boundaries between three groups.
     assert len(figure.axes[2].get_lines()) == 4
 
 
 def test_coverage_never_falls_below_what_was_measured(made):
-    figure = draw("coverage", made, [document(made, "group")], OPTIONS)
+    figure = draw("coverage", made, document(made, "group"), OPTIONS)
     panel = figure.axes[0]
     measured, _, reached = panel.get_lines()[:3]
     sigmas, reach = reached.get_data()

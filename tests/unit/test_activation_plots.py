@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,14 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.input_statistics import Statistics, save_statistics
-from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.activations.tiers import multi_tier
+from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.artifacts import write_json
-from ditquant.plots.activation_panels import PlotOptions, columns_axis
-from ditquant.plots.activation_plots import PLOTS, draw
-from ditquant.plots.activation_ranking import (
+from ditquant.plots.activation_names import ACTIVATION_PLOTS, plot_files
+from ditquant.plots.activation_panels import (
+    PlotOptions,
+    columns_axis,
     drift,
     most_outlying,
     most_variable,
@@ -27,9 +27,11 @@ from ditquant.plots.activation_ranking import (
     variable_of_both_kinds,
     variation,
 )
+from ditquant.plots.activation_plots import draw
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.seals import seal_file
 from support.activations import statistics
+from support.schemes import multi_tier, single_tier
 from support.sd3_statistics import sd3_linears, sd3_statistics
 
 ROOT = Path(__file__).parents[2]
@@ -56,13 +58,14 @@ def model_statistics(multimodal: int, unified: int = 0, steps: int = 6) -> Stati
     return statistics(as_float32, post_gelu=post_gelu)
 
 
-def documents(made: Statistics, plot: str, granularity: str = "step") -> list[dict]:
-    options = ScaleOptions(groups=3, degree=2)
+def documents(made: Statistics, plot: str, granularity: str = "step") -> dict:
+    options = {"groups": 3, "degree": 2}
     by_name = {
-        "quant_config": single_tier(made, 8, granularity, "absmax", options),
-        "quant_config_multitier": multi_tier(made, granularity, "absmax", TIERS, options),
+        "a8": single_tier(made, 8, granularity, "absmax", **options),
+        "multitier": multi_tier(made, granularity, "absmax", TIERS, **options),
     }
-    return [by_name[name] for name in PLOTS[plot].configs]
+    drawn = ACTIVATION_PLOTS[plot].scheme
+    return by_name.get(drawn, {})
 
 
 def figure_of(plot: str, made: Statistics, options: PlotOptions = OPTIONS):
@@ -97,7 +100,7 @@ def sd3():
 @pytest.fixture(scope="module")
 def svgs(small) -> dict[str, str]:
     """Every plot of the small model, drawn once."""
-    return {plot: as_svg(figure_of(plot, small)) for plot in PLOTS}
+    return {plot: as_svg(figure_of(plot, small)) for plot in ACTIVATION_PLOTS}
 
 
 def test_plots_have_the_same_bytes_each_time_and_no_date(small, svgs):
@@ -113,7 +116,7 @@ def test_plots_have_the_same_bytes_each_time_and_no_date(small, svgs):
         assert np.asarray(picture.convert("L")).std() > 5
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", ACTIVATION_PLOTS)
 def test_285_layers_are_drawn_within_a_readable_height(plot, sd3):
     assert len(sd3.input_of) == 285
     figure = figure_of(plot, sd3)
@@ -125,26 +128,31 @@ def test_285_layers_are_drawn_within_a_readable_height(plot, sd3):
     assert min(sizes) >= 7
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", ACTIVATION_PLOTS)
 def test_unified_blocks_have_a_row_of_panels(plot, unified):
     shown = " ".join(titles(figure_of(plot, unified)))
     by_block = plot not in ("drift", "outliers", "ranges", "coverage")
     assert ("unified blocks: fc2, after GELU" in shown) == by_block
 
 
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", ACTIVATION_PLOTS)
 def test_plots_say_what_they_show(plot, svgs):
     text = svgs[plot]
     chosen_alone = plot in ("drift", "outliers", "coverage")
     assert chosen_alone or "after GELU" in text
     assert plot in ("absmax", "channels", "distributions", "ranges") or "noise level σ" in text
-    assert PLOTS[plot].note.endswith(".")
+    assert ACTIVATION_PLOTS[plot].note.endswith(".")
 
 
-def test_the_rules_know_every_plot_and_its_configurations():
-    rules = (ROOT / "rules" / "inputs" / "activations.smk").read_text("utf-8")
-    listed = re.search(r"PLOT_CONFIGS = (\{.*?\n\})", rules, re.DOTALL)[1]
-    assert eval(listed) == {name: list(plot.configs) for name, plot in PLOTS.items()}
+def test_files_of_plots():
+    files = plot_files(distributions=True, animate=True)
+    assert len(files) == 2 * len(ACTIVATION_PLOTS) + 1
+    fewer = plot_files(distributions=False, animate=False)
+    assert {*files} - {*fewer} == {
+        "drift.gif",
+        *(f"{name}.{suffix}" for name in ("channels", "outliers", "distributions", "ranges")
+          for suffix in ("png", "svg")),
+    }  # fmt: skip
 
 
 def test_absmax_draws_one_line_a_snapshot_with_the_measured_maxima(small):
@@ -220,8 +228,8 @@ def test_variability_is_relative_to_each_layers_own_mean(small):
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_tiers_draw_the_bits_of_every_input_and_shares_that_add_up(small, granularity):
-    (document,) = documents(small, "tiers", granularity)
-    figure = draw("tiers", small, [document], OPTIONS)
+    document = documents(small, "tiers", granularity)
+    figure = draw("tiers", small, document, OPTIONS)
     shown = np.concatenate([matrix.ravel() for matrix in matrices(figure).values()])
     shown = shown[~np.isnan(shown)]
     assert len(shown) == len(small.inputs) * len(small.sigmas)
@@ -282,7 +290,7 @@ def test_the_script_writes_the_plot_that_the_files_are_named_after(tmp_path, sma
     script = importlib.import_module("visualize_activations")
     save_statistics(tmp_path / "s.safetensors", small)
     config = tmp_path / "quant_config_multitier.json"
-    write_json(config, CONFIG_FORMAT, documents(small, "tiers")[0])
+    write_json(config, CONFIG_FORMAT, documents(small, "tiers"))
     plots = [tmp_path / "plots" / f"tiers.{suffix}" for suffix in ("png", "svg")]
     script.main(str(tmp_path / "s.safetensors"), [str(config)], [str(p) for p in plots], [0], 4)
     figure = figure_of("tiers", small)

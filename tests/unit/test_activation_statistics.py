@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from ditquant.activations.histogram import NUM_BINS
 from ditquant.activations.input_statistics import (
-    KIND,
     load_statistics,
     merge,
     of_one_image,
@@ -23,7 +22,7 @@ from ditquant.activations.input_statistics import (
 )
 from ditquant.activations.segments import grouped
 from ditquant.activations.summary import layer_summary, temporal_analysis
-from ditquant.artifacts import load_metadata, load_tensors, save_tensors
+from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
 from ditquant.errors import UserError
 from support.activations import input_statistics, statistics
@@ -102,8 +101,6 @@ def test_merged_values_are_those_of_all_values_together():
         np.mean([np.abs(v).max(axis=(1, 2)).astype(np.float64) for v in values], axis=0),
         rtol=0, atol=resolution,
     )  # fmt: skip
-    means = np.mean([v.astype(np.float64).mean(axis=1) for v in values], axis=0)
-    np.testing.assert_allclose(measured.average_mean, means, rtol=0, atol=resolution)
     np.testing.assert_array_equal(measured.token_histogram, together.token_histogram)
     np.testing.assert_array_equal(measured.token_histogram.sum(axis=1), [27, 27])
     np.testing.assert_array_equal(measured.forwards, [3, 3])
@@ -111,54 +108,16 @@ def test_merged_values_are_those_of_all_values_together():
     assert pooled.absmax == max(np.abs(v).max() for v in values)
     assert pooled.count == 216
     assert pooled.forwards == 6
-    np.testing.assert_allclose(pooled.average_mean[0], means.mean(axis=0), rtol=0, atol=resolution)
 
 
 def test_groups_of_steps_average_over_their_own_forward_passes():
     values = np.random.default_rng(3).normal(size=(3, 9, 4)).astype(np.float32)
     groups = grouped(statistics({"a": values}).of("a"), [0, 0, 1])
     np.testing.assert_array_equal(groups.forwards, [2, 1])
-    wide = values.astype(np.float64)
-    expected = [wide[:2].mean(axis=(0, 1)), wide[2].mean(axis=0)]
-    np.testing.assert_allclose(groups.average_mean, expected, rtol=0, atol=2.0**-20)
-
-
-def corrected_momentum(midranges: np.ndarray) -> np.ndarray:
-    """TaQ-DiT's running shift after all images (images, channels), its start corrected."""
-    z = np.zeros(midranges.shape[1])
-    for midrange in midranges:
-        z = 0.95 * z + 0.05 * midrange
-    return z / (1 - 0.95 ** len(midranges))
-
-
-def test_the_average_shift_is_what_a_momentum_shift_follows():
-    images, channels, orders = 60, 8, 400
-    random = np.random.default_rng(4)
-    # Post-GELU values: skewed, and each image with a size of its own.
-    values = np.abs(random.normal(size=(images, 1, 20, channels))) - 0.17
-    values = (values * np.exp(random.normal(size=(images, 1, 1, 1)) / 3)).astype(np.float32)
-    merged = merge([statistics({"a": v}, image=f"{i:04d}") for i, v in enumerate(values)])
-    shift = merged.of("a").average_shift
-    wide = values.astype(np.float64)[:, 0]
-    midranges = (wide.min(axis=1) + wide.max(axis=1)) / 2
-    np.testing.assert_allclose(shift[0], midranges.mean(axis=0), rtol=0, atol=2.0**-20)
-
-    # In any order sum_i (w_i - 1/n) (m_i - m) is at most the product of the norms (Cauchy-Schwarz).
-    weights = 0.05 * 0.95 ** np.arange(images) / (1 - 0.95**images)
-    norm = np.sqrt(((weights - 1 / images) ** 2).sum())
-    deviations = midranges - midranges.mean(axis=0)
-    bound = norm * np.sqrt((deviations**2).sum(axis=0))
-    found = np.array(
-        [corrected_momentum(midranges[random.permutation(images)]) for _ in range(orders)]
-    )
-    assert np.all(np.abs(found - shift) <= bound + 2.0**-20)
-    # Over random orders z has variance norm^2 times that of the m_i (drawn without replacement):
-    # six standard errors of the mean over the orders, for any seed.
-    error = norm * deviations.std(axis=0, ddof=1) / np.sqrt(orders)
-    assert np.all(np.abs(found.mean(axis=0) - shift) <= 6 * error + 2.0**-20)
-    # Which is no wide gate: a shift that follows the extremes over all images lies outside.
-    extremes = (wide.min(axis=(0, 1)) + wide.max(axis=(0, 1))) / 2
-    assert np.all(np.abs(extremes - shift) > 6 * error)
+    largest = values.max(axis=1).astype(np.float64)
+    expected = [largest[:2].mean(axis=0), largest[2]]
+    found = groups.average(groups.sum_channel_max)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2.0**-20)
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
@@ -209,7 +168,6 @@ def test_minus_zero_is_zero():
     made = of_one_image(
         channel_min=zeros,
         channel_max=zeros,
-        sum_mean=to_fixed(zeros),
         sum_mean_square=sums,
         histogram=counts,
         token_histogram=counts,
@@ -235,16 +193,6 @@ def test_another_kind_of_file_is_refused(tmp_path):
     save_tensors(tmp_path / "x.safetensors", {"a": mx.zeros(2)}, "ditquant.latents")
     with pytest.raises(UserError, match=r"holds ditquant\.latents where"):
         load_statistics(tmp_path / "x.safetensors")
-
-
-def test_a_file_of_an_earlier_release_is_refused(tmp_path):
-    path = tmp_path / "s.safetensors"
-    save_statistics(path, PARTS[0])
-    tensors, metadata = load_tensors(path, KIND), load_metadata(path, KIND)
-    kept = {name: values for name, values in tensors.items() if "token" not in name}
-    save_tensors(tmp_path / "old.safetensors", kept, KIND, metadata)
-    with pytest.raises(UserError, match="earlier release"):
-        load_statistics(tmp_path / "old.safetensors")
 
 
 @pytest.mark.parametrize("value", [2.0**30, -(2.0**31), np.inf, np.nan])

@@ -26,7 +26,7 @@ from support.block_data import write_block_io
 from support.models import build_mmdit, parameters
 from support.problems import full_recipe
 
-RECIPE = full_recipe("adaround", iterations=100, learning_rate=0.08)
+RECIPE = full_recipe("adaround", iterations=50, learning_rate=0.16)
 IMAGES = 5
 SHORT = full_recipe("adaround", iterations=40, batch_size=4, learning_rate=0.05, regularizer=500.0)
 

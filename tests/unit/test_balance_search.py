@@ -92,7 +92,6 @@ def measured(low: np.ndarray, high: np.ndarray):
     return of_one_image(
         channel_min=low.astype(np.float32),
         channel_max=high.astype(np.float32),
-        sum_mean=np.zeros(low.shape, dtype=np.int64),
         sum_mean_square=ones,
         histogram=counts,
         token_histogram=counts,

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ditquant.artifacts import write_json
+from ditquant.evaluation.table import FORMAT
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # These look at whole runs, and are run by hand: `make faults` and what it is made of.
 OF_RUNS = {"faults", "content_hashes", "digest_time"}
@@ -84,18 +87,29 @@ def test_imports_are_timed_without_the_interpreters_start(benchmark, record):
     assert "from ditquant.job import job" in time.import_statements(script)
 
 
-def test_the_demo_model_and_its_judge_are_measured(benchmark, record, tmp_path, monkeypatch):
+def test_the_demo_model_and_its_judge_are_measured(benchmark, record, tmp_path):
     path, rows = record
-    arguments = ["--captions", "2", "--drawings", "12", "--pictures", str(tmp_path / "kept")]
+    captions = [
+        {"caption": "a small red star on a navy background", "judge": {"ok": True, "problems": []}},
+        {"caption": "a small red ring on a pink background",
+         "judge": {"ok": False, "problems": ["there are 2 objects, not 1", "it is large"]}},
+    ]  # fmt: skip
+    write_json(tmp_path / "evaluation" / "full.json", FORMAT, {"captions": captions})
     accuracy = benchmark("demo_accuracy")
-    monkeypatch.setattr(accuracy, "STEPS", 2)
-    accuracy.main([*arguments, "--json", str(path)])
+    accuracy.main([str(tmp_path), "--drawings", "12", "--json", str(path)])
     judged = rows("judge")
     assert judged["right captions"] == {"tried": 12, "passed": 12}
     assert sum(row["tried"] for row in judged.values()) == 24
+    assert sum(row["passed"] for row in judged.values()) == 12
     model = rows("model")["full"]
-    assert model["captions"] == 2 == model["right"] + len(rows("wrong"))
-    assert model["low"] <= model["accuracy"] <= model["high"]
+    assert (model["captions"], model["right"], model["accuracy"]) == (2, 1, 0.5)
+    assert model["low"] < 0.5 < model["high"]
+    assert rows("wrong") == {
+        "1": {
+            "caption": captions[1]["caption"],
+            "problems": "there are 2 objects, not 1; it is large",
+        }
+    }
 
 
 def test_a_share_has_wilsons_interval(benchmark):

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from ditquant.activations.channel_ranges import average_midrange, channel_ranges
-from ditquant.activations.fake_quantization import fake_quantize, fake_quantize_dynamic
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.input_statistics import merge
 from ditquant.activations.quant_config import parse_quant_config
-from ditquant.activations.sigma_lookup import numbers_at
-from ditquant.activations.single_tier import GRANULARITIES, ScaleOptions, single_tier
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.weights.grids import (
@@ -22,6 +20,7 @@ from ditquant.weights.grids import (
     pack,
 )
 from support.activations import input_statistics, statistics
+from support.schemes import fake_quantize, fake_quantize_dynamic, params_at, single_tier
 
 CHANNELS, SIZE = 128, 32
 STATIC = [name for name in GRANULARITIES if not name.startswith("dynamic")]
@@ -38,15 +37,13 @@ def outliers(seed: int = 0, steps: int = 3) -> np.ndarray:
 
 def document(x: np.ndarray, granularity: str, bits: int = 8, **options):
     made = statistics({"a": x})
-    return single_tier(
-        made, bits, granularity, "absmax", ScaleOptions(groups=2, degree=1, **options)
-    )
+    return single_tier(made, bits, granularity, "absmax", groups=2, degree=1, **options)
 
 
 def error(x: np.ndarray, granularity: str, row: int, bits: int = 8, **options) -> float:
     """Mean squared error of one step's values by a configuration made from all steps."""
     config = parse_quant_config(document(x, granularity, bits, **options), "here")
-    numbers = numbers_at(config, config.layers["a"], config.sigmas[row])
+    numbers = params_at(config, config.layers["a"], config.sigmas[row])
     values = mx.array(x[row])[None]
     if numbers.scale is None:
         found = fake_quantize_dynamic(
@@ -98,7 +95,7 @@ def test_nothing_that_was_measured_is_clipped(granularity):
         document(x, granularity, channel_group=SIZE, channel_shift=True), "here"
     )
     for row, sigma in enumerate(made.sigmas):
-        numbers = numbers_at(made, made.layers["a"], sigma)
+        numbers = params_at(made, made.layers["a"], sigma)
         scale = np.repeat(numbers.scale, SIZE)
         reach = np.abs(x[row] - numbers.shift).max(axis=0) / scale
         # Codes end at 127; float32 in the file moves a scale by 1e-7 of itself.
@@ -126,7 +123,7 @@ def test_multipliers_migrate_into_the_weights_group_scales():
     scales = fit_scales(weight, Grid("group", 4, SIZE))
     codes = nearest_codes(fractional_codes(weight, scales), 4)
     weights = to_numpy(dequantize(pack(codes, scales)))
-    numbers = numbers_at(config, layer, config.sigmas[0])
+    numbers = params_at(config, layer, config.sigmas[0])
     integers = np.rint(x[0] / np.repeat(numbers.scale, SIZE))
     values = to_numpy(fake_quantize(mx.array(x[0]), numbers.scale, 8)).astype(np.float64)
     simulated = values @ weights.T
@@ -141,8 +138,8 @@ def test_multipliers_migrate_into_the_weights_group_scales():
 def test_post_gelu_inputs_keep_their_one_shift_and_scale():
     x = np.maximum(outliers(), -0.17).astype(np.float32)
     made = statistics({"fc2": x}, post_gelu=("fc2",))
-    options = ScaleOptions(channel_group=SIZE, channel_shift=True)
-    (entry,) = single_tier(made, 8, "step", "absmax", options)["layers"].values()
+    options = {"channel_group": SIZE, "channel_shift": True}
+    (entry,) = single_tier(made, 8, "step", "absmax", **options)["layers"].values()
     assert "multipliers" not in entry
     assert "channel_shift" not in entry
     assert len(entry["shifts"]) == 3

@@ -16,29 +16,23 @@ from ditquant.activations.clip_errors import (
 )
 from ditquant.activations.clip_search import measure_clip_errors
 from ditquant.activations.configs import clip_configs, make_config, tier_configs
-from ditquant.activations.fake_quantization import fake_quantize
 from ditquant.activations.input_statistics import merge
 from ditquant.activations.observe import measure_image
 from ditquant.activations.quant_config import parse_quant_config
-from ditquant.activations.sigma_lookup import numbers_at
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.blocks import all_linears, tapped
 from ditquant.network.sampling import predict
 from support.block_data import random_trajectory
 from support.models import build_mmdit
+from support.schemes import fake_quantize, params_at, scheme
 
 MEASURED, STEPS = [0, 2, 4], [0, 4]
 
 
 def asked(granularity="group", **options):
-    return {
-        "granularity": granularity,
-        "range": "measured",
-        "bits": 4,
-        "options": {"groups": 2, **options} if granularity == "group" else options,
-        "clips": {"images": 1, "stride": 4},
-    }
+    clips = {"images": 1, "stride": 4}
+    return scheme(granularity, "measured", **{"bits": 4, "groups": 2, "clips": clips, **options})
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +90,7 @@ def test_an_error_is_that_of_the_linears_that_read_the_input(
     expected = dict.fromkeys(statistics.inputs, 0.0)
     for linear in all_linears(model):
         layer, x = config.layers[linear.name], inputs[linear.name]
-        numbers = numbers_at(config, layer, sigma)
+        numbers = params_at(config, layer, sigma)
         change = fake_quantize(x, numbers.scale, numbers.bits, numbers.shift) - x
         product = to_numpy(change).astype(np.float64) @ to_numpy(linear.module.weight).T
         expected[layer.input] += (product**2).sum()
@@ -109,7 +103,7 @@ def test_an_error_is_that_of_the_linears_that_read_the_input(
 def test_ranges_are_shares_of_the_largest_value(statistics):
     configs = clip_configs(statistics, asked())[4]
     whole = parse_quant_config(
-        make_config(statistics, {**asked(), "range": "absmax"}, nothing, nothing), "here"
+        make_config(statistics, scheme("group", "absmax", 4, groups=2), nothing, nothing), "here"
     )
     for share, config in zip(SHARES, configs, strict=True):
         for name, layer in config.layers.items():
@@ -167,9 +161,7 @@ def test_the_longest_range_with_about_the_least_error_is_taken(
 
 
 def test_tiers_take_what_is_best_at_their_bits(model, held_out, statistics):
-    wanted = asked()
-    del wanted["bits"]
-    wanted["tiers"] = {"mode": "threshold", "linear": [1.0, 3.0], "post_gelu": [1.0, 3.0]}
+    wanted = asked(bits=None, tiers={"linear": [1.0, 3.0], "post_gelu": [1.0, 3.0]})
     found = measure(model, held_out, statistics, wanted)
     assert found.bits == (4, 6, 8)
     document = make_config(statistics, wanted, nothing, nothing, None, found)

@@ -9,15 +9,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from demo_model import shapes
-from demo_model.judge import Scene, compare, judge, look
-from demo_model.regions import connected_regions
+from demo_model.judge import Scene, compare, connected_regions, judge, look
 
-PICTURES = 1000
+PICTURES = 500
 
 
 @pytest.fixture(scope="module")
 def seen() -> list[tuple[shapes.Caption, Scene]]:
-    """1,000 fresh pictures, every other one softened as a VAE does it, as the judge sees them."""
+    """Fresh pictures, every other one softened as a VAE does it, as the judge sees them."""
     rng = np.random.default_rng(11)
     scenes = []
     for index in range(PICTURES):

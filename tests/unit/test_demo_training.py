@@ -14,11 +14,19 @@ import train_demo_latents
 import train_demo_mmdit
 import train_demo_pictures
 import train_demo_vae
-from demo_model import data, forward, network, optimizer, sampling, training
+from demo_model import data, forward, network, optimizer, training
 from demo_model.prompts import to_csv
 from ditquant.backend import mx
-from ditquant.models.load import load_mmdit, load_text_encoder, load_vae_decoder
+from ditquant.models.load import load_mmdit, load_vae_decoder
 from ditquant.models.spec import read_spec
+from ditquant.models.text import encode_texts
+from ditquant.network.sampling import (
+    decode,
+    initial_latents,
+    latent_shape,
+    sample_euler,
+    sigma_schedule,
+)
 
 CONFIG = network.TINY
 HEADS = CONFIG["mmdit"]["num_heads"]
@@ -90,7 +98,7 @@ def test_velocity_is_that_of_diffusionkits_mmdit(networks):
         actual = forward.velocity(
             network.parameters(mmdit), HEADS, patches, levels, context, pooled
         )
-        assert mx.allclose(forward.unpatchify(actual), expected, rtol=1e-4, atol=1e-5)
+        assert mx.allclose(actual, forward.patchify(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_every_picture_of_a_batch_has_its_own_noise_level(networks):
@@ -144,9 +152,11 @@ def test_fused_gradients_are_the_automatic_ones(fused, plain, shapes):
         assert mx.allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_patches_are_undone():
-    latents = mx.random.normal((2, 16, 16, 16), key=mx.random.key(0))
-    assert mx.array_equal(forward.unpatchify(forward.patchify(latents)), latents)
+def test_patches_are_two_by_two_in_rows():
+    latents = mx.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    patches = forward.patchify(latents)
+    assert patches.shape == (2, 4, 12)
+    assert mx.array_equal(patches[1, 2].reshape(2, 2, 3), latents[1, 2:4, 0:2])
 
 
 def test_the_update_is_adamw_with_a_clipped_gradient():
@@ -179,7 +189,7 @@ def flow_run(settings, checkpoint, lines=None):
     tokens = mx.array(np.random.default_rng(0).integers(0, 49, (10, 20)))
     return training.fit(
         training.flow_loss(CONFIG),
-        training.flow_parameters(nets),
+        training.joined(mmdit=nets.mmdit, text=nets.text),
         training.draw_latents(latents, tokens, tokens[0], settings),
         settings,
         checkpoint,
@@ -192,7 +202,7 @@ def vae_run(settings, checkpoint):
     pictures = mx.array(data.draw_shard(3, 0, 4, ())[0])
     return training.fit(
         training.vae_loss(nets),
-        training.vae_parameters(nets),
+        training.joined(encoder=nets.encoder, decoder=nets.decoder),
         training.draw_pictures(pictures, settings),
         settings,
         checkpoint,
@@ -243,52 +253,48 @@ def test_shards_differ_and_are_reproducible():
     assert first[1] != second[1]
 
 
-def test_the_sampler_follows_a_known_velocity(monkeypatch):
-    """For a velocity that leads straight to a target, Euler's steps end there exactly."""
-    target = mx.random.normal((2, 64, 64), key=mx.random.key(1))
-    noise = mx.random.normal((2, 16, 16, 16), key=mx.random.key(2))
-    straight = forward.patchify(noise) - target
-
-    def velocity(params, heads, x, sigma, context, pooled):
-        return mx.concatenate([straight, mx.zeros_like(straight)])
-
-    monkeypatch.setattr(forward, "velocity", velocity)
-    params = {"x_embedder.proj.bias": mx.zeros((1,))}
-    latents = sampling.sample_latents(CONFIG, params, None, None, noise, steps=7, cfg_weight=1.0)
-    found = (forward.patchify(latents) - network.LATENT_SHIFT) * network.LATENT_SCALE
-    assert mx.allclose(found, target, atol=1e-4)
-
-
 def test_the_scripts_make_a_model_that_the_library_loads(tmp_path):
     held_out = tmp_path / "held-out.csv"
     held_out.write_text(to_csv(["a small red star on a navy background"]))
     shards = [str(tmp_path / f"{number}.npz") for number in range(2)]
     for number, shard in enumerate(shards):
-        train_demo_pictures.main(shard, str(held_out), seed=7, shard=number, count=8)
+        train_demo_pictures.main(
+            output=shard, held_out=str(held_out), seed=7, shard=number, count=8
+        )
     vae, latents, mmdit = (str(tmp_path / f"{n}.safetensors") for n in ("vae", "latents", "mmdit"))
     tokenizer, checkpoints = str(tmp_path / "tokenizer"), tmp_path / "checkpoints"
-    train_demo_vae.main(vae, shards[:1], "tiny", OPTIONS, str(checkpoints / "vae.safetensors"))
-    train_demo_latents.main(latents, tokenizer, shards, vae, "tiny")
-    train_demo_mmdit.main(mmdit, latents, tokenizer, "tiny", [OPTIONS, OPTIONS], str(checkpoints))
-    train_demo_export.main(str(tmp_path / "model"), vae, mmdit, "tiny", pictures=16)
+    train_demo_vae.main(
+        output=vae,
+        shards=shards[:1],
+        size="tiny",
+        options=OPTIONS,
+        checkpoint=str(checkpoints / "vae.safetensors"),
+    )
+    train_demo_latents.main(
+        output=latents, tokenizer_folder=tokenizer, shards=shards, weights=vae, size="tiny"
+    )
+    train_demo_mmdit.main(
+        output=mmdit,
+        latents=latents,
+        tokenizer=tokenizer,
+        size="tiny",
+        stages=[OPTIONS, OPTIONS],
+        checkpoints=str(checkpoints),
+    )
+    train_demo_export.main(
+        folder=str(tmp_path / "model"), vae=vae, mmdit=mmdit, size="tiny", pictures=16
+    )
     assert not list(checkpoints.iterdir())
 
     spec = read_spec("local", str(tmp_path / "model"))
-    model, kit_tokenizer = load_text_encoder(spec, spec.text.encoders[0], mx.float32)
-    tokens = mx.array(data.token_batch(kit_tokenizer, ["a small red star on a navy background"]))
-    drawn = list(
-        sampling.draw_captions(
-            CONFIG,
-            model,
-            load_mmdit(spec, mx.float32),
-            load_vae_decoder(spec, mx.float32),
-            tokens,
-            data.token_batch(kit_tokenizer, [""])[0],
-            seeds=[0],
-            steps=2,
-        )
-    )
-    assert drawn[0].shape == (1, 128, 128, 3)
+    texts = ["a small red star on a navy background", ""]
+    tokens, pooled = encode_texts(spec, texts, mx.float32, use_t5=False)
+    sigmas = sigma_schedule(2, spec.shift)
+    noise = initial_latents(0, latent_shape(spec.image_size), sigmas[0])
+    final = sample_euler(load_mmdit(spec, mx.float32), noise, sigmas, tokens, pooled, 4.0)
+    decoder = load_vae_decoder(spec, mx.float32)
+    drawn = decode(decoder, final, spec.latent_scale, spec.latent_shift)
+    assert drawn.shape == (1, 128, 128, 3)
     record = json.loads((tmp_path / "model" / "config.json").read_text())["training"]
     assert record["pictures"] == 16
     assert record["vae"]["settings"]["steps"] == OPTIONS["steps"]

@@ -87,7 +87,7 @@ def test_a_module_that_is_left_out_counts_no_more_with_what_only_it_imports(scri
     unused = ("checkpoint", "packed_blocks", "simulate", "quant_config")
     before = {names: digest_without(names) for names in ((), unused)}
     # Simulation and its configuration import the one, packed layers the other.
-    for name in ("activations/single_tier.py", "checkpoints/quantized.py"):
+    for name in ("activations/sigma_lookup.py", "checkpoints/quantized.py"):
         append(scripts / "ditquant" / name, "\nEXTRA = 1\n")
         assert digest_without(()) != before[()]
         assert digest_without(unused) == before[unused]

@@ -13,7 +13,7 @@ from ditquant.evaluation.table import COLUMNS
 from ditquant.models.load import mmdit_config
 from ditquant.models.spec import read_spec
 from ditquant.planning.validation import check_schema
-from ditquant.planning.variant_names import WEIGHT_KINDS
+from ditquant.planning.variants import WEIGHT_KINDS
 from ditquant.weights.block_io import cached_steps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -355,3 +355,44 @@ def test_sizes_in_the_arithmetic_are_the_models():
     )
     assert f"{steps + 1} × {height // 8} × {width // 8} × 16 × 4" in expressions["`calibration/`"]
     assert f"× {TEXT_TOKENS} × {spec.text.channels}" in expressions["`conditioning/`"]
+
+
+# ------------------------------------------------------------------------------------- spelling
+
+# Names with a dot that are no keys: functions, and values of a JSON that the sentence names.
+DOTTED = {"mx", "nn", "ditquant", "records", "summary"}
+SUFFIXES = (
+    ".csv", ".gif", ".json", ".md", ".npz", ".png", ".py", ".safetensors", ".svg", ".toml", ".txt",
+    ".yaml",
+)  # fmt: skip
+
+
+def is_key(word: str) -> bool:
+    """Whether a dotted word is a key, or the end of one whose group the sentence names."""
+    groups = [name for name, node in SCHEMA["properties"].items() if node.get("type") == "object"]
+    return any(schema_of(key) is not None for key in (word, *(f"{g}.{word}" for g in groups)))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_dotted_names_are_spelt_as_something_that_exists(document):
+    """A key whose group is misspelt is no key, and would be looked at by nobody else."""
+    unknown = [
+        word
+        for word in code(document.read_text("utf-8"))
+        if re.fullmatch(r"[a-z_{}]\w*[\w{}]*(\.[\w{}]+)+", word)
+        and not word.endswith(SUFFIXES)
+        and word.split(".")[0] not in DOTTED
+        and not re.match(r"(mm|uni)\d\d\.", word)
+        and not is_key(word)
+    ]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_targets_of_make_exist(document):
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    text = document.read_text("utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    called = re.findall(r"^make ([\w-]+)", "\n".join([*code(text), *blocks]), re.MULTILINE)
+    assert phony
+    assert [target for target in called if target not in phony[1].split()] == []

@@ -8,11 +8,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.activations.fake_quantization import PortableQuantizer, fake_quantize, quantizer_of
-from ditquant.activations.sigma_lookup import Numbers, side_by_side
+from ditquant.activations.fake_quantization import PortableQuantizer, quantizer_of
+from ditquant.activations.quant_params import QuantParams, stacked
 from ditquant.backend import backend_name, device_arrays, mx, to_numpy
 from ditquant.kernels.cuda import fake_quantization as fake_quantization_cuda
 from ditquant.kernels.cuda.fake_quantization import CudaQuantizer
+from support.schemes import fake_quantize
+from support.schemes import granularity as named
 
 KINDS = [("static", None), ("step", 8), ("step", 16)]
 KINDS += [("dynamic-tensor", None), ("dynamic-tensor", 16)]
@@ -35,9 +37,9 @@ def test_one_number_alone_is_enough():
 
 CHANNEL_SHIFT = np.array([1.0, 2.0])
 NUMBERS = [
-    Numbers(8, 0.5, CHANNEL_SHIFT),
-    Numbers(4, 0.25, -0.25, unsigned=True),
-    Numbers(6, np.array([0.1, 0.2]), 0.0),
+    QuantParams(8, 0.5, CHANNEL_SHIFT),
+    QuantParams(4, 0.25, -0.25, unsigned=True),
+    QuantParams(6, np.array([0.1, 0.2]), 0.0),
 ]
 
 
@@ -47,7 +49,7 @@ def listed(arguments):
 
 def test_arguments_are_scale_shift_and_extreme_codes():
     tenth, fifth = np.float32([0.1, 0.2]).tolist()
-    assert listed(PortableQuantizer("static", 2).arguments(side_by_side(NUMBERS))) == [
+    assert listed(PortableQuantizer(named("static"), 2).arguments(stacked(NUMBERS))) == [
         [0.5, [1.0, 2.0], -128.0, 127.0],
         [0.25, -0.25, 0.0, 15.0],
         [[tenth] * 2 + [fifth] * 2, 0.0, -32.0, 31.0],
@@ -55,15 +57,15 @@ def test_arguments_are_scale_shift_and_extreme_codes():
 
 
 def test_ranges_at_run_time_have_no_scale():
-    numbers = [Numbers(4, None, -0.25, unsigned=True), Numbers(8, None, 0.0)]
-    assert listed(PortableQuantizer("dynamic-token", None).arguments(side_by_side(numbers))) == [
+    numbers = [QuantParams(4, None, -0.25, unsigned=True), QuantParams(8, None, 0.0)]
+    assert listed(PortableQuantizer(named("dynamic-token"), None).arguments(stacked(numbers))) == [
         [-0.25, 0.0, 15.0],
         [0.0, -128.0, 127.0],
     ]
 
 
 def test_numbers_for_cuda_are_one_vector_in_which_each_input_has_its_place():
-    arguments = CudaQuantizer("static", 2).arguments(side_by_side(NUMBERS))
+    arguments = CudaQuantizer(named("static"), 2).arguments(stacked(NUMBERS))
     together = arguments[0][0]
     assert all(one[0] is together for one in arguments)
     found = []
@@ -88,10 +90,10 @@ def test_a_new_sigma_sends_one_vector_to_cuda(monkeypatch):
         "device_arrays",
         lambda values, *dtype: sent.append(len(values)) or send(values, *dtype),
     )
-    quantizer = CudaQuantizer("static", 2)
-    first = quantizer.arguments(side_by_side(NUMBERS))
-    other = [Numbers(6, 0.75, CHANNEL_SHIFT), *NUMBERS[1:]]
-    again = quantizer.arguments(side_by_side(other))
+    quantizer = CudaQuantizer(named("static"), 2)
+    first = quantizer.arguments(stacked(NUMBERS))
+    other = [QuantParams(6, 0.75, CHANNEL_SHIFT), *NUMBERS[1:]]
+    again = quantizer.arguments(stacked(other))
     # Places and shifts once.
     assert sent == [3, 3, 1, 1]
     assert [one[1:] for one in again] == [one[1:] for one in first]
@@ -110,11 +112,11 @@ def test_the_kernel_of_this_backend_agrees_with_the_formulas(granularity, group,
     x = (3 * mx.random.normal(shape, key=keys[0])).astype(dtype)
     shift = to_numpy(0.2 * mx.random.normal((channels,), key=keys[1]))
     scale = {"static": 0.05, "step": np.linspace(0.02, 0.06, channels // (group or 1))}
-    kind = granularity, group
+    kind = named(granularity), group
     for z, unsigned in ((shift, False), (-4.0, True)):
-        one = Numbers(6, scale.get(granularity), z, unsigned)
+        one = QuantParams(6, scale.get(granularity), z, unsigned)
         # Not the first of the inputs: its numbers begin somewhere.
-        numbers = side_by_side([Numbers(8, 1.0 if one.scale is not None else None, 0.0), one])
+        numbers = stacked([QuantParams(8, 1.0 if one.scale is not None else None, 0.0), one])
         found, expected = (
             quantizer(x, *quantizer.arguments(numbers)[1])
             for quantizer in (quantizer_of(*kind), PortableQuantizer(*kind))
@@ -127,8 +129,8 @@ def test_the_kernel_of_this_backend_agrees_with_the_formulas(granularity, group,
 
 @pytest.mark.skipif(backend_name() == "cuda", reason="CUDA has kernels of its own")
 def test_elsewhere_the_portable_kernels_are_taken():
-    for kind in KINDS:
-        assert isinstance(quantizer_of(*kind), PortableQuantizer)
+    for name, group in KINDS:
+        assert isinstance(quantizer_of(named(name), group), PortableQuantizer)
 
 
 def test_groups_of_channels_are_quantized_like_each_by_itself():

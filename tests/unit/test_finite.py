@@ -32,6 +32,7 @@ from ditquant.weights.velocity_rows import velocity_rows
 from support.block_data import random_trajectory
 from support.models import build_mmdit, write_conditioning, write_folder
 from support.problems import BLOCKS, full_recipe, make_problem, write_images
+from support.schemes import scheme
 
 STEPS = 3
 HALF = mx.float16
@@ -183,18 +184,14 @@ def statistics():
     return measure_image(half_model(), random_trajectory(1, STEPS, HALF), [0, 2], "tiny", "0000")
 
 
-def asked(**more):
-    return {"granularity": "step", "range": "absmax", "bits": 8, "options": {}, **more}
-
-
 def test_errors_of_shorter_ranges_are_told(loud, trajectory, statistics):
-    wanted = asked(range="measured", clips={"images": 1, "stride": 1})
+    wanted = scheme(rule="measured", clips={"images": 1, "stride": 1})
     with told_of("the errors of mm01.img.mlp.fc2", "with shorter ranges at step 1. "):
         measure_clip_errors(loud, trajectory, "0001", [0], clip_configs(statistics, wanted))
 
 
 def test_velocities_of_the_search_for_tiers_are_told(loud, trajectory, statistics):
-    configs = tier_configs(statistics, asked())
+    configs = tier_configs(statistics, scheme())
     with told("the full-precision velocity", "at step 3"):
         velocity_errors(loud, trajectory, [2], configs)
     with told("the gain of an error", "from step 1 to the end"):
@@ -205,7 +202,7 @@ def test_velocities_of_the_search_for_tiers_are_told(loud, trajectory, statistic
 def test_ranges_are_told_by_linear(statistics, bad):
     learned = dict.fromkeys(statistics.inputs, bad)
     with told_of("of the inputs of mm00.img.attn.q_proj"):
-        make_config(statistics, asked(range="learned"), dict, dict, learned)
+        make_config(statistics, scheme(rule="learned"), learned=learned)
 
 
 def test_targets_of_the_tuning_are_told(loud, trajectory):

@@ -46,6 +46,9 @@ def allowed_folders(folder: str) -> set[str]:
     allowed = {*FLOORS[: FLOORS.index(folder) + 1]}
     if folder in ("activations", "weights", "checkpoints"):
         allowed |= {"kernels/cuda"}
+    if folder == "planning":
+        # Schemes hold no arrays.
+        allowed |= {"activations"}
     return allowed | {"backend"} if folder == "" else allowed
 
 

@@ -8,20 +8,19 @@ import itertools
 import numpy as np
 import pytest
 
-from ditquant.activations.fake_quantization import fake_quantize_dynamic
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.input_statistics import save_statistics
-from ditquant.activations.intervals import GELU_LOW, largest_code, range_and_shift
+from ditquant.activations.intervals import GELU_LOW, range_and_shift
 from ditquant.activations.polynomials import evaluate, least_squares, upper_fit, variable_of
-from ditquant.activations.quant_config import load_quant_config, parse_quant_config
+from ditquant.activations.quant_config import CONFIG_FORMAT, load_quant_config, parse_quant_config
+from ditquant.activations.quant_params import QuantParams, largest_code
 from ditquant.activations.segments import grouped, segment
-from ditquant.activations.sigma_lookup import Numbers, numbers_at
-from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
-from ditquant.activations.tiers import multi_tier
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
 from ditquant.network.sampling import sigma_schedule
 from support.activations import input_statistics, statistics
+from support.schemes import fake_quantize_dynamic, multi_tier, params_at, scheme, single_tier
 
 STEPS = 10
 
@@ -94,7 +93,7 @@ def test_a_group_has_the_statistics_of_its_steps():
 
 @pytest.mark.parametrize(("num_steps", "shift"), [(20, 3.0), (28, 3.0), (50, 3.0), (28, 1.0)])
 def test_groups_are_looked_up_by_sigma(tmp_path, made, num_steps, shift):
-    document = single_tier(made, 8, "group", "absmax", ScaleOptions(groups=4))
+    document = single_tier(made, 8, "group", "absmax", groups=4)
     config = loaded(tmp_path, document)
     layer = config.layers["a"]
     assert len(layer.scales) == 4
@@ -103,17 +102,17 @@ def test_groups_are_looked_up_by_sigma(tmp_path, made, num_steps, shift):
     assert groups[-1] == 3
     for sigma in sigma_schedule(num_steps, shift)[:-1].tolist():
         nearest = int(np.abs(np.array(document["sigmas"]) - sigma).argmin())
-        assert numbers_at(config, layer, sigma).scale == layer.scales[groups[nearest]]
+        assert params_at(config, layer, sigma).scale == layer.scales[groups[nearest]]
 
 
 def test_a_group_covers_its_steps_and_as_many_groups_as_steps_are_granularity_step(made):
-    document = single_tier(made, 8, "group", "absmax", ScaleOptions(groups=4))
+    document = single_tier(made, 8, "group", "absmax", groups=4)
     groups = np.array(document["groups"])
     for name, layer in document["layers"].items():
         half, _ = range_and_shift(made.of(name), name == "fc2", "absmax", 8)
         scales = np.array(layer["scales"])[groups] * largest_code(8)
         assert (scales >= half * (1 - 1e-6)).all()
-    every = single_tier(made, 8, "group", "absmax", ScaleOptions(groups=STEPS))
+    every = single_tier(made, 8, "group", "absmax", groups=STEPS)
     assert every["layers"] == single_tier(made, 8, "step", "absmax")["layers"]
 
 
@@ -123,12 +122,12 @@ def test_a_group_covers_its_steps_and_as_many_groups_as_steps_are_granularity_st
 @pytest.mark.parametrize("degree", range(6))
 @pytest.mark.parametrize("variable", ["sigma", "log_sigma"])
 def test_a_polynomial_never_understates_a_measured_range(tmp_path, made, degree, variable):
-    options = ScaleOptions(degree=degree, variable=variable)
-    config = loaded(tmp_path, single_tier(made, 8, "polynomial", "absmax", options))
+    options = {"degree": degree, "variable": variable}
+    config = loaded(tmp_path, single_tier(made, 8, "polynomial", "absmax", **options))
     for name, layer in config.layers.items():
         measured = made.of(name)
         for step, sigma in enumerate(config.sigmas):
-            numbers = numbers_at(config, layer, sigma)
+            numbers = params_at(config, layer, sigma)
             reach = numbers.scale * largest_code(8)
             assert numbers.shift + reach >= measured.maximum[step]
             assert numbers.shift - reach <= measured.minimum[step]
@@ -179,10 +178,10 @@ def test_a_degree_beyond_the_measured_steps_is_the_exact_fit():
 
 
 def test_beyond_the_measured_sigmas_a_polynomial_stays_at_its_end(tmp_path, made):
-    config = loaded(tmp_path, single_tier(made, 8, "polynomial", "absmax", ScaleOptions(degree=3)))
+    config = loaded(tmp_path, single_tier(made, 8, "polynomial", "absmax", degree=3))
     layer = config.layers["a"]
-    assert numbers_at(config, layer, 0.001) == numbers_at(config, layer, config.sigmas[-1])
-    assert numbers_at(config, layer, 1.5) == numbers_at(config, layer, config.sigmas[0])
+    assert params_at(config, layer, 0.001) == params_at(config, layer, config.sigmas[-1])
+    assert params_at(config, layer, 1.5) == params_at(config, layer, config.sigmas[0])
 
 
 # ------------------------------------------------------------------------------ at run time
@@ -221,11 +220,11 @@ def test_only_bits_and_shifts_of_dynamic_ranges_are_in_the_file(tmp_path, made):
         more = set(document["layers"]["fc2"]) - set(document["layers"]["a"])
         assert more == {"shifts", "unsigned"}
         config = loaded(tmp_path, document)
-        assert numbers_at(config, config.layers["a"], 0.5).scale is None
-        assert numbers_at(config, config.layers["a"], 0.5) == Numbers(6, None, 0.0)
+        assert params_at(config, config.layers["a"], 0.5).scale is None
+        assert params_at(config, config.layers["a"], 0.5) == QuantParams(6, None, 0.0)
         # Lowest value and unsigned codes: the middle of a range that is not known yet cannot be.
-        fc2 = numbers_at(config, config.layers["fc2"], 0.5)
-        assert fc2 == Numbers(6, None, GELU_LOW, unsigned=True)
+        fc2 = params_at(config, config.layers["fc2"], 0.5)
+        assert fc2 == QuantParams(6, None, GELU_LOW, unsigned=True)
 
 
 # ----------------------------------------------------------------------------------- the file
@@ -234,11 +233,11 @@ def test_only_bits_and_shifts_of_dynamic_ranges_are_in_the_file(tmp_path, made):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_tiers_are_looked_up_with_every_granularity(tmp_path, made, granularity):
     limits = {"linear": [6.0, 15.0], "post_gelu": [2.0, 6.0]}
-    document = multi_tier(made, granularity, "absmax", limits, ScaleOptions(groups=4, degree=3))
+    document = multi_tier(made, granularity, "absmax", limits, groups=4, degree=3)
     config = loaded(tmp_path, document)
     bits = np.array(
         [
-            [numbers_at(config, layer, s).bits for s in config.sigmas]
+            [params_at(config, layer, s).bits for s in config.sigmas]
             for layer in config.layers.values()
         ]
     )
@@ -249,7 +248,7 @@ def test_tiers_are_looked_up_with_every_granularity(tmp_path, made, granularity)
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_record_says_what_was_used(made, granularity):
-    record = single_tier(made, 8, granularity, "absmax", ScaleOptions(7, 2, "log_sigma"))
+    record = single_tier(made, 8, granularity, "absmax", groups=7, degree=2, variable="log_sigma")
     extra = {
         "group": {"groups": 7},
         "polynomial": {"degree": 2, "variable": "log_sigma"},
@@ -264,7 +263,12 @@ def test_the_record_says_what_was_used(made, granularity):
     [
         ("step", {"configuration": {"granularity": "block"}}, "by 'block'.* does not know"),
         ("polynomial", {"configuration": {"granularity": "step"}}, "lacks or garbles 'scales'"),
-        ("step", {"configuration": {"granularity": "polynomial"}}, "lacks or garbles 'log_range'"),
+        (
+            "step",
+            {"configuration": {"granularity": "polynomial", "degree": 3}},
+            "lacks or garbles 'log_range'",
+        ),
+        ("step", {"configuration": {"granularity": "group"}}, "lacks or garbles 'groups'"),
         ("group", {"groups": [0, 2]}, "one number for each of the 10 sigmas"),
         ("group", {"groups": [0] * 4 + [2] * 6}, "rising by 0 or 1"),
         ("group", {"groups": [0] * 10}, "each of the 1 groups; found 4, 4 and 4"),
@@ -275,7 +279,7 @@ def test_the_record_says_what_was_used(made, granularity):
     ],
 )
 def test_a_foreign_or_garbled_file_is_refused(tmp_path, made, granularity, change, message):
-    document = single_tier(made, 8, granularity, "absmax", ScaleOptions(groups=4)) | change
+    document = single_tier(made, 8, granularity, "absmax", groups=4) | change
     with pytest.raises(UserError, match=message):
         loaded(tmp_path, document)
 
@@ -303,8 +307,8 @@ def test_the_script_passes_every_option_on(tmp_path, made):
     options = {"groups": 3, "degree": 1, "variable": "log_sigma", "shift": "error"}
     for granularity in ("group", "polynomial"):
         path = tmp_path / f"{granularity}.json"
-        asked = {"bits": 6, "granularity": granularity, "range": "mse", "options": options}
-        script.main(str(tmp_path / "s.safetensors"), str(path), asked)
+        chosen = scheme(granularity, "mse", 6, **options)
+        script.main(str(tmp_path / "s.safetensors"), str(path), chosen.params)
         document = read_json(path, CONFIG_FORMAT)
-        expected = single_tier(made, 6, granularity, "mse", ScaleOptions(**options))
+        expected = single_tier(made, 6, granularity, "mse", **options)
         assert {key: document[key] for key in expected} == expected

@@ -11,12 +11,12 @@ from ditquant.activations.histogram import (
     bin_centers,
     bin_edges,
     bin_numbers,
-    count_bins,
     count_numbers,
     count_numbers_of_parts,
     quantile,
 )
 from ditquant.backend import mx, to_numpy
+from support.activations import count_bins
 
 
 def expected_counts(values: np.ndarray) -> np.ndarray:

@@ -7,19 +7,17 @@ from math import erf
 import numpy as np
 import pytest
 
-from ditquant.activations.fake_quantization import fake_quantize, fake_quantize_dynamic
 from ditquant.activations.intervals import (
     GELU_LOW,
     SHIFTS,
-    largest_code,
     predicted_error,
     range_and_shift,
     shift_errors,
 )
-from ditquant.activations.single_tier import ScaleOptions, single_tier
-from ditquant.activations.tiers import multi_tier
+from ditquant.activations.quant_params import largest_code
 from ditquant.backend import mx, to_numpy
 from support.activations import input_statistics, statistics
+from support.schemes import fake_quantize, fake_quantize_dynamic, multi_tier, single_tier
 
 FIXED = [shift for shift in SHIFTS if shift != "error"]
 
@@ -101,7 +99,7 @@ def test_rows_choose_for_themselves_and_the_file_keeps_every_number():
     # resolution decides, and half of it would be lost.
     values = np.concatenate([after_gelu(0.05, outlier=8.0), after_gelu(4.0)])
     made = statistics({"fc2": values, "fc1": values}, post_gelu=("fc2",))
-    document = single_tier(made, 4, "step", "absmax", ScaleOptions(shift="error"))
+    document = single_tier(made, 4, "step", "absmax", shift="error")
     layer = document["layers"]["fc2"]
     assert document["configuration"]["shift"] == "error"
     assert layer["shift_rules"][0] == "zero"
@@ -118,7 +116,7 @@ def test_tiers_report_the_shift_at_the_bits_of_each_row():
     values = after_gelu(0.1, 1.0, 6.0)
     made = statistics({"fc2": values}, post_gelu=("fc2",))
     limits = {"linear": [1.0, 2.0], "post_gelu": [0.5, 3.0]}
-    document = multi_tier(made, "step", "absmax", limits, ScaleOptions(shift="error"))
+    document = multi_tier(made, "step", "absmax", limits, shift="error")
     layer = document["layers"]["fc2"]
     assert layer["bits"] == [4, 6, 8]
     for row, bits in enumerate(layer["bits"]):

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 from ditquant.activations.configs import make_config, tier_configs
-from ditquant.activations.fake_quantization import fake_quantize
-from ditquant.activations.intervals import largest_code
 from ditquant.activations.learned_ranges import (
     learned_intervals,
     load_intervals,
@@ -17,9 +15,9 @@ from ditquant.activations.learned_ranges import (
     scaled_to_rows,
 )
 from ditquant.activations.quant_config import parse_quant_config
+from ditquant.activations.quant_params import largest_code
+from ditquant.activations.scheme import TIER_BITS
 from ditquant.activations.segments import grouped
-from ditquant.activations.single_tier import ScaleOptions, single_tier
-from ditquant.activations.tiers import TIER_BITS, multi_tier
 from ditquant.activations.velocity_errors import Sensitivity
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, to_numpy
@@ -31,6 +29,7 @@ from ditquant.weights.lsq import ActivationQuantizer, quantize
 from support.activations import statistics
 from support.models import build_mmdit
 from support.planned import complete
+from support.schemes import fake_quantize, multi_tier, scheme, single_tier
 
 STEP, ZERO, BITS = float(np.float32(0.0123)), 90.0, 8
 INTERVAL = (-ZERO * STEP, (255 - ZERO) * STEP)
@@ -59,8 +58,8 @@ def made():
 
 
 def layers(made, granularity="static", bits=BITS, learned=LEARNED, **options):
-    chosen = ScaleOptions(learned=learned, **options)
-    return single_tier(made, bits, granularity, "learned", chosen)["layers"]
+    chosen = dict(learned=learned, **options)
+    return single_tier(made, bits, granularity, "learned", **chosen)["layers"]
 
 
 # ------------------------------------------------------------------------------------- the grid
@@ -111,7 +110,7 @@ def test_rows_are_the_interval_times_their_measured_width(made):
 
 
 def test_groups_take_the_width_of_their_steps(made):
-    document = single_tier(made, 8, "group", "learned", ScaleOptions(groups=2, learned=LEARNED))
+    document = single_tier(made, 8, "group", "learned", groups=2, learned=LEARNED)
     entry = document["layers"]["a.q_proj"]
     measured = grouped(made.of("a.q_proj"), document["groups"])
     half, shift = scaled_to_rows(measured, INTERVAL, 8)
@@ -136,23 +135,14 @@ def test_what_was_not_learned_takes_absmax(made, granularity, shift):
     partly = {"a.q_proj": INTERVAL}
     # Groups are found from all ranges: those of learned intervals drift as what was measured does.
     found = layers(made, granularity, learned=partly, shift=shift, groups=3)
-    plain = single_tier(made, 8, granularity, "absmax", ScaleOptions(groups=3, shift=shift))
+    plain = single_tier(made, 8, granularity, "absmax", groups=3, shift=shift)
     assert found["fc1"] == plain["layers"]["fc1"]
     assert found["fc2"] == plain["layers"]["fc2"]
     assert found["a.q_proj"]["learned"] is True
     assert "shift_rules" not in layers(made, granularity, shift=shift)["fc2"]
-    nothing = single_tier(made, 8, granularity, "learned", ScaleOptions(groups=3, shift=shift))
+    nothing = single_tier(made, 8, granularity, "learned", groups=3, shift=shift)
     assert nothing["layers"] == plain["layers"]
     assert nothing["configuration"]["range"] == "learned"
-
-
-def asked(**options):
-    return {
-        "granularity": "step",
-        "range": "learned",
-        "options": {"shift": "middle", "channel_group": None, "channel_shift": False},
-        **options,
-    }
 
 
 def unused():
@@ -160,10 +150,10 @@ def unused():
 
 
 def test_only_the_range_learned_takes_what_was_learned(made):
-    taken = make_config(made, asked(bits=8), unused, unused, LEARNED)
+    taken = make_config(made, scheme(rule="learned"), unused, unused, LEARNED)
     assert [layer.get("learned") for layer in taken["layers"].values()] == [True, None, True]
-    other = make_config(made, asked(bits=8) | {"range": "absmax"}, unused, unused, LEARNED)
-    assert other == make_config(made, asked(bits=8) | {"range": "absmax"}, unused, unused)
+    other = make_config(made, scheme(), unused, unused, LEARNED)
+    assert other == make_config(made, scheme(), unused, unused)
 
 
 # ------------------------------------------------------------------------------------- tiers
@@ -171,7 +161,7 @@ def test_only_the_range_learned_takes_what_was_learned(made):
 
 def test_tiers_cover_the_learned_interval_with_their_bits(made):
     limits = {"linear": [0.5, 1.0], "post_gelu": [0.1, 9.0]}
-    document = multi_tier(made, "step", "learned", limits, ScaleOptions(learned=LEARNED))
+    document = multi_tier(made, "step", "learned", limits, learned=LEARNED)
     entry = document["layers"]["a.q_proj"]
     assert entry["bits"] == [4, 6, 8]
     singles = [layers(made, "step", bits)["a.q_proj"] for bits in TIER_BITS]
@@ -186,12 +176,13 @@ def test_tiers_by_sensitivity_know_learned_ranges(made, weighting):
     errors = {name: np.tile([3.0, 2.0, 1.0], (3, 1)) for name in made.inputs}
     gains = {float(made.sigmas[0]): 9.0} if weighting == "latents" else {}
     measured = Sensitivity(np.array(made.sigmas, np.float64), errors, gains)
-    document = make_config(made, asked(tiers=tiers), unused, lambda: measured, LEARNED)
+    chosen = scheme(rule="learned", tiers=tiers)
+    document = make_config(made, chosen, unused, lambda: measured, LEARNED)
     parse_quant_config(document, "document")
     for row, bits in enumerate(document["layers"]["a.q_proj"]["bits"]):
         single = layers(made, "step", bits)["a.q_proj"]
         assert document["layers"]["a.q_proj"]["scales"][row] == single["scales"][row]
-    alone = tier_configs(made, asked(tiers=tiers), LEARNED)
+    alone = tier_configs(made, chosen, LEARNED)
     assert list(alone) == list(TIER_BITS)
     assert list(alone[8].layers["a.q_proj"].scales) == layers(made, "step")["a.q_proj"]["scales"]
 

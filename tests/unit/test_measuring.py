@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ditquant.activations import measuring
-from ditquant.activations.histogram import count_bins
 from ditquant.activations.measuring import sum_of_squares
 from ditquant.backend import backend_name, mx, to_numpy
 from ditquant.kernels.cuda import measuring as measuring_cuda
+from support.activations import count_bins
 
 WAYS = [
     measuring,
@@ -54,10 +54,8 @@ def test_what_is_collected_is_exact_in_every_dtype(way, dtype):
         np.testing.assert_array_equal(of_array["histogram"], counts)
         largest = mx.array(np.abs(rows).max(axis=1))
         np.testing.assert_array_equal(of_array["token_histogram"], to_numpy(count_bins(largest)))
-        # Sums in float32 of n values are off by n roundings of 2^-24 of their magnitudes' sum.
+        # A sum in float32 of n values is off by n roundings of 2^-24 of their magnitudes' sum.
         wide = rows.astype(np.float64)
-        bound = len(rows) * 2**-24 * np.abs(wide).sum(axis=0)
-        assert np.all(np.abs(of_array["channel_sum"] - wide.sum(axis=0)) <= bound)
         np.testing.assert_allclose(of_array["square_sum"][0], (wide**2).sum(), rtol=x.size * 2**-24)
 
 

@@ -12,15 +12,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ditquant.activations.fake_quantization import fake_quantize, fake_quantize_dynamic
 from ditquant.activations.intervals import range_and_shift
-from ditquant.activations.quant_config import load_quant_config
-from ditquant.activations.sigma_lookup import numbers_at
-from ditquant.activations.single_tier import CONFIG_FORMAT, ScaleOptions, single_tier
+from ditquant.activations.quant_config import CONFIG_FORMAT, load_quant_config
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, nn, to_numpy
 from ditquant.network.sampling import sigma_schedule
 from support.activations import statistics
+from support.schemes import fake_quantize, fake_quantize_dynamic, params_at, single_tier
 
 CHANNELS, OUTLIERS, TIMES, DRIFT = 400, 8, 20.0, 10.0
 STEPS = 25
@@ -57,14 +55,14 @@ def weight():
 
 def output_errors(tmp_path, measured, weight, granularity, num_steps, bits=8, **options):
     """(num_steps,) |W(x_q - x)|^2 / |W x|^2 of held-out inputs at the sigmas of any schedule."""
-    document = single_tier(measured, bits, granularity, "absmax", ScaleOptions(**options))
+    document = single_tier(measured, bits, granularity, "absmax", **options)
     path = tmp_path / f"{granularity}.json"
     write_json(path, CONFIG_FORMAT, document)
     config = load_quant_config(path)
     errors = []
     for sigma in sigma_schedule(num_steps, 3.0)[:-1].tolist():
         x = inputs(sigma, seed=1)
-        numbers = numbers_at(config, config.layers["fc2"], sigma)
+        numbers = params_at(config, config.layers["fc2"], sigma)
         if numbers.scale is None:
             quantized = fake_quantize_dynamic(
                 mx.array(x)[None], granularity, numbers.bits, numbers.shift, numbers.unsigned

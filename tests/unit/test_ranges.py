@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.activations.fake_quantization import fake_quantize
-from ditquant.activations.intervals import clip_limits, largest_code, range_and_shift
-from ditquant.activations.single_tier import single_tier
-from ditquant.activations.tiers import multi_tier, tier_of
+from ditquant.activations.intervals import clip_limits, range_and_shift
+from ditquant.activations.quant_params import largest_code
+from ditquant.activations.tiers import tier_of
 from ditquant.backend import mx, to_numpy
 from support.activations import input_statistics, statistics
+from support.schemes import fake_quantize, multi_tier, single_tier
 
 
 def values_with_range(*ranges: float) -> np.ndarray:

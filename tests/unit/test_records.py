@@ -115,9 +115,9 @@ def results(scripts, tmp_path):
     return tmp_path
 
 
-def test_a_record_keeps_five_digits_and_a_line_a_row(results):
+def test_a_record_keeps_six_digits_and_a_line_a_row(results):
     lines = (results / "time.json").read_text().splitlines()
-    assert '    "fast": {"ms": 12.346, "ratio": 0.61728, "note": "a | b"}' in lines
+    assert '    "fast": {"ms": 12.3457, "ratio": 0.617284, "note": "a | b"}' in lines
 
 
 def test_other_sections_of_a_record_stay(scripts, results):

@@ -149,7 +149,7 @@ def test_blocks_layers_and_activations(data, page):
     kinds = ["data:image/png", "data:image/svg+xml", "data:image/gif"]
     assert plots == list(zip(["absmax", "drift", "drift"], kinds, strict=True))
     assert page.count('of the activations"></figure>') == 3
-    assert "simulated" in page
+    assert "Activation quantization is simulated." in page
 
 
 def test_recipes_with_activations_of_their_own_are_named(other, page):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.activations.fake_quantization import fake_quantize
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import is_accelerated, mx, nn, to_numpy
 from ditquant.checkpoints.checkpoint import (
@@ -38,6 +37,7 @@ from ditquant.weights.rotation import (
 from support.block_data import random_trajectory
 from support.models import build_mmdit, parameters, write_folder
 from support.problems import full_recipe, make_problem, whole_recipe
+from support.schemes import fake_quantize
 
 SIZE = 16
 # Relative to the largest value: float32 in another order, or products that a GPU takes of values

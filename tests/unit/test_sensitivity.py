@@ -11,13 +11,11 @@ import pytest
 
 from ditquant.activations.budget import allocate
 from ditquant.activations.configs import make_config
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.input_statistics import save_statistics
 from ditquant.activations.intervals import predicted_error, range_and_shift
-from ditquant.activations.quant_config import load_quant_config
-from ditquant.activations.sensitivity import input_gains
-from ditquant.activations.sigma_lookup import numbers_at
-from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions
-from ditquant.activations.tiers import multi_tier
+from ditquant.activations.quant_config import CONFIG_FORMAT, load_quant_config
+from ditquant.activations.tiers import input_gains
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx
 from ditquant.models.load import load_mmdit
@@ -25,6 +23,7 @@ from ditquant.models.spec import read_spec
 from ditquant.network.blocks import all_linears
 from support.activations import statistics
 from support.models import build_mmdit
+from support.schemes import multi_tier, params_at, scheme
 
 BITS = (4, 6, 8)
 
@@ -112,19 +111,15 @@ def made():
     return statistics(inputs, post_gelu=("fc2",))
 
 
-def sensitive(made, granularity, rule, average, gains, options=ScaleOptions()):  # noqa: B008
+def sensitive(made, granularity, rule, average, gains, **options):
     """Tiers by predicted error: weighted by `gains`, or `relative`."""
-    asked = {
-        "granularity": granularity,
-        "range": rule,
-        "options": vars(options),
-        "tiers": {
-            "mode": "sensitivity",
-            "average_bits": average,
-            "weighting": "relative" if gains is None else "output",
-        },
+    tiers = {
+        "mode": "sensitivity",
+        "average_bits": average,
+        "weighting": "relative" if gains is None else "output",
     }
-    return make_config(made, asked, lambda: gains, lambda: pytest.fail("nothing was measured"))
+    chosen = scheme(granularity, rule, tiers=tiers, **options)
+    return make_config(made, chosen, lambda: gains, lambda: pytest.fail("nothing was measured"))
 
 
 EQUAL = dict.fromkeys(("quiet", "loud", "drifting", "fc2"), 1.0)
@@ -182,14 +177,14 @@ def test_relative_weighting_does_not_look_at_the_size_of_values(made):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("average", [4.0, 6.5, 8.0])
 def test_the_budget_holds_and_every_granularity_can_be_read(tmp_path, made, granularity, average):
-    options = ScaleOptions(groups=3, degree=2)
-    document = sensitive(made, granularity, "absmax", average, EQUAL, options)
+    options = {"groups": 3, "degree": 2}
+    document = sensitive(made, granularity, "absmax", average, EQUAL, **options)
     path = tmp_path / "quant_config_multitier.json"
     write_json(path, CONFIG_FORMAT, document)
     config = load_quant_config(path)
     bits = np.array(
         [
-            [numbers_at(config, layer, s).bits for s in config.sigmas]
+            [params_at(config, layer, s).bits for s in config.sigmas]
             for layer in config.layers.values()
         ]
     )
@@ -200,7 +195,7 @@ def test_the_budget_holds_and_every_granularity_can_be_read(tmp_path, made, gran
     # At the ends there is nothing to choose.
     if average in (4.0, 8.0):
         assert set(bits.ravel()) == {int(average)}
-    again = sensitive(made, granularity, "absmax", average, EQUAL, options)
+    again = sensitive(made, granularity, "absmax", average, EQUAL, **options)
     assert again == document
 
 
@@ -246,17 +241,13 @@ def test_the_script_follows_the_mode(tmp_path, mode, weighting):
     names = [linear.name for linear in all_linears(load_mmdit(read_spec("demo"), mx.float32))]
     values = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     save_statistics(tmp_path / "s.safetensors", statistics(dict.fromkeys(names, values)))
-    tiers = {
-        "mode": mode, "average_bits": 5.0, "weighting": weighting,
-        "linear": [6.0, 10.0], "post_gelu": [5.0, 8.0],
-    }  # fmt: skip
-    options = {"groups": 2, "degree": 1, "variable": "sigma", "shift": "middle"}
+    tiers = {"mode": mode, "average_bits": 5.0, "weighting": weighting}
     model = {"name": "demo", "checkpoint": None, "dtype": "float32"}
     path = tmp_path / "quant_config_multitier.json"
     script.main(
         str(tmp_path / "s.safetensors"),
         str(path),
-        {"granularity": "step", "range": "absmax", "tiers": tiers, "options": options},
+        scheme(tiers=tiers).params,
         model if weighting == "output" else None,
     )
     document = read_json(path, CONFIG_FORMAT)

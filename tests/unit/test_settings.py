@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ditquant.activations.scheme import ActivationScheme, activation_schemes
 from ditquant.errors import UserError
 from ditquant.planning import settings, variant_names
+from ditquant.planning.variants import Variant
 from support.planned import complete
 
 ROOT = Path(__file__).parents[2]
@@ -122,17 +126,19 @@ def test_an_activation_configuration_changes_what_it_names(config):
         "variants": {
             "a6": {"bits": 6, "channel_group": 64},
             "poly": {"granularity": "polynomial"},
-            "cheap": {"tiers": {"mode": "threshold"}, "granularity": "group"},
+            "cheap": {"tiers": config["activations"]["tiers"], "granularity": "group"},
         },
         "groups": 3,
         "channel_group": None,
     }
-    found = variant_names.activation_configs(config)
-    assert list(found) == ["a8", "multitier", "a6", "poly", "cheap"]
-    assert found["a6"]["bits"] == 6
-    assert found["a6"]["options"]["channel_group"] == 64
-    assert found["a8"]["bits"] == 8
-    assert found["a8"]["options"]["channel_group"] is None
+    schemes = activation_schemes(config)
+    assert list(schemes) == ["a8", "multitier", "a6", "poly", "cheap"]
+    assert schemes["a6"].bits == 6
+    assert schemes["a6"].channel_group == 64
+    assert schemes["a8"].bits == 8
+    assert schemes["a8"].channel_group is None
+    found = {name: one.params for name, one in schemes.items()}
+    assert {name: ActivationScheme.from_params(one) for name, one in found.items()} == schemes
     # Only what is read: the groups of others do not count.
     assert "groups" not in found["a6"]["options"]
     assert found["cheap"]["options"]["groups"] == 3
@@ -149,8 +155,47 @@ def test_names_of_activation_configurations_that_are_taken(config, name):
 
 
 def test_recipe_names_may_hold_dashes():
-    assert variant_names.split_variant("best-quality-a8") == ("best-quality", "a8")
-    assert variant_names.split_variant("full") == (None, "full")
+    assert Variant.parse("best-quality-a8") == Variant("best-quality", "a8")
+
+
+@pytest.mark.parametrize("name", ["full", "noise-floor", "full-a6", "best-3bit-a8", "rtn-native"])
+def test_a_variant_keeps_its_name(name):
+    assert Variant.parse(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": 3}, r"activations\.variants\.own\.groups: granularity step does not read it"),
+        (
+            {"polynomial": {"degree": 2}, "granularity": "group"},
+            r"own\.polynomial: granularity group",
+        ),
+        (
+            {"granularity": "dynamic-token", "shift": "zero"},
+            r"own\.shift: granularity dynamic-token",
+        ),
+        ({"clips": {"stride": 2}}, r"own\.clips: range absmax does not read it"),
+        (
+            {"clips": {"stride": 2}, "range": "measured", "granularity": "dynamic-tensor"},
+            r"own\.clips: granularity dynamic-tensor does not read it",
+        ),
+    ],
+)
+def test_an_option_that_a_named_scheme_does_not_read_is_refused(config, change, message):
+    config["activations"] |= {"granularity": "step", "variants": {"own": change}}
+    with pytest.raises(UserError, match=message):
+        settings.check_counts(config)
+
+
+def test_planning_loads_neither_numpy_nor_mlx():
+    code = (
+        "import sys, ditquant.planning.settings, ditquant.plots.activation_names; "
+        "print({'numpy', 'mlx', 'matplotlib'} & set(sys.modules))"
+    )
+    scripts = str(Path(__file__).parents[2] / "scripts")
+    told = subprocess.run([sys.executable, "-c", code], cwd=scripts, text=True, capture_output=True)
+    assert told.stdout.strip() == "set()", told.stderr
 
 
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=40), st.integers(1, 9))

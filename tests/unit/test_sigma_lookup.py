@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.quant_config import parse_quant_config
-from ditquant.activations.sigma_lookup import SigmaLookup, numbers_along, numbers_at, side_by_side
-from ditquant.activations.single_tier import GRANULARITIES, ScaleOptions, single_tier
+from ditquant.activations.quant_params import stacked
+from ditquant.activations.sigma_lookup import SigmaLookup, params_along
 from support.activations import statistics
+from support.schemes import params_at, single_tier
 
 STEPS = 6
 
@@ -23,9 +25,9 @@ def measured():
 
 
 def configuration(measured, granularity, fine=False):
-    options = ScaleOptions(groups=3, degree=2, channel_group=32 if fine else None,
-                           channel_shift=fine)  # fmt: skip
-    return parse_quant_config(single_tier(measured, 6, granularity, "absmax", options), "here")
+    options = {"groups": 3, "degree": 2, "channel_group": 32 if fine else None,
+                           "channel_shift": fine}  # fmt: skip
+    return parse_quant_config(single_tier(measured, 6, granularity, "absmax", **options), "here")
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -35,7 +37,7 @@ def test_inputs_together_have_the_numbers_of_each_alone(measured, granularity, f
     layers = config.layers.values()
     lookup = SigmaLookup(config, layers)
     for sigma in (1.3, 0.97, 0.61, 0.2, 0.01):
-        alone = side_by_side([numbers_at(config, layer, sigma) for layer in layers])
+        alone = stacked([params_at(config, layer, sigma) for layer in layers])
         together = lookup.at(sigma)
         assert together.bits == alone.bits == (6, 6, 6)
         assert together.unsigned == alone.unsigned
@@ -64,7 +66,7 @@ def test_a_key_stands_for_equal_numbers(measured, granularity, keys):
 def test_a_layer_along_the_schedule_has_its_listed_scales(measured):
     config = configuration(measured, "step")
     layer = config.layers["a"]
-    numbers = numbers_along(config, layer, config.sigmas)
+    numbers = params_along(config, layer, config.sigmas)
     assert tuple(one.scale for one in numbers) == layer.scales
     # The widest range of a normal input grows fivefold over the steps.
     assert numbers[-1].scale > 3 * numbers[0].scale

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ditquant.activations import simulate as simulation_module
-from ditquant.activations.fake_quantization import PortableQuantizer, fake_quantize
+from ditquant.activations.fake_quantization import PortableQuantizer
+from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.observe import measure_image
-from ditquant.activations.quant_config import load_quant_config
+from ditquant.activations.quant_config import CONFIG_FORMAT, load_quant_config
 from ditquant.activations.simulate import simulated_activations
-from ditquant.activations.single_tier import CONFIG_FORMAT, GRANULARITIES, ScaleOptions, single_tier
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
@@ -20,6 +20,8 @@ from ditquant.network.blocks import all_linears, tapped
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import initial_latents, sample_euler, sigma_schedule
 from support.models import build_mmdit
+from support.schemes import fake_quantize, single_tier
+from support.schemes import granularity as granularity_named
 
 STEPS = 6
 
@@ -202,8 +204,8 @@ def test_sixteen_bits_leave_the_result_alone_and_fewer_bits_err_more(
 def test_every_granularity_holds_at_other_numbers_of_steps(
     tmp_path, model, conditioning, measured, granularity, num_steps
 ):
-    options = ScaleOptions(groups=3, degree=2)
-    made = single_tier(measured, 8, granularity, "absmax", options)
+    options = {"groups": 3, "degree": 2}
+    made = single_tier(measured, 8, granularity, "absmax", **options)
     config = configuration(tmp_path, made)
     full = sample(model, conditioning, num_steps)
     error = relative_error(simulate(model, conditioning, config, num_steps), full)
@@ -330,7 +332,7 @@ def test_the_measured_error_is_that_of_the_input():
     from ditquant.network.blocks import Linear
 
     layer = LayerConfig("a", 3, (8,), (0.5,), (0.0,))
-    config = QuantConfig("m", (1.0,), {"a": layer}, "static", (0,))
+    config = QuantConfig("m", (1.0,), {"a": layer}, granularity_named("static"), (0,))
     simulation = simulate_module.Simulation(config)
     linear = Linear("a", "a", [], "0")
     with simulation.measuring() as errors:

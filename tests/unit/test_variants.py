@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ditquant.activations.single_tier import CONFIG_FORMAT
+from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors, quantization_config

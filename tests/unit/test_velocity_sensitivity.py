@@ -7,8 +7,8 @@ import pytest
 
 from ditquant.activations.configs import make_config, tier_configs
 from ditquant.activations.observe import measure_image
+from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.activations.simulate import simulated_activations
-from ditquant.activations.single_tier import CONFIG_FORMAT
 from ditquant.activations.velocity_errors import (
     Sensitivity,
     latent_errors,
@@ -27,20 +27,14 @@ from ditquant.errors import UserError
 from ditquant.network.sampling import velocity_at
 from support.block_data import random_trajectory
 from support.models import build_mmdit
+from support.schemes import scheme
 
 MEASURED, STEPS = [0, 2, 4], [0, 4]
 
 
 def asked(**tiers):
-    return {
-        "granularity": "dynamic-token",
-        "range": "absmax",
-        "options": {"channel_group": 16},
-        "tiers": {
-            "mode": "sensitivity", "average_bits": 6.0, "weighting": "velocity", "images": 1,
-            "stride": 4, **tiers,
-        },
-    }  # fmt: skip
+    measured = {"mode": "sensitivity", "average_bits": 6.0, "weighting": "velocity", "stride": 4}
+    return scheme("dynamic-token", tiers=measured | tiers, channel_group=16)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +229,7 @@ def test_the_scripts_measure_and_choose(tmp_path, tiny_calibration):
     found = []
     for name in ("a", "b"):
         output = tmp_path / f"{name}.safetensors"
-        options = asked(weighting="latents")
+        options = asked(weighting="latents").params
         script.main(str(path), str(statistics_file), str(output), options, model)
         found.append(output.read_bytes())
     assert found[0] == found[1]

@@ -78,3 +78,10 @@ def finished(shared, configuration) -> Workspace:
         Workspace(folder, configuration).snakemake("--skip-script-cleanup")
 
     return Workspace(made_once(shared / "finished", run), configuration)
+
+
+@pytest.fixture
+def drawn(workspace, finished) -> Workspace:
+    """The results of the finished run in another folder: its images and streams serve again."""
+    shutil.copytree(finished.results, workspace.results)
+    return workspace

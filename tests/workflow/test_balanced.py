@@ -11,10 +11,6 @@ from ditquant.artifacts import load_metadata, load_tensors, read_json
 from ditquant.backend import mx
 from ditquant.evaluation.pictures import LATENTS
 
-OWN = ("collect_own_activations", "merge_own_statistics", "analyze_own_activations",
-       "analyze_own_activations_multitier")  # fmt: skip
-SHARED = ("collect_activations", "merge_statistics", "analyze_activations",
-          "analyze_activations_multitier")  # fmt: skip
 RECIPES = {
     "rtn": {"rounding": "rtn"},
     "awq": {"rounding": "awq"},
@@ -35,35 +31,33 @@ def balanced(workspace):
     return workspace
 
 
-def counted(plan, rules):
-    return [plan[rule] for rule in rules]
+def counted(workspace, recipe, *targets):
+    """Jobs that measure, merge, and choose scales and tiers: the recipe's own, and shared ones."""
+    own, shared = workspace.activation_jobs([f"weights/{recipe}/", ""], *targets)
+    return own[:4], shared[:4]
 
 
 def test_a_balanced_recipe_asks_for_its_own_configurations(balanced):
-    # `compare` is run below.
-    plan = balanced.plan("inference", "quantize")
-    assert counted(plan, OWN) == [2, 1, 1, 1]
-    # AWQ needs no statistics of the full-precision model.
-    assert counted(plan, SHARED) == [0, 0, 0, 0]
+    # `compare` is run below; AWQ needs no statistics of the full-precision model.
+    assert counted(balanced, "awq", "inference", "quantize") == ([2, 1, 1, 1], [0, 0, 0, 0])
     balanced.config["recipe"] = "smooth"
-    plan = balanced.plan("quantize")
-    assert counted(plan, OWN) == [2, 1, 1, 1]
-    assert counted(plan, SHARED) == [2, 1, 0, 0], "SmoothQuant's factors come from them"
-    plan = balanced.plan("evaluate")
-    assert counted(plan, OWN) == [2, 1, 1, 0], "for smooth-a8"
-    assert counted(plan, SHARED) == [2, 1, 1, 0], "for rtn-a8"
+    # SmoothQuant's factors come from the shared statistics.
+    assert counted(balanced, "smooth", "quantize") == ([2, 1, 1, 1], [2, 1, 0, 0])
+    # For smooth-a8 and for rtn-a8.
+    assert counted(balanced, "smooth", "evaluate") == ([2, 1, 1, 0], [2, 1, 1, 0])
     balanced.config["recipes"] = {
         **RECIPES, "smooth": {"rounding": "adaround", "iterations": 20, "balance": "csb"},
     }  # fmt: skip
-    assert counted(balanced.plan("quantize"), OWN) == [2, 1, 1, 1]
+    assert counted(balanced, "smooth", "quantize")[0] == [2, 1, 1, 1]
 
 
 def test_recipes_that_balance_nothing_cause_no_new_jobs(balanced):
     balanced.config["recipe"] = "rtn"
-    with_others, quantize = balanced.plan("compare"), balanced.plan("quantize")
-    for plan in (with_others, quantize):
-        assert counted(plan, OWN) == [0, 0, 0, 0]
-        assert counted(plan, SHARED) == [2, 1, 1, 1]
+    with_others = balanced.plan("compare")
+    # Of all that the rules may measure, only the full-precision model's is.
+    assert (with_others["collect_activations"], with_others["analyze_activations"]) == (2, 2)
+    for target in ("compare", "quantize"):
+        assert counted(balanced, "rtn", target) == ([0, 0, 0, 0], [2, 1, 1, 1]), target
     balanced.config["recipes"] = {"rtn": RECIPES["rtn"]}
     balanced.config["evaluation"]["variants"] = ["rtn-a8"]
     assert balanced.plan("compare") == with_others
@@ -106,13 +100,13 @@ def test_variants_are_drawn_by_the_configurations_of_their_recipe(balanced):
     # What is behind the picture: the configuration, its statistics, the checkpoint.
     before, picture = drawn.read_bytes(), "results/tiny/images/awq-a8/p00.png"
     balanced.config["activations"]["bits"] = 4
-    assert balanced.plan(picture) == {"analyze_own_activations": 1, "generate_image": 1}
+    assert balanced.plan(picture) == {"analyze_activations": 1, "generate_image": 1}
     balanced.snakemake(picture)
     assert drawn.read_bytes() != before
     balanced.config["recipes"] = {**RECIPES, "awq": {"rounding": "awq", "bits": 3}}
     plan = balanced.plan(picture)
     assert (plan["optimize_block"], plan["assemble_weights"], plan["generate_image"]) == (2, 1, 1)
-    assert counted(plan, OWN) == [2, 1, 1, 0]
+    assert counted(balanced, "awq", picture)[0] == [2, 1, 1, 0]
 
 
 def draw_again(workspace, quant_config):

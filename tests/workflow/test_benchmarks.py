@@ -36,6 +36,10 @@ def test_an_evaluated_run_has_its_record(scripts, finished, tmp_path):
         )
         if summary[name]["baseline"]:
             assert row["ratio"] == pytest.approx(summary[name]["latent_error_ratio"], rel=1e-4)
+    jobs = (finished.results / "benchmarks" / "optimize_block").glob("adaround-mm*.tsv")
+    seconds = [float(path.read_text().splitlines()[1].split("\t")[0]) for path in jobs]
+    assert rows["adaround-weights"]["seconds"] == pytest.approx(sum(seconds))
+    assert "seconds" not in rows["adaround-a8"]
     blocks = record["tiny-blocks"]["rows"]
     assert blocks["rtn"] == {"mm00": 1.0, "mm01": 1.0}
     assert set(blocks["adaround"]) == {"mm00", "mm01", "binary"}

@@ -9,6 +9,10 @@ from ditquant.artifacts import load_metadata, read_json
 
 @pytest.fixture
 def clipped(workspace):
+    return configured(workspace)
+
+
+def configured(workspace):
     """Static ranges of four bits, whole and measured, and the same of a rotated recipe."""
     workspace.config |= {
         "recipe": "turned",
@@ -34,15 +38,17 @@ def test_held_out_images_are_measured_where_ranges_are(clipped):
     # There are no four images: one of those that were measured serves again.
     assert plan["generate_calibration"] == 3
     assert plan["measure_clips"] == 2
-    clipped.config["activations"]["variants"]["cut"]["granularity"] = "dynamic-token"
+    clipped.config["activations"]["granularity"] = "dynamic-token"
     assert "measure_clips" not in clipped.plan("results/tiny/activations/quant_config_cut.json")
+    clipped.config["activations"]["granularity"] = "static"
     message = clipped.error("results/tiny/activations/clips/whole/0002.safetensors")
     assert "'whole' tries no ranges" in message
 
 
-def test_measured_ranges_are_drawn_with(clipped):
+def test_measured_ranges_are_drawn_with(drawn):
+    clipped = configured(drawn)
     plan = clipped.plan("evaluate")
-    assert plan["measure_clips"] == plan["measure_own_clips"] == 1
+    assert plan["measure_clips"] == 2
     clipped.snakemake("evaluate")
     assert clipped.plan("evaluate") == {}
     for folder in (clipped.results, clipped.results / "weights" / "turned"):
@@ -57,7 +63,5 @@ def test_measured_ranges_are_drawn_with(clipped):
     # Of six steps every third was tried; other rows of other images redo nothing else.
     clipped.config["activations"]["clips"]["stride"] = 2
     plan = clipped.plan("results/tiny/activations/quant_config_cut.json")
-    assert {rule: plan[rule] for rule in ("measure_clips", "analyze_activations_variant")} == {
-        "measure_clips": 1, "analyze_activations_variant": 1,
-    }  # fmt: skip
+    assert (plan["measure_clips"], plan["analyze_activations"]) == (1, 1)
     assert "collect_activations" not in plan

@@ -11,11 +11,6 @@ import pytest
 
 from ditquant.artifacts import load_metadata, read_json
 
-OWN = ("collect_own_activations", "merge_own_statistics",
-       "analyze_own_activations", "analyze_own_activations_multitier",
-       "analyze_own_activations_variant")  # fmt: skip
-SHARED = ("collect_activations", "merge_statistics", "analyze_activations",
-          "analyze_activations_multitier", "analyze_activations_variant")  # fmt: skip
 TAQDIT = {
     "rounding": "taqdit", "grid": "channel", "inputs": "mixed", "iterations": 30, "batch_size": 4,
     "learning_rate": 0.04, "activation_learning_rate": 0.001, "activation_bits": 6,
@@ -25,6 +20,10 @@ TIERS = {"mode": "sensitivity", "average_bits": 6, "stride": 3, "images": 1}
 
 @pytest.fixture
 def learned(workspace):
+    return configured(workspace)
+
+
+def configured(workspace):
     """A recipe that learns ranges and one that does not, both with scales that may be learned."""
     workspace.config |= {
         "recipe": "taqdit",
@@ -39,10 +38,6 @@ def learned(workspace):
     return workspace
 
 
-def counted(plan, rules):
-    return [plan[rule] for rule in rules]
-
-
 def asked_for_blocks(workspace, *targets):
     """Of each configuration: whether the job that makes it has blocks' files among its inputs."""
     done = workspace.snakemake(*targets, "--dry-run")
@@ -54,9 +49,8 @@ def asked_for_blocks(workspace, *targets):
 
 
 def test_plans(learned):
-    plan = learned.plan("evaluate")
-    assert counted(plan, OWN) == [2, 1, 0, 0, 2]
-    assert counted(plan, SHARED) == [0, 0, 0, 0, 0]
+    owners = ["weights/taqdit/", ""]
+    assert learned.activation_jobs(owners, "evaluate") == [[2, 1, 0, 0, 2], [0, 0, 0, 0, 0]]
     folder = "results/tiny/weights/taqdit/activations"
     names = ("quant_config_own.json", "quant_config_plain.json", "quant_config.json")
     assert asked_for_blocks(learned, *(f"{folder}/{name}" for name in names)) == [
@@ -66,19 +60,16 @@ def test_plans(learned):
     # Balanced rounding to nearest has scales of its own, of which it learns none.
     learned.config["activations"]["range"] = "learned"
     learned.config["recipes"]["smooth"] = {"rounding": "rtn", "balance": "smoothquant"}
+    # Rounding to nearest has the shared ones, which are made without any weights.
     assert asked_for_blocks(
         learned,
         f"{folder}/quant_config.json",
         f"{folder}/quant_config_multitier.json",
         "results/tiny/weights/smooth/activations/quant_config_own.json",
-    ) == [True, True, False]
-    # Rounding to nearest has the shared ones, which are made without any weights.
-    own = "results/tiny/activations/quant_config_own.json"
-    assert asked_for_blocks(learned, own) == [False]
+        "results/tiny/activations/quant_config_own.json",
+    ) == [True, True, False, False]
     learned.config |= {"recipe": "rtn", "evaluation": {"captions": 2, "variants": ["rtn-own"]}}
-    plan = learned.plan("evaluate")
-    assert counted(plan, OWN) == [0, 0, 0, 0, 0]
-    assert counted(plan, SHARED) == [2, 1, 0, 0, 1]
+    assert learned.activation_jobs(owners, "evaluate") == [[0, 0, 0, 0, 0], [2, 1, 0, 0, 1]]
 
 
 def test_impossible_combinations_are_named(learned):
@@ -88,12 +79,13 @@ def test_impossible_combinations_are_named(learned):
     assert "Traceback (most recent call last)" not in message
 
 
-def test_variants_are_quantized_by_what_was_learned(learned):
+def test_variants_are_quantized_by_what_was_learned(drawn):
+    learned = configured(drawn)
     learned.config["activations"]["variants"]["tiers"] = {
         "tiers": TIERS, "range": "learned", "granularity": "step",
     }  # fmt: skip
     learned.config["evaluation"]["variants"].append("taqdit-tiers")
-    assert learned.plan("evaluate")["measure_own_sensitivity"] == 1
+    assert learned.plan("evaluate")["measure_sensitivity"] == 1
     learned.snakemake("evaluate")
     assert learned.plan("evaluate") == {}
 

@@ -82,7 +82,7 @@ def test_a_recipe_that_fails_ends_no_other(scripts, walked, monkeypatch):
     quantize = blocks.quantize_block
 
     def refuse(problem, recipe, seed):
-        if recipe["rounding"] != "rtn":
+        if recipe.rounding != "rtn":
             raise blocks.UserError("not finite")
         return quantize(problem, recipe, seed)
 

@@ -11,7 +11,6 @@ from ditquant.artifacts import load_metadata, load_tensors, read_json
 from ditquant.backend import to_numpy
 from ditquant.weights.rotation import signs
 
-OWN = ("collect_own_activations", "merge_own_statistics", "analyze_own_activations")
 LEARNED = {
     "rounding": "adaround", "rotation": 16, "start": "gptq", "clip": True, "inputs": "quantized",
     "iterations": 30, "batch_size": 4, "tune_iterations": 4, "tune_batch_size": 2,
@@ -19,15 +18,15 @@ LEARNED = {
 
 
 @pytest.fixture
-def turned(workspace):
+def turned(drawn):
     """One learned and tuned recipe, one prompt, and the variants that use its checkpoint."""
-    workspace.config |= {
+    drawn.config |= {
         "recipe": "turned",
         "recipes": {"plain": {"rounding": "rtn"}, "turned": LEARNED},
         "inference": {"prompts": ["a small red star"], "num_steps": 3,
                       "variants": ["weights", "native", "a8"]},
     }  # fmt: skip
-    return workspace
+    return drawn
 
 
 def final_latents(workspace, variant):
@@ -36,9 +35,8 @@ def final_latents(workspace, variant):
 
 
 def test_a_rotated_recipe_is_quantized_measured_drawn_and_exported(turned):
-    plan = turned.plan("compare")
-    assert [plan[rule] for rule in OWN] == [2, 1, 1]
-    assert "collect_activations" not in plan
+    jobs = turned.activation_jobs(["weights/turned/", ""], "compare")
+    assert jobs == [[2, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
     export = "results/tiny/weights/turned/diffusionkit-fp16.safetensors"
     turned.snakemake("compare", export, "results/tiny/weights/turned/model/activations.safetensors")
     folder = turned.results / "weights" / "turned"
@@ -65,14 +63,3 @@ def test_a_rotated_recipe_is_quantized_measured_drawn_and_exported(turned):
     message = turned.error("results/tiny/weights/turned/diffusionkit-4bit.safetensors")
     assert "stock DiffusionKit rotates no inputs" in message
     assert "diffusionkit-fp16" in message
-
-
-def test_what_cannot_be_rotated_is_a_message(turned):
-    turned.config["recipes"] = {"turned": {"rounding": "rtn", "rotation": 128}}
-    message = turned.error("results/tiny/weights/turned/blocks/mm00.json")
-    assert "recipes.turned.rotation: mm00.img.attn.q_proj of demo has 64 inputs" in message
-    turned.config["recipes"] = {"turned": {"rounding": "awq", "rotation": 16}}
-    message = turned.error("-n", "compare")
-    assert "recipes.turned: rotation does not go with rounding: awq" in message
-    turned.config["recipes"] = {"turned": {"rounding": "rtn", "rotation": 48}}
-    assert "rotation" in turned.error("-n", "compare")

@@ -40,7 +40,9 @@ def test_only_recipes_that_ask_for_it_are_tuned(recipes):
     assert "Unknown recipe that is tuned 'plain'" in message
 
 
-def test_a_tuned_recipe_has_other_scales_and_says_how_it_went(recipes):
+def test_a_tuned_recipe_has_other_scales_and_says_how_it_went(drawn):
+    recipes = drawn
+    recipes.config["recipes"] = RECIPES
     recipes.snakemake(
         *(checkpoint(name) for name in RECIPES), "results/tiny/weights/tuned/plots/history.png"
     )

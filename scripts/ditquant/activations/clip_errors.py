@@ -102,7 +102,7 @@ def errors_of_rows(
     """Bits -> input name -> (rows, len(SHARES)) errors, summed over the steps of each row.
 
     Args:
-        row_of: row of each measured step of the statistics, see `single_tier.rows_of_steps`; a step
+        row_of: row of each measured step of the statistics, see `fit.Fit`; a step
             counts with the errors at the nearest sigma.
     """
     summed = {

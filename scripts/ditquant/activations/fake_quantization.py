@@ -13,9 +13,9 @@ import numpy as np
 
 from ..backend import backend_name, compiled, device_arrays, mx
 from ..kernels.cuda.fake_quantization import CudaQuantizer
+from .granularity import Granularity
 from .intervals import SMALLEST_RANGE
-from .sigma_lookup import InputNumbers, Numbers, code_range, side_by_side
-from .single_tier import DYNAMIC
+from .quant_params import StackedParams, code_range
 
 
 def _fake_quantize(
@@ -41,13 +41,13 @@ _compiled_fake_quantize = compiled(_fake_quantize)
 
 
 @cache
-def _portable_kernel(granularity: str, channel_group: int | None) -> Callable[..., mx.array]:
-    if granularity not in DYNAMIC:
+def _portable_kernel(over: str | None, channel_group: int | None) -> Callable[..., mx.array]:
+    if over is None:
         return _compiled_fake_quantize
 
     def kernel(x: mx.array, shift: mx.array, low: mx.array, high: mx.array) -> mx.array:
         # Not the first axis: a picture must not depend on which others are drawn with it.
-        tokens = range(1, x.ndim - 1) if granularity == "dynamic-tensor" else ()
+        tokens = range(1, x.ndim - 1) if over == "tensor" else ()
         parts, z = x, shift
         if channel_group is not None:
             # The groups of channels are an axis of their own.
@@ -65,12 +65,12 @@ class PortableQuantizer:
     run time takes two to four kernels and as many passes.
 
     Args:
-        granularity: see `single_tier.GRANULARITIES`; those that are not dynamic have one kernel.
+        granularity: those that are not dynamic have one kernel.
         channel_group: adjacent channels that share a scale; None: all of them do.
     """
 
-    def __init__(self, granularity: str, channel_group: int | None):
-        self._kernel = _portable_kernel(granularity, channel_group)
+    def __init__(self, granularity: Granularity, channel_group: int | None):
+        self._kernel = _portable_kernel(granularity.ranges_over, channel_group)
         self._channel_group = channel_group
 
     def __call__(self, x: mx.array, *arguments: mx.array) -> mx.array:
@@ -81,16 +81,16 @@ class PortableQuantizer:
         """
         return self._kernel(x, *arguments)
 
-    def arguments(self, numbers: InputNumbers) -> list[tuple[mx.array, ...]]:
+    def arguments(self, params: StackedParams) -> list[tuple[mx.array, ...]]:
         """Of each input the arguments of its kernel behind x: the scale where it is known, z and
         the extreme codes; float32, () or (channels,); lazy."""
         values = [
             (*self._scale(scales), shift, *code_range(bits, unsigned))
             for scales, shift, bits, unsigned in zip(
-                np.split(numbers.scales, np.cumsum(numbers.groups)[:-1]),
-                numbers.shifts,
-                numbers.bits,
-                numbers.unsigned,
+                np.split(params.scales, np.cumsum(params.groups)[:-1]),
+                params.shifts,
+                params.bits,
+                params.unsigned,
                 strict=True,
             )
         ]
@@ -103,54 +103,11 @@ class PortableQuantizer:
         return [float(scale) for scale in scales]
 
 
-def quantizer_of(granularity: str, channel_group: int | None) -> PortableQuantizer | CudaQuantizer:
+def quantizer_of(
+    granularity: Granularity, channel_group: int | None
+) -> PortableQuantizer | CudaQuantizer:
     """The fastest one here; see `PortableQuantizer`."""
-    groups_of_tensors = granularity == "dynamic-tensor" and channel_group is not None
+    groups_of_tensors = granularity.ranges_over == "tensor" and channel_group is not None
     if backend_name() == "cuda" and not groups_of_tensors:
         return CudaQuantizer(granularity, channel_group)
     return PortableQuantizer(granularity, channel_group)
-
-
-def _applied(
-    x: mx.array, numbers: Numbers, granularity: str, channel_group: int | None
-) -> mx.array:
-    quantizer = quantizer_of(granularity, channel_group)
-    return quantizer(x, *quantizer.arguments(side_by_side([numbers]))[0])
-
-
-def fake_quantize(
-    x: mx.array, scale: float | np.ndarray, bits: int, shift: float | np.ndarray = 0.0
-) -> mx.array:
-    """clip(round((x - z) / s), -2^(b-1), 2^(b-1) - 1) s + z, in float32, in the dtype of x.
-
-    Args:
-        x: (..., channels) of any float dtype.
-        scale: s, positive; one number, or one for each group of adjacent channels (groups,).
-        bits: b.
-        shift: z, the value of code 0; one number, or one for each channel.
-    """
-    groups = int(np.size(scale))
-    length = x.shape[-1] // groups if groups > 1 else None
-    return _applied(x, Numbers(bits, scale, shift), "static", length)
-
-
-def fake_quantize_dynamic(
-    x: mx.array,
-    granularity: str,
-    bits: int,
-    shift: float | np.ndarray = 0.0,
-    unsigned: bool = False,
-    channel_group: int | None = None,
-) -> mx.array:
-    """The same with s = max |x - z| / (largest code), found in the values themselves.
-
-    Args:
-        x: (batch, ..., channels).
-        granularity: "dynamic-tensor": the maximum is over all of one entry of the batch;
-            "dynamic-token": over the channels of one token.
-        bits, shift: see `fake_quantize`.
-        unsigned: codes are 0 to 2^b - 1, for values that are never below z.
-        channel_group: each so many adjacent channels have a scale of their own, as llama.cpp's
-            blocks of 32 activations have (ggml's Q8_0); None: all channels share it.
-    """
-    return _applied(x, Numbers(bits, None, shift, unsigned), granularity, channel_group)

@@ -104,14 +104,6 @@ def count_numbers_of_parts(numbers: mx.array, sizes: Sequence[int]) -> mx.array:
     return counts.reshape(len(sizes), NUM_BINS)
 
 
-_compiled_count_bins = compiled(lambda x: count_numbers(bin_numbers(x)))
-
-
-def count_bins(x: mx.array) -> mx.array:
-    """(NUM_BINS,) int32 counts of |x| for an array (..., channels) of any float dtype; lazy."""
-    return _compiled_count_bins(x)
-
-
 def quantile(counts: np.ndarray, share: float) -> np.ndarray:
     """The |x| below which `share` of the values lie, evenly spread within a bin.
 

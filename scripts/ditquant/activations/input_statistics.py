@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,6 @@ class InputStatistics:
         forwards: (S,) int64, the forward passes that entered the sums.
         channel_min, channel_max: (S, channels) float32, the extremes over images and tokens.
         sum_channel_min, sum_channel_max: (S, channels) int64, the channels' extremes over tokens.
-        sum_mean: (S, channels) int64, the channels' means over tokens.
         sum_absmax: (S,) int64, the largest |x|.
         sum_mean_square: (S,) int64, the mean of x^2.
         histogram: (S, NUM_BINS) int64 counts of |x|, see `histogram`.
@@ -70,7 +69,6 @@ class InputStatistics:
     channel_max: np.ndarray
     sum_channel_min: np.ndarray
     sum_channel_max: np.ndarray
-    sum_mean: np.ndarray
     sum_absmax: np.ndarray
     sum_mean_square: np.ndarray
     histogram: np.ndarray
@@ -101,28 +99,6 @@ class InputStatistics:
         forwards = self.forwards.reshape(-1, *(1,) * (sums.ndim - 1))
         return sums * _UNIT / forwards
 
-    @property
-    def average_mean(self) -> np.ndarray:
-        """(S, channels) float64: the mean of each channel, over images and tokens."""
-        return self.average(self.sum_mean)
-
-    @property
-    def average_shift(self) -> np.ndarray:
-        """(S, channels) float64: TaQ-DiT's momentum shift of each channel, whatever the order.
-
-        TaQ-DiT (arXiv 2411.14172) lets z = 0.95 z + 0.05 m follow the channel's midrange
-        m = (min + max) / 2 from image to image. With the start corrected as in Adam (z starts at 0
-        and is divided by 1 - 0.95^n after n images) that is a weighted average
-
-            z_n = sum_i w_i m_i,    w_i = 0.05 * 0.95^(n - i) / (1 - 0.95^n),    sum_i w_i = 1,
-
-        which depends on the order of the images: the last count most, of many about 39 count at
-        all. Images have no order here, and over all orders each weight is 1/n on average, so the
-        expectation of z_n is the plain average of m_i. It has the least variance of all such
-        averages, and follows from the sums of the extremes: it merges exactly.
-        """
-        return (self.average(self.sum_channel_min) + self.average(self.sum_channel_max)) / 2
-
     def merged(self, other: InputStatistics) -> InputStatistics:
         """Both together; the order does not matter."""
         return InputStatistics(
@@ -146,7 +122,6 @@ def of_one_image(
     *,
     channel_min: np.ndarray,
     channel_max: np.ndarray,
-    sum_mean: np.ndarray,
     sum_mean_square: np.ndarray,
     histogram: np.ndarray,
     token_histogram: np.ndarray,
@@ -161,7 +136,6 @@ def of_one_image(
         channel_max=channel_max,
         sum_channel_min=to_fixed(channel_min),
         sum_channel_max=to_fixed(channel_max),
-        sum_mean=sum_mean,
         sum_absmax=to_fixed(absmax),
         sum_mean_square=sum_mean_square,
         histogram=histogram,
@@ -224,26 +198,11 @@ def merge(parts: Sequence[Statistics]) -> Statistics:
     inputs = dict(first.inputs)
     for part in parts[1:]:
         inputs = {name: inputs[name].merged(part.inputs[name]) for name in inputs}
-    return Statistics(
-        first.model,
-        tuple(images),
-        first.steps,
-        first.sigmas,
-        first.input_of,
-        first.post_gelu,
-        inputs,
-    )
+    return replace(first, images=tuple(images), inputs=inputs)
 
 
 # What a file holds of each input; one image's other sums follow from its extremes.
-_ALWAYS = (
-    "channel_min",
-    "channel_max",
-    "sum_mean",
-    "sum_mean_square",
-    "histogram",
-    "token_histogram",
-)
+_ALWAYS = ("channel_min", "channel_max", "sum_mean_square", "histogram", "token_histogram")
 _SEVERAL_IMAGES = ("sum_channel_min", "sum_channel_max", "sum_absmax")
 
 
@@ -289,18 +248,13 @@ def load_statistics(path: str | Path) -> Statistics:
     """Reads what `save_statistics` wrote.
 
     Raises:
-        UserError: another kind of file, a truncated one, or one of an earlier release.
+        UserError: another kind of file, a truncated one, or one of another release.
     """
     metadata = load_metadata(path, KIND)
     arrays = {name: to_numpy(array) for name, array in load_tensors(path, KIND).items()}
     images = tuple(json.loads(metadata["images"]))
     input_of = dict(json.loads(metadata["input_of"]))
     names = list(dict.fromkeys(input_of.values()))
-    if any(f"{name}.{field}" not in arrays for name in names for field in _ALWAYS):
-        raise UserError(
-            f"{path} was written by an earlier release and lacks some of the statistics: delete it "
-            "and run again."
-        )
     return Statistics(
         model=metadata["model"],
         images=images,

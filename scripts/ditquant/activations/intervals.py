@@ -22,11 +22,9 @@ import numpy as np
 
 from .histogram import bin_centers, bin_edges, quantile
 from .input_statistics import InputStatistics
+from .quant_params import largest_code
+from .scheme import LEARNED, MEASURED
 
-# Rules that need nothing but statistics; what was measured beside them; what a recipe learned.
-RANGES = ("absmax", "p999", "mse")
-MEASURED = "measured"
-LEARNED = "learned"
 SHIFTS = ("middle", "gelu", "zero", "error")
 # The lowest value that unsigned codes of a post-GELU input stand for: -11/64.
 GELU_LOW = -0.171875
@@ -36,11 +34,6 @@ SMALLEST_RANGE = 1e-6
 
 # Values that stand for a histogram's bin where bins are finer than steps.
 _POINTS = 4
-
-
-def largest_code(bits: int) -> int:
-    """qmax = 2^(bits - 1) - 1."""
-    return 2 ** (bits - 1) - 1
 
 
 def _clip_candidates(measured: InputStatistics, step: int) -> np.ndarray:

@@ -26,7 +26,8 @@ import numpy as np
 from ..artifacts import load_metadata
 from ..errors import UserError
 from .input_statistics import InputStatistics
-from .intervals import SMALLEST_RANGE, largest_code
+from .intervals import SMALLEST_RANGE
+from .quant_params import largest_code
 
 # Input name of the statistics -> (low, high).
 Intervals = Mapping[str, tuple[float, float]]

@@ -18,7 +18,7 @@ class Measurement(NamedTuple):
     """Lazy statistics of one array of rows (tokens, channels).
 
     Attributes:
-        channel_min, channel_max, channel_sum: (channels,) float32 over tokens.
+        channel_min, channel_max: (channels,) float32 over tokens.
         square_sum: (1,) float32, over all values.
         histogram: (NUM_BINS,) int32 counts of |x|.
         token_bin: (tokens,) uint16, the bin of each token's largest |x|.
@@ -26,7 +26,6 @@ class Measurement(NamedTuple):
 
     channel_min: mx.array
     channel_max: mx.array
-    channel_sum: mx.array
     square_sum: mx.array
     histogram: mx.array
     token_bin: mx.array
@@ -47,14 +46,12 @@ def sum_of_squares(x: mx.array) -> mx.array:
 
 def _measure(x: mx.array) -> tuple[mx.array, ...]:
     rows = x.reshape(-1, x.shape[-1])
-    wide = rows.astype(mx.float32)
     # Bin numbers are in the order of |x|: a token's largest value has its largest bin.
     numbers = bin_numbers(rows)
     return (
         rows.min(axis=0).astype(mx.float32),
         rows.max(axis=0).astype(mx.float32),
-        wide.sum(axis=0),
-        sum_of_squares(wide),
+        sum_of_squares(rows.astype(mx.float32)),
         count_numbers(numbers),
         numbers.max(axis=1),
     )
@@ -94,7 +91,7 @@ def fields_of(
         passes: what `evaluated` returned for each.
 
     Returns:
-        For each array: channel_min, channel_max, channel_sum (S, channels) and square_sum (S, 1)
+        For each array: channel_min, channel_max (S, channels) and square_sum (S, 1)
         float32; histogram and token_histogram, of each token's largest, (S, NUM_BINS) int32.
     """
     found: list[dict[str, np.ndarray]] = [{} for _ in measurements]

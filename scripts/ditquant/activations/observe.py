@@ -77,18 +77,18 @@ def _input_statistics(
 ) -> InputStatistics:
     """Statistics of an input from the fields of its measurements, each (S, ...)."""
     # A value that is not finite leaves no finite sum of squares.
-    for field in ("square_sum", "channel_sum", "channel_min", "channel_max"):
+    for field in ("square_sum", "channel_min", "channel_max"):
         is_wrong = ~np.isfinite(values[field]).all(axis=1)
         if is_wrong.any():
             raise not_finite(f"the inputs of {name}", f"at step {steps[is_wrong.argmax()] + 1}")
     histogram = values["histogram"].astype(np.int64)
     token_histogram = values["token_histogram"].astype(np.int64)
+    # Values that sums cannot hold are told before their squares are.
+    to_fixed(np.stack([values["channel_min"], values["channel_max"]]))
     square_sum = values["square_sum"][:, 0].astype(np.float64)
-    tokens = token_histogram.sum(axis=1, keepdims=True)
     return of_one_image(
         channel_min=values["channel_min"],
         channel_max=values["channel_max"],
-        sum_mean=to_fixed(values["channel_sum"].astype(np.float64) / tokens),
         sum_mean_square=to_fixed(square_sum / histogram.sum(axis=1)),
         histogram=histogram,
         token_histogram=token_histogram,

@@ -38,6 +38,12 @@ def evaluate(coefficients: Sequence[float] | np.ndarray, x: float | np.ndarray) 
     return value
 
 
+def coefficients(entries: Sequence[Sequence[float]]) -> np.ndarray:
+    """(degree + 1, n) of n polynomials, the shorter ones filled up with zeros."""
+    terms = max(len(entry) for entry in entries)
+    return np.array([[*entry, *[0.0] * (terms - len(entry))] for entry in entries]).T
+
+
 def least_squares(x: np.ndarray, values: np.ndarray, degree: int) -> list[float]:
     """Coefficients of the fit by least squares, the constant first, in ten significant digits.
 

@@ -48,8 +48,12 @@ import numpy as np
 
 from ..artifacts import read_json
 from ..errors import UserError
+from .granularity import GRANULARITIES, Granularity, granularity_of
 from .polynomials import VARIABLES
-from .single_tier import CONFIG_FORMAT, DYNAMIC, GRANULARITIES
+
+CONFIG_FORMAT = "ditquant.quant_config"
+# What holds where a file does not say it.
+_UNNAMED = {"granularity": "step", "variable": "sigma"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class LayerConfig:
         bits, scales, shifts: R numbers each; scales are empty for polynomials and dynamic ranges.
         log_range: coefficients of ln(half range); empty unless the granularity is `polynomial`.
         shift_polynomial: coefficients of the shift, likewise.
-        unsigned: see `sigma_lookup.Numbers`.
+        unsigned: see `QuantParams`.
         multipliers: factors of the scale for each group of adjacent channels, of each row or of
             all; empty where channels share one.
         channel_shift: of each channel, at every row; empty for none.
@@ -92,30 +96,28 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """An activation configuration as `ranges` or `tiers` wrote it.
+    """An activation configuration as `configs.make_config` wrote it.
 
     Attributes:
         model: name of the model whose activations were measured.
         sigmas: the measured sigmas, descending.
         layers: linear name -> numbers.
-        granularity: one of `single_tier.GRANULARITIES`.
+        granularity: how scales follow sigma.
         row_of: row of each measured sigma.
-        variable: what polynomials are in, see `polynomials.variable_of`.
         channel_group: adjacent channels that share a scale; None: all of them do.
     """
 
     model: str
     sigmas: tuple[float, ...]
     layers: dict[str, LayerConfig]
-    granularity: str
+    granularity: Granularity
     row_of: tuple[int, ...]
-    variable: str = "sigma"
     channel_group: int | None = None
 
     @cached_property
     def is_constant(self) -> bool:
         """Whether numbers are the same at every sigma, as those of dynamic ranges mostly are."""
-        return self.granularity != "polynomial" and all(
+        return not self.granularity.is_continuous and all(
             len(entries) <= 1
             for layer in self.layers.values()
             for entries in (layer.bits, layer.scales, layer.shifts, layer.multipliers)
@@ -124,39 +126,6 @@ class QuantConfig:
     def row(self, sigma: float) -> int:
         """The row of the measured sigma that is nearest to `sigma`."""
         return self.row_of[int(np.abs(np.asarray(self.sigmas) - sigma).argmin())]
-
-
-def _rows_layer(where: str, entry: Mapping[str, Any], rows: int, granularity: str) -> LayerConfig:
-    """A layer whose scales are listed, or made at run time from listed bits and shifts."""
-    bits = tuple(entry["bits"])
-    scales = () if granularity in DYNAMIC else tuple(entry["scales"])
-    count = len(scales) or len(entry.get("shifts", bits))
-    shifts = tuple(entry.get("shifts", [0.0] * count))
-    if granularity in DYNAMIC:
-        fits = {len(bits), len(shifts)} <= {1, rows} and len(bits) > 0
-    else:
-        fits = len(scales) in (1, rows) and len(bits) == len(scales) == len(shifts)
-    if not fits:
-        raise UserError(
-            f"{where}: bits, scales and shifts must have one entry each, or one for each of the "
-            f"{rows} {'groups' if granularity == 'group' else 'sigmas'}; found {len(bits)}, "
-            f"{len(scales)} and {len(shifts)}. Delete the file and run again."
-        )
-    unsigned = bool(entry.get("unsigned", False)) and granularity in DYNAMIC
-    return LayerConfig(
-        entry["input"], entry["channels"], bits, scales, shifts, unsigned=unsigned
-    )  # fmt: skip
-
-
-def _polynomial_layer(where: str, entry: Mapping[str, Any], rows: int) -> LayerConfig:
-    bits, log_range = tuple(entry["bits"]), tuple(entry["log_range"])
-    shift = tuple(entry.get("shift_polynomial", [0.0]))
-    if len(bits) not in (1, rows) or not log_range or not shift:
-        raise UserError(
-            f"{where}: a polynomial needs coefficients, and bits one entry or one for each of the "
-            f"{rows} sigmas; found {len(log_range)} and {len(bits)}. Delete the file and run again."
-        )
-    return LayerConfig(entry["input"], entry["channels"], bits, (), (), log_range, shift)
 
 
 def _with_channels(where: str, layer: LayerConfig, entry: Mapping[str, Any]) -> LayerConfig:
@@ -180,12 +149,11 @@ def _with_channels(where: str, layer: LayerConfig, entry: Mapping[str, Any]) -> 
     return replace(layer, multipliers=multipliers, channel_shift=shift)
 
 
-def _layer(where: str, entry: Mapping[str, Any], rows: int, granularity: str) -> LayerConfig:
-    if granularity == "polynomial":
-        layer = _polynomial_layer(where, entry, rows)
-    else:
-        layer = _rows_layer(where, entry, rows, granularity)
-    layer = _with_channels(where, layer, entry)
+def _layer(
+    where: str, entry: Mapping[str, Any], rows: int, granularity: Granularity
+) -> LayerConfig:
+    fields = granularity.read(where, entry, rows)
+    layer = _with_channels(where, LayerConfig(entry["input"], entry["channels"], **fields), entry)
     if not all(scale > 0 for scale in layer.scales) or not all(2 <= b <= 16 for b in layer.bits):
         raise UserError(f"{where}: scales must be positive and bits 2 to 16.")
     numbers = (
@@ -221,13 +189,14 @@ def parse_quant_config(document: Mapping[str, Any], path: str | Path) -> QuantCo
         UserError: a granularity of another release, or entries that do not fit together.
     """
     try:
-        made_by = document.get("configuration", {})
-        granularity, variable = made_by.get("granularity", "step"), made_by.get("variable", "sigma")
-        if granularity not in GRANULARITIES or variable not in VARIABLES:
+        made_by = {**_UNNAMED, **document.get("configuration", {})}
+        if made_by["granularity"] not in GRANULARITIES or made_by["variable"] not in VARIABLES:
             raise UserError(
-                f"{path} has scales by {granularity!r} in {variable!r}, which this release does "
-                f"not know (it knows {', '.join(GRANULARITIES)}): delete it and run again."
+                f"{path} has scales by {made_by['granularity']!r} in {made_by['variable']!r}, "
+                f"which this release does not know (it knows {', '.join(GRANULARITIES)}): delete "
+                "it and run again."
             )
+        granularity = granularity_of(made_by)
         sigmas = tuple(float(sigma) for sigma in document["sigmas"])
         if not sigmas or min(sigmas) <= 0 or list(sigmas) != sorted(sigmas, reverse=True):
             raise UserError(
@@ -238,10 +207,8 @@ def parse_quant_config(document: Mapping[str, Any], path: str | Path) -> QuantCo
             name: _layer(f"{path}, {name}", entry, max(row_of) + 1, granularity)
             for name, entry in document["layers"].items()
         }
-        return QuantConfig(
-            document["model"], sigmas, layers, granularity, tuple(row_of), variable,
-            made_by.get("channel_group"),
-        )  # fmt: skip
+        group = made_by.get("channel_group")
+        return QuantConfig(document["model"], sigmas, layers, granularity, tuple(row_of), group)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} lacks or garbles {error}: delete it and run again.") from error
 

@@ -19,6 +19,11 @@ def rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in np.asarray(values, dtype=np.float64).ravel()]
 
 
+def float32_list(values: np.ndarray) -> list[float]:
+    """Values that are exact in float32, written as short as they can be read back."""
+    return [float(f"{value:.9g}") for value in np.asarray(values, dtype=np.float32)]
+
+
 def measurement_of(statistics: Statistics) -> dict[str, Any]:
     """Which model, images and steps were measured; part of every document made from statistics."""
     return {

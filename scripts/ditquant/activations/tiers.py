@@ -1,8 +1,20 @@
-"""A4, A6 and A8 side by side: a tier for each layer and sigma, by the threshold rule.
+"""A4, A6 and A8 side by side: a tier for each layer and sigma, by its range or by its error.
 
 The classic rule gives a layer four bits where its range is small, six where it is larger and eight
-above: what a range costs at a number of bits grows with the range. `sensitivity` chooses by
-predicted error under a budget instead.
+above: what a range costs at a number of bits grows with the range. By sensitivity, layers get bits
+where they lower the error most, under a budget. Four ways to say what an input's quantization to b
+bits costs at one sigma:
+
+    latents    measured: what it makes of the final latents (`velocity_sensitivity`)
+    velocity   measured: the same as it enters the latents, before later steps act on it
+    output     predicted: x with W x behind it, quantized with an error of mean square e_b, disturbs
+               the output by e_b ||W||_F^2 for each token, since the errors of single values are
+               small, of mean zero and unrelated; e_b is what the histogram predicts
+               (`intervals.predicted_error`); summed over tokens, steps and the linears that read x
+    relative   the same divided by the output's own energy, about ||W||_F^2 mean(x^2), so that W
+               cancels: the sum of noise-to-signal ratios of the inputs over linears and steps
+
+The sum over all inputs and rows is made least under a budget of average bits (`budget`).
 """
 
 from __future__ import annotations
@@ -12,21 +24,15 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import mx, nn
+from ..network.blocks import all_linears
+from .budget import allocate
+from .fit import Fit
 from .input_statistics import Statistics
-from .single_tier import (
-    DEFAULT_OPTIONS,
-    ScaleOptions,
-    header,
-    layer_entry,
-    row_ranges,
-    rows_of_steps,
-    scale_record,
-    shift_report,
-)
+from .intervals import SMALLEST_RANGE, predicted_error
+from .scheme import TIER_BITS, Tiers
+from .segments import grouped
 from .summary import rounded
-
-# The tiers of a multi-tier configuration, by rising range.
-TIER_BITS = (4, 6, 8)
 
 
 def tier_of(half: np.ndarray, limits: Sequence[float]) -> np.ndarray:
@@ -34,58 +40,100 @@ def tier_of(half: np.ndarray, limits: Sequence[float]) -> np.ndarray:
     return np.array(TIER_BITS)[np.searchsorted(np.asarray(limits), half)]
 
 
-def tier_entry(
-    statistics: Statistics,
-    name: str,
-    granularity: str,
-    rule: str,
-    options: ScaleOptions,
-    row_of: Sequence[int],
-    bits: np.ndarray,
-) -> dict[str, Any]:
-    """One layer of a multi-tier configuration, with the ranges that suit each row's bits.
-
-    Args:
-        row_of: row of each measured step, see `single_tier.rows_of_steps`.
-        bits: (R,) of TIER_BITS.
-    """
-    by_bits = {
-        int(b): row_ranges(statistics, name, row_of, rule, int(b), options) for b in np.unique(bits)
-    }
-    half, shift = (
-        np.array([by_bits[int(b)][part][row] for row, b in enumerate(bits)]) for part in (0, 1)
-    )
-    entry = layer_entry(statistics, name, granularity, options, row_of, bits, half, shift)
-    return entry | shift_report(statistics, name, granularity, options, row_of, rule, bits)
-
-
-def multi_tier(
-    statistics: Statistics,
-    granularity: str,
-    rule: str,
-    tiers: Mapping[str, Sequence[float]],
-    options: ScaleOptions = DEFAULT_OPTIONS,
-) -> dict[str, Any]:
-    """The document `ditquant.quant_config` with a tier for each layer and row.
-
-    Args:
-        granularity, rule: see `single_tier`; the range that chooses a tier, and that finds the
-            groups, is the one at 8 bits. Where scales are not listed, rows are measured sigmas.
-        tiers: "linear" and "post_gelu" -> (upper limit of A4, upper limit of A6).
-    """
-    row_of = rows_of_steps(statistics, granularity, rule, TIER_BITS[-1], options)
-    layers = {}
-    for name in statistics.input_of:
-        half, _ = row_ranges(statistics, name, row_of, rule, TIER_BITS[-1], options)
-        bits = tier_of(half, tiers["post_gelu" if name in statistics.post_gelu else "linear"])
-        layers[name] = tier_entry(statistics, name, granularity, rule, options, row_of, bits)
+def tiers_by_range(fit: Fit, tiers: Tiers) -> dict[str, Any]:
+    """The document `ditquant.quant_config` with tiers by the limits on ranges at 8 bits."""
+    bits_of = {}
+    for name in fit.statistics.input_of:
+        limits = tiers.post_gelu if name in fit.statistics.post_gelu else tiers.linear
+        bits_of[name] = tier_of(fit.ranges(name, TIER_BITS[-1])[0], limits)
+    layers = fit.layers(bits_of)
+    used = {"linear": list(tiers.linear), "post_gelu": list(tiers.post_gelu)}
     return {
-        **header(statistics, granularity, row_of),
-        "configuration": {
-            "tiers": {kind: list(limits) for kind, limits in tiers.items()},
-            **scale_record(granularity, rule, options),
+        **fit.header,
+        "configuration": {"tiers": used, **fit.record},
+        "summary": tier_summary(fit.statistics, layers, fit.row_of),
+        "layers": layers,
+    }
+
+
+def input_gains(model: nn.Module) -> dict[str, float]:
+    """Linear name -> ||W||_F^2 / input channels: output error for each squared error of a value."""
+    gains = {
+        linear.name: mx.square(linear.module.weight.astype(mx.float32)).sum(axis=0).mean()
+        for linear in all_linears(model)
+    }
+    mx.eval(gains)
+    return {name: float(gain) for name, gain in gains.items()}
+
+
+def predicted_errors(fit: Fit, gains: Mapping[str, float] | None) -> dict[str, np.ndarray]:
+    """Input name -> (rows, tiers) predicted error, over the steps of each row and all its linears.
+
+    With `polynomial` and dynamic ranges, and with groups of channels, the errors are those of one
+    scale for each measured sigma.
+
+    Args:
+        gains: of `input_gains`, for `output`; None: `relative`.
+    """
+    return {name: _predicted(fit, name, gains) for name in fit.statistics.inputs}
+
+
+def _predicted(fit: Fit, name: str, gains: Mapping[str, float] | None) -> np.ndarray:
+    statistics, measured = fit.statistics, fit.measured(name)
+    per_value = np.stack(
+        [predicted_error(measured, *fit.ranges(name, bits), bits) for bits in TIER_BITS], axis=1
+    )
+    readers = [linear for linear, read in statistics.input_of.items() if read == name]
+    if gains is not None:
+        return per_value * measured.count[:, None] * sum(gains[linear] for linear in readers)
+    steps = np.bincount(fit.row_of)
+    mean_square = statistics.mean(measured.sum_mean_square) / steps
+    relative = per_value / np.maximum(mean_square, SMALLEST_RANGE**2)[:, None]
+    return np.asarray(relative * steps[:, None] * len(readers))
+
+
+def tiers_by_error(fit: Fit, tiers: Tiers, errors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The document `ditquant.quant_config` with tiers by sensitivity under a budget.
+
+    The average weighs an input by its values in all linears and steps that read it, as
+    `average_bits` of the summary does.
+
+    Args:
+        errors: input name -> (rows, tiers), of `predicted_errors` or
+            `velocity_errors.latent_errors`.
+    """
+    statistics, rows = fit.statistics, fit.rows
+    names, readers = list(statistics.inputs), list(statistics.input_of.values())
+    sizes = np.concatenate(
+        [grouped(statistics.inputs[name], fit.row_of).count * readers.count(name) for name in names]
+    )
+    stacked = np.concatenate([errors[name] for name in names])
+    chosen = allocate(stacked, sizes, TIER_BITS, tiers.average_bits)
+    bits_of = {
+        name: np.array(TIER_BITS)[chosen[start : start + rows]]
+        for name, start in zip(names, range(0, len(chosen), rows), strict=True)
+    }
+    layers = fit.layers({linear: bits_of[name] for linear, name in statistics.input_of.items()})
+    for linear, name in statistics.input_of.items():
+        layers[linear]["predicted_error"] = {
+            f"A{bits}": rounded(column)
+            for bits, column in zip(TIER_BITS, errors[name].T, strict=True)
+        }
+    asked = {"mode": tiers.mode, "average_bits": tiers.average_bits, "weighting": tiers.weighting}
+    return {
+        **fit.header,
+        "configuration": {"tiers": asked, **fit.record},
+        "summary": {
+            **tier_summary(statistics, layers, fit.row_of),
+            **_schedule(layers, fit.row_of),
+            "predicted_error": {
+                "chosen": rounded(stacked[np.arange(len(chosen)), chosen].sum())[0],
+                **{
+                    f"A{bits}": rounded(total)[0]
+                    for bits, total in zip(TIER_BITS, stacked.sum(axis=0), strict=True)
+                },
+            },
         },
-        "summary": tier_summary(statistics, layers, row_of),
         "layers": layers,
     }
 
@@ -109,4 +157,21 @@ def tier_summary(
         },
         "switching_layers": names[bits.min(axis=1) < bits.max(axis=1)].tolist(),
         "always_a8_layers": names[bits.min(axis=1) == TIER_BITS[-1]].tolist(),
+    }
+
+
+def _schedule(layers: Mapping[str, Mapping[str, Any]], row_of: list[int]) -> dict[str, Any]:
+    """How the tiers of the layers that switch move over the schedule.
+
+    Returns:
+        "switches": layer -> changes of tier from one measured sigma to the next; "variability":
+        layer -> standard deviation over mean of its bits.
+    """
+    bits = {name: np.array(entry["bits"])[row_of] for name, entry in layers.items()}
+    switching = {name: row for name, row in bits.items() if row.min() < row.max()}
+    return {
+        "switches": {name: int((np.diff(row) != 0).sum()) for name, row in switching.items()},
+        "variability": {
+            name: rounded(row.std() / row.mean())[0] for name, row in switching.items()
+        },
     }

@@ -105,7 +105,7 @@ def latent_errors(
     """g[t] e[i, t, b] of the module, summed over the measured steps of each row.
 
     Args:
-        row_of: row of each measured step of the statistics, see `single_tier.rows_of_steps`.
+        row_of: row of each measured step of the statistics, see `fit.Fit`.
         measured: a step of the statistics takes the velocity error at the nearest of its sigmas.
 
     Returns:

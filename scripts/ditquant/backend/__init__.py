@@ -5,10 +5,9 @@ before the first `import mlx`) only works when it happens first.
 
 blas            a real BLAS for the Linux CPU
 diffusionkit    DiffusionKit without what it does not need here
-kernels         where MLX keeps what it compiles
+compile_cache   where MLX keeps what it compiles
 device          what MLX computes on, and arrays for it
 vector          functions in a form that a CPU vectorises
-cuda            kernels of our own
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ preload_blas()
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 
-from .cuda import cuda_kernel  # noqa: E402
+from .compile_cache import COMPILE_CACHE, compile_advice, use_own_folder  # noqa: E402
 from .device import (  # noqa: E402
     are_finite,
     backend_name,
@@ -35,19 +34,17 @@ from .device import (  # noqa: E402
     try_compiling,
 )
 from .diffusionkit import hub_files, import_diffusionkit, with_names  # noqa: E402
-from .kernels import KERNELS, compile_advice, use_own_folder  # noqa: E402
 from .vector import normal_cdf, normal_density, polynomial  # noqa: E402
 
 use_own_folder(try_compiling, mx.disable_compile)
 
 __all__ = [
     "BLAS",
-    "KERNELS",
+    "COMPILE_CACHE",
     "are_finite",
     "backend_name",
     "compile_advice",
     "compiled",
-    "cuda_kernel",
     "describe_device",
     "device_arrays",
     "highest_memory_bytes",

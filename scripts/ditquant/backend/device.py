@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from .blas import BLAS
-from .kernels import KERNELS
+from .compile_cache import COMPILE_CACHE
 
 # The highest peak before a reset.
 _highest = 0
@@ -34,11 +34,11 @@ def describe_device() -> str:
     version = getattr(mx, "__version__", "unknown")
     kind = "GPU" if is_accelerated() else "CPU"
     line = f"mlx {version} on {kind} ({platform.system()} {platform.machine()}), BLAS: {BLAS.name}"
-    if KERNELS.problem is None:
+    if COMPILE_CACHE.problem is None:
         return line
     return (
-        f"{line}. Slower, since MLX can compile nothing ({KERNELS.problem}): set XDG_CACHE_HOME to "
-        "a folder of your own where programs may run"
+        f"{line}. Slower, since MLX can compile nothing ({COMPILE_CACHE.problem}): set "
+        "XDG_CACHE_HOME to a folder of your own where programs may run"
     )
 
 

@@ -25,8 +25,7 @@ import numpy as np
 from ..activations.input_statistics import Statistics
 from ..activations.quant_config import LayerConfig, QuantConfig
 from ..activations.segments import grouped
-from ..activations.sigma_lookup import numbers_along
-from ..activations.single_tier import DYNAMIC
+from ..activations.sigma_lookup import params_along
 from ..backend import mx
 from ..network.blocks import linear_path
 from ..weights.rotation import signs
@@ -36,19 +35,15 @@ KIND = "ditquant.input_ranges"
 
 def _layer_arrays(layer: LayerConfig, config: QuantConfig) -> dict[str, np.ndarray]:
     """Scale and shift of a layer's rows, the scale only where it is known."""
-    if config.granularity == "polynomial":
-        sigmas = list(config.sigmas)
-    else:
-        first_of_row = [config.row_of.index(row) for row in range(max(config.row_of) + 1)]
-        sigmas = [config.sigmas[step] for step in first_of_row]
-    numbers = numbers_along(config, layer, sigmas)
+    first_of_row = [config.row_of.index(row) for row in range(max(config.row_of) + 1)]
+    params = params_along(config, layer, [config.sigmas[step] for step in first_of_row])
     arrays = {}
-    if config.granularity not in DYNAMIC:
-        arrays["input_scale"] = np.array([one.scale for one in numbers], dtype=np.float32)
+    if not config.granularity.is_dynamic:
+        arrays["input_scale"] = np.array([one.scale for one in params], dtype=np.float32)
     if layer.channel_shift:
         arrays["input_shift"] = np.array(layer.channel_shift, dtype=np.float32)
     else:
-        arrays["input_shift"] = np.array([one.shift for one in numbers], dtype=np.float32)
+        arrays["input_shift"] = np.array([one.shift for one in params], dtype=np.float32)
     return arrays
 
 
@@ -63,8 +58,7 @@ def input_ranges(
     """
     tensors: dict[str, mx.array] = {}
     bits: dict[str, list[int]] = {}
-    steps = list(range(len(config.sigmas)))
-    row_of = steps if config.granularity == "polynomial" else list(config.row_of)
+    row_of = list(config.row_of)
     for name, layer in config.layers.items():
         path = linear_path(name)
         arrays = _layer_arrays(layer, config)
@@ -72,7 +66,7 @@ def input_ranges(
         tensors |= {f"{path}.{part}": mx.array(array) for part, array in arrays.items()}
         bits[path] = list(layer.bits)
     metadata = {
-        "granularity": config.granularity,
+        "granularity": config.granularity.name,
         "bits": bits,
         "sigmas": list(config.sigmas),
         "row_of": row_of,

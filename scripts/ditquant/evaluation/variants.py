@@ -29,15 +29,13 @@ from ..errors import UserError
 from ..models.load import load_mmdit
 from ..models.spec import ModelSpec
 from ..network.blocks import Linear, all_linears, tapped
-from ..planning.variant_names import FULL, WEIGHT_KINDS, split_variant
-
-NOISE_FLOOR = "noise-floor"
+from ..planning.variants import NOISE_FLOOR, Variant
 
 BeforeStep = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
-class Variant:
+class OpenedVariant:
     """A model that is ready to sample.
 
     Attributes:
@@ -64,14 +62,14 @@ def _round_input(linear: Linear, x: mx.array) -> mx.array:
 
 
 @contextmanager
-def _noise_floor(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[Variant]:
+def _noise_floor(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[OpenedVariant]:
     if dtype != mx.float32:
-        yield Variant(load_mmdit(spec, mx.float32), mx.float32, _nothing)
+        yield OpenedVariant(load_mmdit(spec, mx.float32), mx.float32, _nothing)
         return
     network = load_mmdit(spec, dtype)
     network.apply(_through_float16)
     with tapped(all_linears(network), _round_input):
-        yield Variant(network, dtype, _nothing)
+        yield OpenedVariant(network, dtype, _nothing)
 
 
 @contextmanager
@@ -81,7 +79,7 @@ def open_variant(
     name: str,
     checkpoint: str | Path | None = None,
     quant_config: str | Path | None = None,
-) -> Iterator[Variant]:
+) -> Iterator[OpenedVariant]:
     """The variant `name`, ready to sample within the context.
 
     The noise floor is the difference that float16 makes against float32, without quantization: of a
@@ -102,18 +100,18 @@ def open_variant(
         with _noise_floor(spec, dtype) as variant:
             yield variant
         return
-    recipe, kind = split_variant(name)
-    if recipe in (None, FULL):
+    asked = Variant.parse(name)
+    if asked.recipe is None:
         network = load_mmdit(spec, dtype)
     elif checkpoint is None:
         raise UserError(f"Variant {name} needs its recipe's checkpoint (model.safetensors).")
     else:
-        network = load_quantized(spec, Path(checkpoint).parent, dtype, packed=kind == "native")
-    if recipe is None or kind in WEIGHT_KINDS:
-        with blocks_unpacked(network) if kind == "native" else nullcontext():
-            yield Variant(network, dtype, _nothing)
+        network = load_quantized(spec, Path(checkpoint).parent, dtype, packed=asked.is_packed)
+    if asked.scheme is None:
+        with blocks_unpacked(network) if asked.is_packed else nullcontext():
+            yield OpenedVariant(network, dtype, _nothing)
         return
     if quant_config is None:
         raise UserError(f"Variant {name} needs an activation configuration (quant_config.json).")
     with simulated_activations(network, load_quant_config(quant_config)) as before_step:
-        yield Variant(network, dtype, before_step)
+        yield OpenedVariant(network, dtype, before_step)

@@ -8,6 +8,7 @@ prompt_files       prompts from CSV
 recipes            what a recipe is, one dataclass for each rounding
 recipe_options     the options that each recipe reads; an error for the others
 settings           prompts and their ids, counts, what excludes what
+variants           a variant's name, in parts
 variant_names      activation configurations, and the variants that can be drawn
 baselines          what each evaluated variant is compared with
 fitting            whether recipes fit the linears of the model

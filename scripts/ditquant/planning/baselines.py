@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .recipes import Recipe
-from .variant_names import split_variant
+from .variants import WEIGHTS, Variant
 
 Recipes = Mapping[str, Recipe]
 
@@ -42,13 +42,11 @@ def baseline_variants(recipes: Recipes, variants: Sequence[str]) -> dict[str, st
     """
     found = {}
     for variant in variants:
-        if variant == "noise-floor":
+        parsed = Variant.parse(variant)
+        if parsed.recipe is None or parsed.recipe not in recipes:
             continue
-        recipe, kind = split_variant(variant)
-        if recipe is None or recipe not in recipes:
-            continue
-        baseline = baseline_recipe(recipes, recipe)
-        against = [f"{baseline}-{other}" for other in (kind, "weights")]
+        baseline = baseline_recipe(recipes, parsed.recipe)
+        against = [Variant(baseline, kind).name for kind in (parsed.kind, WEIGHTS)]
         present = [name for name in against if baseline and name in variants]
         if present:
             found[variant] = present[0]

@@ -6,10 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UserError
 from .recipe_options import keep_read_options
 from .validation import check_schema
-from .variant_names import activation_configs, measures_tiers
 
 # Images of a track whose num_images is null, at most. At SD3-medium's size the weight track keeps
 # 1.8 GB an image on disk and a block's job holds 0.15 GB an image in memory; measuring an image's
@@ -83,28 +81,6 @@ def _set_counts(config: dict[str, Any]) -> None:
         ):
             if key in options and options[key].get("images") is None:
                 options[key]["images"] = min(count, most)
-
-
-def check_images(config: Mapping[str, Any]) -> None:
-    """Checks that tiers and clips ask for no more images than there are to them.
-
-    Raises:
-        UserError: they do, in an activation configuration that reads them.
-    """
-    there = {"tiers": "activations.num_images", "clips": "num_images"}
-    counts = {"tiers": config["activations"]["num_images"], "clips": config["num_images"]}
-    for name, asked in activation_configs(config).items():
-        own = config["activations"]["variants"].get(name, {})
-        for key, count in counts.items():
-            options = asked.get(key)
-            if options is None or (key == "tiers" and not measures_tiers(options)):
-                continue
-            if options["images"] > count:
-                where = f"activations.variants.{name}" if key in own else "activations"
-                raise UserError(
-                    f"{where}.{key}.images is {options['images']}, but {there[key]} is {count}: "
-                    "lower the one or raise the other."
-                )
 
 
 def summary(config: Mapping[str, Any]) -> str:

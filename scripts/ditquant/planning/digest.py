@@ -17,7 +17,9 @@ from pathlib import Path
 
 PACKAGES = ("ditquant", "demo_model")
 # Changing these changes what a user reads while a job runs, never what the job makes.
-_PLUMBING = frozenset({"job", "job_times", "progress", "errors", "digest", "settings", "kernels"})
+_PLUMBING = frozenset(
+    {"job", "job_times", "progress", "errors", "digest", "settings", "compile_cache"}
+)
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..activations.scheme import MULTI_TIER, SINGLE_TIER, check_schemes
 from ..errors import UserError
-from .configuration import check_images
 from .prompt_files import read_prompts
 from .recipes import Recipe
-from .variant_names import FULL, WEIGHT_KINDS, activation_configs, check_variant, evaluated_variants
+from .variant_names import check_variant, evaluated_variants
+from .variants import FULL, WEIGHT_KINDS
 
 _MOST_SHARDS = 1000  # of a set; names of shards have three digits
 
@@ -153,42 +154,15 @@ def check_counts(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{track}.stride is {stride}, larger than num_steps = {config['num_steps']}."
             )
-    check_images(config)
-    tiers = {"activations.tiers": config["activations"]["tiers"]}
-    for name, own in config["activations"]["variants"].items():
-        if name in (*WEIGHT_KINDS, "a8", "multitier", "full"):
+    for name in config["activations"]["variants"]:
+        if name in (*WEIGHT_KINDS, SINGLE_TIER, MULTI_TIER, FULL):
             raise UserError(f"activations.variants.{name}: this name is taken; choose another.")
         if name == "floor" and "noise" in config["recipes"]:
             raise UserError(
                 "recipes.noise: with activations.variants.floor there would be a variant "
                 "noise-floor, as the evaluation calls full precision from other noise: rename one."
             )
-        tiers |= {f"activations.variants.{name}.tiers": own["tiers"]} if "tiers" in own else {}
-    for key, limits in tiers.items():
-        for kind in ("linear", "post_gelu"):
-            low, high = limits.get(kind, (0.0, 1.0))
-            if low >= high:
-                raise UserError(f"{key}.{kind}: the A4 limit {low} must be below {high}.")
-    _check_learned_ranges(config)
-
-
-def _check_learned_ranges(config: Mapping[str, Any]) -> None:
-    """Learned ranges are intervals of whole tensors, of which listed scales are made."""
-    for name, asked in activation_configs(config).items():
-        if asked["range"] != "learned":
-            continue
-        is_variant = name in config["activations"]["variants"]
-        key = f"activations.variants.{name}" if is_variant else "activations"
-        options = asked["options"]
-        wrong = []
-        if asked["granularity"] not in ("static", "step", "group"):
-            wrong.append(f"granularity {asked['granularity']} (use static, step or group)")
-        if options["channel_group"] is not None:
-            wrong.append(f"channel_group {options['channel_group']} (use null)")
-        if options["channel_shift"]:
-            wrong.append("channel_shift true (use false)")
-        if wrong:
-            raise UserError(f"{key}: range learned does not go with {', '.join(wrong)}.")
+    check_schemes(config)
 
 
 def check_recipes(config: Mapping[str, Any]) -> None:

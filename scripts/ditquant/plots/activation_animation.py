@@ -55,7 +55,7 @@ class Film:
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
         height = panels_height(statistics) * 0.9 + _STRIP
-        self.figure: Figure = new_figure(_WIDTH, height, "How ranges drift over the schedule")
+        self.figure: Figure = new_figure(height, "How ranges drift over the schedule", _WIDTH)
         above, below = self.figure.subfigures(2, 1, height_ratios=[_STRIP, height - _STRIP])
         schedule = above.subplots()
         schedule.set_yticks([])

@@ -6,30 +6,29 @@ the largest of them, so a few outliers cost all others their codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..activations.input_statistics import InputStatistics, Statistics
+from ..activations.input_statistics import InputStatistics
 from .activation_panels import (
     BLUE,
-    PAGE_WIDTH,
+    OUTLIER,
     VERMILION,
-    PlotOptions,
+    Shown,
     block_axis,
-    input_label,
+    channel_absmax,
+    legend,
+    most_outlying,
     new_figure,
+    outlier_ratio,
     panels,
     panels_height,
     range_axis,
     sigma_axis,
 )
-from .activation_ranking import OUTLIER, channel_absmax, most_outlying, outlier_ratio
 from .charts import PALETTE, log_axis
 
 _BAND = "#9DBBD6"
@@ -40,13 +39,10 @@ _DEEPEST = 8.0
 _MARKERS = "os^D"
 
 
-def draw_channels(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_channels(shown: Shown) -> Figure:
     """The ranges of every layer's channels: median, quartiles, bulk, and outliers above it."""
-    figure = new_figure(
-        PAGE_WIDTH, panels_height(statistics), "Ranges of the channels of every layer's input"
-    )
+    statistics = shown.statistics
+    figure = new_figure(panels_height(statistics), "Ranges of the channels of every layer's input")
     for panel, names in panels(figure, statistics):
         lowest, box, highest = np.inf, np.inf, 0.0
         for x, name in enumerate(names):
@@ -77,7 +73,7 @@ def draw_channels(
         Line2D([], [], color=VERMILION, marker="v", linewidth=0.9,
                label=f"largest channel, above {OUTLIER:g} × the median: an outlier"),
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    legend(figure, handles, 4)
     return figure
 
 
@@ -129,22 +125,20 @@ def _draw_outliers(axes: Axes, measured: InputStatistics, sigmas: np.ndarray) ->
     )
 
 
-def draw_outliers(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_outliers(shown: Shown) -> Figure:
     """The inputs with the largest outliers, channel by channel, and those channels over sigma."""
-    chosen = most_outlying(statistics, options.layers)
+    statistics = shown.statistics
+    chosen = most_outlying(statistics, shown.options.layers)
     figure = new_figure(
-        PAGE_WIDTH, 1.0 + 1.75 * len(chosen), "Channels of the inputs with the largest outliers"
+        1.0 + 1.75 * len(chosen), "Channels of the inputs with the largest outliers"
     )
     rows = figure.subplots(len(chosen), 2, squeeze=False, width_ratios=[2.2, 1])
     for (profile, over_sigma), name in zip(rows, chosen, strict=True):
         measured = statistics.inputs[name]
         ranges = channel_absmax(measured).max(axis=0)
         count = int((ranges > OUTLIER * np.median(ranges)).sum())
-        gelu = ", after GELU" if name in statistics.post_gelu else ""
         profile.set_title(
-            f"{input_label(name)}{gelu}: {count} of {len(ranges)} channels are outliers, the "
+            f"{shown.label(name)}: {count} of {len(ranges)} channels are outliers, the "
             f"largest {outlier_ratio(measured):.1f} × the median",
             fontsize=9,
         )
@@ -163,5 +157,5 @@ def draw_outliers(
         Line2D([], [], color=VERMILION, linewidth=0.8, linestyle=(0, (4, 2)),
                label=f"{OUTLIER:g} × the median channel's range"),
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
     return figure

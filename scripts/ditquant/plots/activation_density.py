@@ -12,20 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..activations.granularity import GRANULARITIES
 from ..activations.histogram import bin_edges
 from ..activations.input_statistics import InputStatistics
-from ..activations.intervals import largest_code, positive_share
-from ..activations.sigma_lookup import Numbers
-from ..activations.single_tier import DYNAMIC
+from ..activations.intervals import positive_share
+from ..activations.quant_params import QuantParams, code_range
 
-_GRANULARITIES = {
-    "static": "one scale for each layer",
-    "step": "a scale for each measured σ",
-    "group": "a scale for each σ group",
-    "polynomial": "a polynomial in σ for each layer",
-    "dynamic-tensor": "made at run time for each layer",
-    "dynamic-token": "made at run time for each token",
-}
 # Rules whose name alone says too little.
 _RULES = {"measured": "measured error", "mse": "predicted error"}
 
@@ -94,32 +86,31 @@ class Codes:
         return values.between(edges)
 
 
-def codes_of(numbers: Numbers, measured: InputStatistics, step: int) -> Codes:
+def codes_of(params: QuantParams, measured: InputStatistics, step: int) -> Codes:
     """The codes of a configuration; of dynamic ranges those that the measured extremes give.
 
     Where groups of channels have scales of their own these are the codes of the widest group, and
     where each channel has a shift of its own they are around zero.
     """
-    qmax = largest_code(numbers.bits)
-    low, high = (0, 2 * qmax + 1) if numbers.unsigned else (-qmax - 1, qmax)
-    shift = 0.0 if np.size(numbers.shift) > 1 else float(np.asarray(numbers.shift).item())
-    if numbers.scale is None:
+    low, high = code_range(params.bits, params.unsigned)
+    shift = 0.0 if np.size(params.shift) > 1 else float(np.asarray(params.shift).item())
+    if params.scale is None:
         away = np.array([measured.minimum[step], measured.maximum[step]]) - shift
         scale = float(np.abs(away).max()) / high
     else:
-        scale = float(np.max(numbers.scale))
+        scale = float(np.max(params.scale))
     return Codes(low, high, max(scale, 1e-12), shift)
 
 
 def made_by(document: Mapping[str, Any]) -> str:
     """How a configuration's ranges are made, for a title."""
     made = document["configuration"]
-    group = made.get("channel_group")
-    of_groups = f" and group of {group} channels" if group else ""
-    words = f"{_GRANULARITIES[made.get('granularity', 'step')]}{of_groups}"
-    if made.get("granularity") in DYNAMIC:
+    granularity = GRANULARITIES[made["granularity"]]
+    group, rule = made.get("channel_group"), made["range"]
+    words = granularity.label + (f" and group of {group} channels" if group else "")
+    if granularity.ranges_over is not None:
         return words
-    return f"{words}, range by {_RULES.get(made['range'], made['range'])}"
+    return f"{words}, range by {_RULES.get(rule, rule)}"
 
 
 def entropy(shares: np.ndarray) -> float:

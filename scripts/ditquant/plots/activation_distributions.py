@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,24 +13,22 @@ from matplotlib.patches import Patch
 
 from ..activations.histogram import NUM_BINS, bin_edges
 from ..activations.input_statistics import Statistics
-from ..activations.quant_config import QuantConfig, parse_quant_config
-from ..activations.sigma_lookup import numbers_along
-from ..activations.single_tier import DYNAMIC
-from .activation_density import Codes, Distribution, codes_of, distribution, entropy, made_by
+from ..activations.quant_config import QuantConfig
+from ..activations.sigma_lookup import params_along
+from .activation_density import Codes, Distribution, codes_of, distribution, entropy
 from .activation_panels import (
     BLUE,
-    PAGE_WIDTH,
     VERMILION,
-    PlotOptions,
+    Shown,
     block_handles,
     bottom_labels,
-    input_label,
+    legend,
     new_figure,
     panels,
     panels_height,
     shades,
+    variable_of_both_kinds,
 )
-from .activation_ranking import variable_of_both_kinds
 
 # Where a layer's range is smallest over the schedule, and where it is largest.
 _ENDS = (BLUE, VERMILION)
@@ -51,24 +49,22 @@ def _largest_values(config: QuantConfig, name: str, statistics: Statistics) -> n
     measured = statistics.inputs[name]
     ends = [
         codes_of(numbers, measured, step).interval[1]
-        for step, numbers in enumerate(numbers_along(config, config.layers[name], config.sigmas))
+        for step, numbers in enumerate(params_along(config, config.layers[name], config.sigmas))
     ]
     return np.array(ends)
 
 
 def _ranges(config: QuantConfig) -> str:
-    return "the widest ranges of the calibration" if config.granularity in DYNAMIC else "ranges"
+    return "the widest ranges of the calibration" if config.granularity.is_dynamic else "ranges"
 
 
-def draw_distributions(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_distributions(shown: Shown) -> Figure:
     """Histograms of |x| of all steps by stream and kind of layer, and the configured ranges."""
-    (document,) = documents
-    config = parse_quant_config(document, "quant_config")
+    statistics = shown.statistics
+    config = shown.config
     figure = new_figure(
-        PAGE_WIDTH, panels_height(statistics),
-        f"Distribution of |x| of every layer's input, and its ranges ({made_by(document)})",
+        panels_height(statistics),
+        f"Distribution of |x| of every layer's input, and its ranges ({shown.made_by})",
     )  # fmt: skip
     edges = bin_edges()
     # Two bins together are smooth enough to read; bin 0, exact zeros, has no place on a log axis.
@@ -102,7 +98,7 @@ def draw_distributions(
         Patch(color=VERMILION, alpha=0.22,
               label=f"where {_ranges(config)} end, over blocks and σ (dashed: median)"),
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
     return figure
 
 
@@ -172,52 +168,49 @@ def _shift_label(numbers: Sequence[Any]) -> str:
 
 
 def _codes(config: QuantConfig) -> str:
-    if config.granularity in DYNAMIC:
+    if config.granularity.is_dynamic:
         return "codes at the calibration's extremes"
     return "codes of the widest group" if config.channel_group else "codes"
 
 
-def draw_ranges(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_ranges(shown: Shown) -> Figure:
     """The most variable inputs as they are, shifted, and as codes, where the range is extreme."""
-    (document,) = documents
-    config = parse_quant_config(document, "quant_config")
-    chosen = variable_of_both_kinds(statistics, options.layers)
+    statistics = shown.statistics
+    config = shown.config
+    chosen = variable_of_both_kinds(statistics, shown.options.layers)
     figure = new_figure(
-        PAGE_WIDTH, 1.0 + 2.15 * len(chosen),
-        f"Ranges over the distributions of the most variable inputs ({made_by(document)})",
+        1.0 + 2.15 * len(chosen),
+        f"Ranges over the distributions of the most variable inputs ({shown.made_by})",
     )  # fmt: skip
     grid = figure.add_gridspec(len(chosen), 3)
     for row, name in enumerate(chosen):
         measured = statistics.inputs[name]
         steps = [int(measured.absmax.argmin()), int(measured.absmax.argmax())]
         sigmas = [config.sigmas[step] for step in steps]
-        numbers = numbers_along(config, config.layers[name], sigmas)
+        numbers = params_along(config, config.layers[name], sigmas)
         values = [distribution(measured, step) for step in steps]
         codes = [codes_of(one, measured, step) for one, step in zip(numbers, steps, strict=True)]
         shifts = [code.shift for code in codes]
         is_shifted = any(shifts)
         raw = figure.add_subplot(grid[row, 0] if is_shifted else grid[row, :2])
-        gelu = ", after GELU" if name in statistics.post_gelu else ""
         at = " and ".join(f"{statistics.sigmas[step]:.2g}" for step in steps)
-        title = f"{input_label(name)}{gelu}: x at σ = {at}"
+        title = f"{shown.label(name)}: x at σ = {at}"
         raw.set_title(
             title if is_shifted else f"{title}; {_shift_label(numbers)}", fontsize=9, loc="left"
         )
         _draw_density(raw, values, codes, [0.0, 0.0])
-        shown = [raw]
+        drawn = [raw]
         if is_shifted:
             shifted = figure.add_subplot(grid[row, 1])
             z = " and ".join(f"{shift:.3g}" for shift in shifts).replace("-", "−")
             shifted.set_title(f"x − z, z = {z}", fontsize=9, loc="left")
             _draw_density(shifted, values, codes, shifts)
-            shown.append(shifted)
+            drawn.append(shifted)
         levels = figure.add_subplot(grid[row, 2])
         carried = _draw_levels(levels, values, codes)
         bits = " and ".join(dict.fromkeys(str(one.bits) for one in numbers))
         levels.set_title(f"codes: {carried} of {bits} bits of entropy", fontsize=9, loc="left")
-        for axes in (*shown, levels):
+        for axes in (*drawn, levels):
             axes.grid(True)
             axes.tick_params(labelsize=8)
     figure.supylabel("share of values (a 240th of the axis; a code)", fontsize=9)
@@ -228,5 +221,5 @@ def draw_ranges(
         Patch(color="#777777", alpha=0.5,
               label=f"below an axis: the interval of {_codes(config)}, a tick a level"),
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
     return figure

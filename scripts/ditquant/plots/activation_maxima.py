@@ -1,43 +1,50 @@
-"""Plots of the largest |x| of every linear's input: at chosen steps, and its drift over sigma."""
+"""Plots of the largest |x| of every linear's input: at steps, over sigma, and as heat maps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from ..activations.input_statistics import Statistics
 from .activation_panels import (
-    PAGE_WIDTH,
+    COLUMNS,
     SIGMA,
-    PlotOptions,
+    Shown,
+    after_gelu,
     block_axis,
+    drift,
     input_label,
+    legend,
+    matrix_panels,
+    matrix_panels_height,
+    most_variable,
+    nearest_steps,
     new_figure,
     panels,
     panels_height,
     range_axis,
     shades,
     sigma_axis,
+    variation,
 )
-from .activation_ranking import drift, most_variable, nearest_steps
 from .charts import line_styles, log_axis
 
 MAX_LABEL = "max |x| over images, tokens and channels"
 _OTHERS = "#B8B8B8"
 _LINEAR_FOLD = 8.0
+_MOST_OCTAVES = 2.0
+_MOST_ABOVE = 4.0
 
 
-def draw_absmax(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_absmax(shown: Shown) -> Figure:
     """One panel a stream and kind of layer, one line a chosen step over the blocks."""
+    statistics = shown.statistics
     figure = new_figure(
-        PAGE_WIDTH, panels_height(statistics), "Largest |x| of every layer's input at chosen steps"
+        panels_height(statistics), "Largest |x| of every layer's input at chosen steps"
     )
-    positions = nearest_steps(statistics.steps, options.snapshot_steps)
+    positions = nearest_steps(statistics.steps, shown.options.snapshot_steps)
     handles: list[Any] = []
     for panel, names in panels(figure, statistics):
         absmax = np.array([statistics.inputs[name].absmax for name in names])[:, positions]
@@ -54,18 +61,15 @@ def draw_absmax(
         range_axis(panel, float(absmax.min()), float(absmax.max()))
         block_axis(panel, names)
     figure.supylabel(MAX_LABEL, fontsize=9)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    legend(figure, handles, min(6, len(handles)))
     return figure
 
 
-def draw_drift(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_drift(shown: Shown) -> Figure:
     """Ranges of the most variable inputs against sigma; beside them all, over their smallest."""
-    chosen = most_variable(statistics, options.layers)
-    figure = new_figure(
-        PAGE_WIDTH, 4.6 + 0.185 * -(-len(chosen) // 3), "How ranges drift over the schedule"
-    )
+    statistics = shown.statistics
+    chosen = most_variable(statistics, shown.options.layers)
+    figure = new_figure(4.6 + 0.185 * -(-len(chosen) // 3), "How ranges drift over the schedule")
     ranges, relative = figure.subplots(1, 2)
     absmax = {name: measured.absmax for name, measured in statistics.inputs.items()}
     for row in absmax.values():
@@ -76,14 +80,13 @@ def draw_drift(
     for name, style in zip(chosen, line_styles(chosen).values(), strict=False):
         style = {"markersize": 4, "linewidth": 1.4, "zorder": 3, **style}
         fold = f"{drift(statistics.inputs[name]):.1f}-fold"
-        gelu = ", after GELU" if name in statistics.post_gelu else ""
-        label = f"{input_label(name)} ({fold}{gelu})"
+        label = f"{input_label(name)} ({fold}{after_gelu(statistics, name)})"
         handles += ranges.plot(statistics.sigmas, absmax[name], label=label, **style)
         relative.plot(
             statistics.sigmas, absmax[name] / max(absmax[name].min(), 1e-12), **style
         )  # fmt: skip
-    shown = np.array([absmax[name] for name in chosen])
-    range_axis(ranges, float(shown.min()), float(shown.max()))
+    drawn = np.array([absmax[name] for name in chosen])
+    range_axis(ranges, float(drawn.min()), float(drawn.max()))
     ranges.set_title(f"The {len(chosen)} inputs whose range moves most")
     ranges.set_ylabel(MAX_LABEL)
     relative.set_title(f"All {len(absmax)} inputs (grey), each over its own smallest range")
@@ -96,5 +99,78 @@ def draw_drift(
         axes.grid(True)
         axes.set_xlabel(SIGMA, fontsize=9)
         sigma_axis(axes, statistics.sigmas)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
+    return figure
+
+
+def _power_label(value: float) -> str:
+    """4, 1/2."""
+    return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
+
+
+def draw_heatmap(shown: Shown) -> Figure:
+    """The largest |x| of every input at every measured step, on one logarithmic scale."""
+    statistics = shown.statistics
+    figure = new_figure(matrix_panels_height(statistics), "Range of every layer's input")
+    absmax = {name: measured.absmax for name, measured in statistics.inputs.items()}
+    everything = np.array(list(absmax.values()))
+    floor = max(float(everything.max()) * 1e-4, 1e-12)
+    low = max(float(everything.min()), floor)
+    # A few layers may be far above the others, which are to keep most of the colours.
+    usual = _MOST_ABOVE * float(np.quantile(everything, 0.97))
+    high = max(min(float(everything.max()), usual), 1.5 * low)
+    clip = "max" if everything.max() > high else "neither"
+    image, made = matrix_panels(
+        figure,
+        statistics,
+        {name: np.maximum(row, floor) for name, row in absmax.items()},
+        cmap="cividis",
+        norm=LogNorm(vmin=low, vmax=high),
+    )
+    bar = figure.colorbar(image, ax=[panel for panel, _ in made], pad=0.01, aspect=40, extend=clip)
+    bar.set_label("max |x| (logarithmic)")
+    powers = [power for power in 2.0 ** np.arange(-12, 18) if low <= power <= high]
+    bar.set_ticks(powers, labels=[_power_label(power) for power in powers])
+    bar.ax.minorticks_off()
+    figure.supxlabel(COLUMNS, fontsize=9)
+    return figure
+
+
+def draw_variability(shown: Shown) -> Figure:
+    """Every range over its own mean; beside each row the coefficient of variation."""
+    statistics = shown.statistics
+    figure = new_figure(
+        matrix_panels_height(statistics),
+        "Variability: every layer's range as a multiple of its own mean over the schedule",
+    )
+    octaves = {}
+    for name, measured in statistics.inputs.items():
+        absmax = np.maximum(measured.absmax.astype(np.float64), 1e-12)
+        octaves[name] = np.log2(absmax / absmax.mean())
+    end = max(0.25, max(float(np.abs(values).max()) for values in octaves.values()))
+    # Few cells go far; without this clip the many that move by a half would all look alike.
+    clip = "both" if end > _MOST_OCTAVES else "neither"
+    end = min(end, _MOST_OCTAVES)
+    image, made = matrix_panels(
+        figure,
+        statistics,
+        octaves,
+        cmap="PuOr_r",
+        norm=TwoSlopeNorm(0.0, -end, end),
+    )
+    for panel, rows in made:
+        for name, row in rows.items():
+            percent = 100 * variation(statistics.inputs[name])
+            panel.text(
+                1.015, row, f"{percent:.0f} %", transform=panel.get_yaxis_transform(),
+                fontsize=6, va="center", clip_on=False,
+            )  # fmt: skip
+    bar = figure.colorbar(image, ax=[panel for panel, _ in made], pad=0.01, aspect=40, extend=clip)
+    bar.set_label("max |x| / its mean over σ")
+    octave = 0.5 if end < 1.5 else 1.0
+    ticks = np.arange(-np.floor(end / octave), np.floor(end / octave) + 1) * octave
+    bar.set_ticks(ticks, labels=[f"{2.0**tick:.2g}×" for tick in ticks])
+    figure.supxlabel(
+        f"{COLUMNS}; right of a row: standard deviation over mean of its range", fontsize=9
+    )
     return figure

@@ -5,7 +5,7 @@ Colours are those of Okabe and Ito, cividis and PuOr, which the colour-blind tel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
@@ -17,7 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ..activations.input_statistics import Statistics
+from ..activations.input_statistics import InputStatistics, Statistics
+from ..activations.quant_config import QuantConfig, parse_quant_config
+from .activation_density import made_by
 from .charts import log_axis
 
 _KINDS = {
@@ -33,7 +35,7 @@ GELU_BACKGROUND = "#FBF6EA"
 ABSENT = "#E4E4E4"
 SIGMA = "noise level σ (no unit; 1 = pure noise, sampling runs left to right)"
 SHORT_SIGMA = "noise level σ (no unit)"
-PAGE_WIDTH = 13.0
+COLUMNS = f"{SIGMA}; a column is a measured step"
 # What a letter of a title takes, on average.
 _TITLE_INCHES = 0.105
 # A linear axis hides what is smaller than this part of its end.
@@ -53,6 +55,35 @@ class PlotOptions:
     layers: int = 6
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a plot is drawn from.
+
+    Attributes:
+        statistics: what was measured.
+        document: the file of the activation configuration that is shown; empty where none is.
+        options: see `PlotOptions`.
+    """
+
+    statistics: Statistics
+    document: Mapping[str, Any]
+    options: PlotOptions
+
+    @property
+    def config(self) -> QuantConfig:
+        """The configuration of the document."""
+        return parse_quant_config(self.document, "quant_config")
+
+    @property
+    def made_by(self) -> str:
+        """How the document's ranges are made, for a title."""
+        return made_by(self.document)
+
+    def label(self, name: str) -> str:
+        """What a plot calls an input, and whether that has passed GELU."""
+        return f"{input_label(name)}{after_gelu(self.statistics, name)}"
+
+
 def place(name: str) -> tuple[str, str, str]:
     """("mm03", "img", "mlp.fc1") of an input's name; the stream of a unified block is "uni"."""
     block, *rest = name.split(".")
@@ -66,7 +97,12 @@ def input_label(name: str) -> str:
     return f"{block if stream == 'uni' else f'{block}.{stream}'} {_KINDS[kind]}"
 
 
-def new_figure(width: float, height: float, title: str) -> Figure:
+def after_gelu(statistics: Statistics, name: str) -> str:
+    """What is added to the label of an input that has passed GELU."""
+    return ", after GELU" if name in statistics.post_gelu else ""
+
+
+def new_figure(height: float, title: str, width: float = 13.0) -> Figure:
     """An empty figure of the given size in inches that draws without a screen.
 
     A title that is too long for one line takes several.
@@ -75,6 +111,11 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(fill(title, int(width / _TITLE_INCHES)), fontsize=12, fontweight="bold")
     return figure
+
+
+def legend(figure: Figure, handles: Any, columns: int = 3) -> None:
+    """A legend below the whole figure."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def shades(count: int) -> np.ndarray:
@@ -123,12 +164,11 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
             if not names:
                 panel.set_axis_off()
                 continue
-            after_gelu = names[0] in statistics.post_gelu
-            after = ", after GELU" if after_gelu else ""
+            after = after_gelu(statistics, names[0])
             panel.set_title(f"{_STREAMS[stream]}: {_KINDS[kind]}{after}", fontsize=9)
             panel.tick_params(labelsize=8)
             panel.grid(True)
-            if after_gelu:
+            if after:
                 paint(panel, GELU_BACKGROUND)
             made.append((panel, names))
     return made
@@ -241,3 +281,64 @@ def matrix_panels(
         columns_axis(panel, statistics.sigmas, 6)
         made.append((panel, row_of))
     return image, made
+
+
+# Which steps and layers are shown where not all of them have room.
+
+# A channel counts as an outlier above this multiple of its layer's median channel.
+OUTLIER = 4.0
+_TINY = 1e-12
+
+
+def nearest_steps(steps: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """Positions in `steps` of the measured steps nearest to the wanted ones, each once."""
+    measured = np.asarray(steps)
+    return sorted({int(np.abs(measured - step).argmin()) for step in wanted})
+
+
+def drift(measured: InputStatistics) -> float:
+    """The largest range over the schedule, as a multiple of the smallest."""
+    return float(measured.absmax.max() / max(measured.absmax.min(), _TINY))
+
+
+def variation(measured: InputStatistics) -> float:
+    """Coefficient of variation of the range over the schedule: deviation over mean."""
+    absmax = measured.absmax.astype(np.float64)
+    return float(absmax.std() / max(absmax.mean(), _TINY))
+
+
+def channel_absmax(measured: InputStatistics) -> np.ndarray:
+    """(S, channels) the largest |x| of every channel at every measured step."""
+    return np.maximum(np.abs(measured.channel_min), np.abs(measured.channel_max))
+
+
+def outlier_ratio(measured: InputStatistics) -> float:
+    """The largest channel of all steps, as a multiple of the median channel."""
+    largest = channel_absmax(measured).max(axis=0)
+    return float(largest.max() / max(float(np.median(largest)), _TINY))
+
+
+def _largest(values: Mapping[str, float], count: int) -> list[str]:
+    return sorted(values, key=lambda name: (-values[name], name))[:count]
+
+
+def most_variable(
+    statistics: Statistics, count: int, among: Iterable[str] | None = None
+) -> list[str]:
+    """The inputs whose range drifts most, the one that drifts most first."""
+    names = statistics.inputs if among is None else among
+    return _largest({name: drift(statistics.inputs[name]) for name in names}, count)
+
+
+def most_outlying(statistics: Statistics, count: int) -> list[str]:
+    """The inputs with the largest outlier channels, the largest first."""
+    return _largest({name: outlier_ratio(s) for name, s in statistics.inputs.items()}, count)
+
+
+def variable_of_both_kinds(statistics: Statistics, count: int) -> list[str]:
+    """The most variable inputs, half of them after GELU, in the model's order."""
+    after = [name for name in statistics.inputs if name in statistics.post_gelu]
+    others = [name for name in statistics.inputs if name not in statistics.post_gelu]
+    shifted = most_variable(statistics, max(count // 2, count - len(others)), after)
+    chosen = {*shifted, *most_variable(statistics, count - len(shifted), others)}
+    return [name for name in statistics.inputs if name in chosen]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..metrics import bootstrap_interval
-from ..planning.variant_names import FULL, split_variant
+from ..planning.variants import WEIGHTS, Variant
 from .charts import figure, legend_below, legend_height, line_styles, log_axis, panels, styled
 from .evaluation_plots import compared, draw_curves, sigma_axis, variants_of
 
@@ -65,10 +65,10 @@ def plot_bits(documents: Sequence[Document]) -> Figure:
         color, marker = styles[name]["color"], styles[name]["marker"]
         axes.plot([place, place], [low, high], color=color, lw=1.1, alpha=0.7)
         axes.plot(place, median, marker, color=color, ms=6, label=name)
-    recipes = {split_variant(document["variant"])[0] for document in shown} - {FULL}
+    recipes = {Variant.parse(document["variant"]).recipe for document in shown} - {None}
     for document in documents:
-        recipe, kind = split_variant(document["variant"])
-        if kind == "weights" and recipe in recipes:
+        variant = Variant.parse(document["variant"])
+        if variant.kind == WEIGHTS and variant.recipe in recipes:
             median, _, _ = _median_and_interval(document)
             axes.axhline(median, color="0.45", lw=0.9, ls=(0, (4, 3)), zorder=0)
             place = axes.get_yaxis_transform()

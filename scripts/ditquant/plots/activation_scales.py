@@ -1,33 +1,38 @@
-"""Plots of a configuration's scales against sigma: of all layers, and beside what was measured."""
+"""Plots of a configuration: scales against sigma, beside what was measured, and tiers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..activations.histogram import quantile
-from ..activations.input_statistics import InputStatistics, Statistics
-from ..activations.intervals import largest_code
-from ..activations.quant_config import QuantConfig, parse_quant_config
-from ..activations.sigma_lookup import Numbers, numbers_along
-from ..activations.single_tier import DYNAMIC
-from .activation_density import codes_of, made_by
+from ..activations.input_statistics import InputStatistics
+from ..activations.quant_config import QuantConfig
+from ..activations.quant_params import QuantParams, largest_code
+from ..activations.scheme import TIER_BITS
+from ..activations.sigma_lookup import params_along
+from .activation_density import codes_of
 from .activation_panels import (
-    PAGE_WIDTH,
+    COLUMNS,
     SHORT_SIGMA,
     SIGMA,
     VERMILION,
-    PlotOptions,
+    Shown,
     block_handles,
     bottom_labels,
-    input_label,
+    columns_axis,
+    legend,
+    matrix_panels,
+    matrix_panels_height,
+    most_variable,
     new_figure,
     panels,
     panels_height,
@@ -35,12 +40,11 @@ from .activation_panels import (
     shades,
     sigma_axis,
 )
-from .activation_ranking import most_variable
 from .charts import log_axis
 
+_TIER_COLOURS = ("#56B4E9", "#E69F00", "#0B3C5D")
 _POINTS = 240
 _STEP = 1e-6
-_TOKEN_SHARES = (0.05, 0.5, 0.95)
 _COLUMNS = 3
 
 
@@ -50,6 +54,13 @@ def _boundaries(config: QuantConfig) -> list[float]:
     return [(high + low) / 2 for (row, high), (after, low) in around if row != after]
 
 
+def _draw_boundaries(axes: Axes, config: QuantConfig) -> None:
+    """A line between groups of sigmas."""
+    if config.granularity.is_grouped:
+        for boundary in _boundaries(config):
+            axes.axvline(boundary, color="#777777", linewidth=0.6, linestyle=(0, (3, 2)))
+
+
 def _sigmas_between(config: QuantConfig) -> np.ndarray:
     """Sigmas of the whole schedule, descending, that show what inference looks up.
 
@@ -57,7 +68,7 @@ def _sigmas_between(config: QuantConfig) -> np.ndarray:
     both sides of every boundary.
     """
     sigmas = np.array(config.sigmas)
-    if config.granularity == "polynomial":
+    if config.granularity.is_continuous:
         even = np.linspace(sigmas[0], sigmas[-1], _POINTS)
         return np.unique(np.concatenate([even, sigmas]))[::-1]
     boundaries = np.array(_boundaries(config))
@@ -65,13 +76,13 @@ def _sigmas_between(config: QuantConfig) -> np.ndarray:
     return np.unique(np.concatenate([sigmas[[0, -1]], *around]))[::-1]
 
 
-def _scale(numbers: Numbers) -> np.ndarray:
+def _scale(params: QuantParams) -> np.ndarray:
     """The scales of groups of channels, or the one of all."""
-    return np.asarray(np.nan if numbers.scale is None else numbers.scale)
+    return np.asarray(np.nan if params.scale is None else params.scale)
 
 
-def _scale_of_channels(numbers: Numbers, channels: int) -> np.ndarray:
-    scale = _scale(numbers)
+def _scale_of_channels(params: QuantParams, channels: int) -> np.ndarray:
+    scale = _scale(params)
     return np.repeat(scale, channels // scale.size) if scale.size > 1 else scale
 
 
@@ -80,7 +91,7 @@ def scales_at(config: QuantConfig, name: str, sigmas: np.ndarray) -> np.ndarray:
 
     Not for dynamic ranges, which have none.
     """
-    scales = [_scale(one) for one in numbers_along(config, config.layers[name], sigmas.tolist())]
+    scales = [_scale(one) for one in params_along(config, config.layers[name], sigmas.tolist())]
     return np.array([[scale.min(), scale.max()] for scale in scales], dtype=np.float64).T
 
 
@@ -89,26 +100,21 @@ def _run_time_scales(config: QuantConfig, name: str, measured: InputStatistics) 
 
     Of each tensor one; of tokens those that a twentieth, half and all but a twentieth fall below.
     """
-    if config.granularity == "dynamic-tensor":
-        reach = np.tile(measured.absmax.astype(np.float64), (3, 1))
-    else:
-        reach = np.array([quantile(measured.token_histogram, share) for share in _TOKEN_SHARES])
-    numbers = numbers_along(config, config.layers[name], config.sigmas)
+    reach = config.granularity.reach(measured)
+    numbers = params_along(config, config.layers[name], config.sigmas)
     codes = [codes_of(one, measured, step) for step, one in enumerate(numbers)]
     shifts = np.array([code.shift for code in codes])
     return (reach - shifts) / np.array([code.high for code in codes])
 
 
-def draw_scales(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_scales(shown: Shown) -> Figure:
     """One line a block: the scale that is looked up at a sigma."""
-    (document,) = documents
-    config = parse_quant_config(document, "quant_config")
-    dynamic = config.granularity in DYNAMIC
+    statistics = shown.statistics
+    config = shown.config
+    dynamic = config.granularity.is_dynamic
     sigmas = np.array(config.sigmas) if dynamic else _sigmas_between(config)
-    title = f"Scales of every layer's input ({made_by(document)})"
-    figure = new_figure(PAGE_WIDTH, panels_height(statistics), title)
+    title = f"Scales of every layer's input ({shown.made_by})"
+    figure = new_figure(panels_height(statistics), title)
     made = panels(figure, statistics, sharex=True)
     for panel, names in made:
         for name, shade in zip(names, shades(len(names)), strict=True):
@@ -122,21 +128,14 @@ def draw_scales(
                 panel.fill_between(sigmas, low, high, color=shade, alpha=0.12, linewidth=0)
         log_axis(panel, "y")
         sigma_axis(panel, statistics.sigmas)
-        if config.granularity == "group":
-            for boundary in _boundaries(config):
-                panel.axvline(boundary, color="#777777", linewidth=0.6, linestyle=(0, (3, 2)))
+        _draw_boundaries(panel, config)
     bottom_labels(figure, SHORT_SIGMA)
     figure.supylabel("scale: input units a code (logarithmic)", fontsize=9)
     handles: list[Any] = [*block_handles(statistics)]
-    if config.granularity == "dynamic-token":
-        label = "nine in ten tokens (line: median)"
-        if config.channel_group:
-            label = "the widest group of nine in ten tokens (line: of the median token)"
+    label = config.granularity.spread_label[bool(config.channel_group)]
+    if label:
         handles.append(Patch(color="#777777", alpha=0.3, label=label))
-    elif config.channel_group and not dynamic:
-        label = "smallest to largest group of channels (line: largest)"
-        handles.append(Patch(color="#777777", alpha=0.3, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
     return figure
 
 
@@ -148,16 +147,16 @@ def _draw_coverage(
     bulk = quantile(measured.histogram, 0.999)
     axes.plot(sigmas, measured.absmax, "o", color="black", markersize=3)
     axes.plot(sigmas, bulk, color="#555555", linewidth=1.0, linestyle=(0, (1, 1.2)))
-    if config.granularity == "dynamic-token":
-        low, usual, high = (quantile(measured.token_histogram, share) for share in _TOKEN_SHARES)
+    if config.granularity.is_dynamic:
+        low, usual, high = config.granularity.reach(measured)
         axes.plot(sigmas, usual, color=VERMILION, linewidth=1.4)
-        axes.fill_between(sigmas, low, high, color=VERMILION, alpha=0.15, linewidth=0)
-        return float(min(bulk.min(), low.min())), float(measured.absmax.max())
-    if config.granularity == "dynamic-tensor":
-        axes.plot(sigmas, measured.absmax, color=VERMILION, linewidth=1.4)
-        return float(bulk.min()), float(measured.absmax.max())
+        lowest = float(bulk.min())
+        if np.any(low < high):
+            axes.fill_between(sigmas, low, high, color=VERMILION, alpha=0.15, linewidth=0)
+            lowest = min(lowest, float(low.min()))
+        return lowest, float(measured.absmax.max())
     fine = _sigmas_between(config)
-    numbers = numbers_along(config, config.layers[name], fine.tolist())
+    numbers = params_along(config, config.layers[name], fine.tolist())
     channels = config.layers[name].channels
     reach = [
         _scale_of_channels(one, channels) * largest_code(one.bits) + one.shift for one in numbers
@@ -166,43 +165,28 @@ def _draw_coverage(
     axes.plot(fine, ends[0], color=VERMILION, linewidth=1.4)
     if np.any(ends[1] < ends[0]):
         axes.fill_between(fine, *ends[::-1], color=VERMILION, alpha=0.15, linewidth=0)
-    if config.granularity == "group":
-        for boundary in _boundaries(config):
-            axes.axvline(boundary, color="#777777", linewidth=0.6, linestyle=(0, (3, 2)))
+    _draw_boundaries(axes, config)
     return float(bulk.min()), float(max(measured.absmax.max(), ends.max()))
 
 
-def _reach_label(config: QuantConfig) -> str:
-    if config.granularity == "dynamic-token":
-        widest = ", its widest group" if config.channel_group else ""
-        return f"range of the median token{widest} (band: nine in ten tokens)"
-    if config.granularity == "dynamic-tensor":
-        return "range of a tensor"
-    of_groups = " (band: of all groups of channels)" if config.channel_group else ""
-    return f"value of the largest code, by σ{of_groups}"
-
-
-def draw_coverage(
-    statistics: Statistics, documents: Sequence[Mapping[str, Any]], options: PlotOptions
-) -> Figure:
+def draw_coverage(shown: Shown) -> Figure:
     """Of the most variable inputs: what was measured against sigma, and what codes reach."""
-    (document,) = documents
-    config = parse_quant_config(document, "quant_config")
-    chosen = most_variable(statistics, options.layers)
+    statistics = shown.statistics
+    config = shown.config
+    chosen = most_variable(statistics, shown.options.layers)
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     figure = new_figure(
-        PAGE_WIDTH, 1.1 + 2.5 * rows,
+        1.1 + 2.5 * rows,
         "What was measured of the most variable inputs, and what codes reach "
-        f"({made_by(document)})",
+        f"({shown.made_by})",
     )  # fmt: skip
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes, name in zip(grid, chosen, strict=False):
         low, high = _draw_coverage(axes, config, name, statistics.inputs[name])
         range_axis(axes, low, high)
         sigma_axis(axes, statistics.sigmas)
-        gelu = ", after GELU" if name in statistics.post_gelu else ""
-        axes.set_title(f"{input_label(name)}{gelu}", fontsize=9)
+        axes.set_title(f"{shown.label(name)}", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(True)
     for axes in grid[len(chosen) :]:
@@ -210,9 +194,69 @@ def draw_coverage(
     bottom_labels(figure, SIGMA if columns == 1 else SHORT_SIGMA)
     figure.supylabel("|x|", fontsize=9)
     handles = [
-        Line2D([], [], color=VERMILION, linewidth=1.4, label=_reach_label(config)),
+        Line2D(
+            [],
+            [],
+            color=VERMILION,
+            linewidth=1.4,
+            label=config.granularity.reach_label[bool(config.channel_group)],
+        ),
         Line2D([], [], color="black", marker="o", markersize=3, linestyle="", label="max |x|"),
         Line2D([], [], color="#555555", linestyle=(0, (1, 1.2)), label="99.9 % of |x| lie below"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend(figure, handles)
+    return figure
+
+
+def bits_of(config: QuantConfig, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Input name -> (S,) bits of a configuration at its measured sigmas."""
+    return {
+        name: np.array(
+            [one.bits for one in params_along(config, config.layers[name], config.sigmas)]
+        )
+        for name in names
+    }
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share == 0 or share >= 0.01 else f"{100 * share:.1g} %"
+
+
+def draw_tiers(shown: Shown) -> Figure:
+    """The share of each tier at every sigma, and below it every input's tier."""
+    statistics = shown.statistics
+    summary = shown.document["summary"]
+    linears = len(shown.document["layers"])
+    title = (
+        f"Tiers over the schedule: {summary['average_bits']:.2f} bits on average; of {linears} "
+        f"linears {len(summary['switching_layers'])} switch tier, "
+        f"{len(summary['always_a8_layers'])} have A8 throughout"
+    )
+    height = matrix_panels_height(statistics)
+    figure = new_figure(1.9 + height, title)
+    above, below = figure.subfigures(2, 1, height_ratios=[1.9, height])
+    share = above.subplots()
+    bottom = np.zeros(len(statistics.sigmas))
+    edges = np.arange(len(bottom) + 1) - 0.5
+    for bits, colour in zip(TIER_BITS, _TIER_COLOURS, strict=True):
+        percent = 100 * np.array(summary["layers_per_sigma"][f"A{bits}"]) / linears
+        label = f"A{bits}: {_percent(summary['shares'][f'A{bits}'])}"
+        # One area a tier: between bars a reader of SVG files would see gaps.
+        share.stairs(bottom + percent, edges, baseline=bottom, fill=True, color=colour, label=label)
+        bottom = bottom + percent
+    share.set_ylim(0, 100)
+    share.set_ylabel("share of linears, %")
+    share.set_xlim(-0.5, len(statistics.sigmas) - 0.5)
+    share.tick_params(labelsize=8)
+    columns_axis(share, statistics.sigmas, 13)
+    share.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    # One colour an entry of TIER_BITS: each bin starts at a tier's bits.
+    matrix_panels(
+        below,
+        statistics,
+        bits_of(shown.config, list(statistics.inputs)),
+        cmap=ListedColormap(_TIER_COLOURS),
+        norm=BoundaryNorm([*TIER_BITS, TIER_BITS[-1] + 1], len(TIER_BITS)),
+    )
+    below.supxlabel(COLUMNS, fontsize=9)
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..evaluation.table import error_ratio
-from ..planning.variant_names import split_variant
+from ..planning.variants import Variant
 from ..readable import fmt
 
 Data = dict[str, Any]
@@ -45,7 +45,7 @@ def headline_cards(
     pairs = [(a8, weights, "Error of A8 against weights alone")]
     baseline = rows[weights]["baseline"] if weights in rows else None
     if baseline:
-        label = f"Error against {split_variant(baseline)[0]}"
+        label = f"Error against {Variant.parse(baseline).recipe}"
         pairs.insert(0, (weights, baseline, label))
     for name, against, label in pairs:
         if name in documents and against in documents:

@@ -18,8 +18,8 @@ from markupsafe import Markup
 from .. import __version__
 from ..artifacts import read_file, read_json
 from ..evaluation.table import FORMAT, TIMING, checked_summary
-from ..planning.variant_names import split_variant
-from ..plots.activation_plots import PLOTS
+from ..planning.variants import Variant
+from ..plots.activation_names import ACTIVATION_PLOTS
 from ..plots.charts import for_page
 from ..plots.evaluation_charts import CHARTS
 from ..readable import fmt
@@ -87,7 +87,7 @@ def collect(results: Path, shown: Shown) -> Data:
     has_weights = shown.recipe in recipes
     sqnr = weight_sqnr(block_files(results, shown.recipe)) if has_weights else {}
     ranges = report_data.activation_ranges(results)
-    notes = {name: plot.note for name, plot in PLOTS.items()}
+    notes = {name: plot.note for name, plot in ACTIVATION_PLOTS.items()}
     activations = report_data.activation_summary(results, notes, recipes)
     sizes = _sizes(results, list(recipes), rows["full"]["model_bytes"] if "full" in rows else None)
     stages = report_data.stage_times(results / "benchmarks")
@@ -123,7 +123,7 @@ def _lede(results: Path, shown: Shown, recipes: Mapping[str, Data], sizes: Seque
     options = recipes.get(shown.recipe)
     if options is None:
         return ""
-    kinds = {split_variant(variant)[1] for variant in shown.variants}
+    kinds = {Variant.parse(variant).kind for variant in shown.variants}
     bits = report_data.activation_bits(results, shown.recipe, options)
     return lede(shown.recipe, options, kinds, bits, sizes)
 

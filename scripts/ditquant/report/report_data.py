@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..activations.scheme import config_file
 from ..artifacts import read_file, read_json
 from ..evaluation.comparison import difference
 from ..evaluation.pictures import PICTURE, read_picture
 from ..planning.recipes import Recipe
-from ..planning.variant_names import FULL, config_file, split_variant
+from ..planning.variants import Variant
 from ..plots.activation_density import made_by
 from ..seals import damaged
 
@@ -42,11 +43,11 @@ def explanation(variant: str) -> str:
     """One line on what a variant is."""
     if variant in EXPLANATIONS:
         return EXPLANATIONS[variant]
-    recipe, kind = split_variant(variant)
-    if kind in EXPLANATIONS and recipe != FULL:
-        return EXPLANATIONS[kind]
-    weights = "full-precision" if recipe == FULL else "quantized"
-    return f"{weights} weights, activations simulated by {config_file(kind)}"
+    parsed = Variant.parse(variant)
+    if parsed.kind in EXPLANATIONS and parsed.recipe:
+        return EXPLANATIONS[parsed.kind]
+    weights = "quantized" if parsed.recipe else "full-precision"
+    return f"{weights} weights, activations simulated by {config_file(parsed.kind)}"
 
 
 # ------------------------------------------------------------------------------- pictures

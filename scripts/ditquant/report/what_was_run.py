@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..activations.scheme import MULTI_TIER, SINGLE_TIER, config_file
 from ..artifacts import read_json
 from ..errors import UserError
 from ..evaluation.table import FORMAT
 from ..planning.recipes import Recipe
-from ..planning.variant_names import config_file
 from ..provenance import Together, check_alike, check_options, made_by
 
 BLOCK_FORMAT = "ditquant.block_result"
@@ -81,7 +81,7 @@ def _files(results: Path, shown: Shown) -> Iterator[Path]:
     for folder in folders:
         yield folder / "layer_statistics.json"
         yield folder / "layer_temporal_analysis.json"
-        yield from (folder / config_file(name) for name in ("a8", "multitier"))
+        yield from (folder / config_file(name) for name in (SINGLE_TIER, MULTI_TIER))
     yield from sorted((results / "activations" / "plots").glob("*.*"))
     if shown.evaluated:
         yield from sorted((results / "evaluation" / "plots").glob("*.svg"))
@@ -171,7 +171,7 @@ def what_was_run(results: Path, shown: Shown, model: Data | None) -> Data:
     if measured.is_file():
         document = read_json(measured, "ditquant.layer_temporal_analysis")
         run["activations"] = {key: len(document[key]) for key in ("images", "steps")}
-        single = results / "activations" / config_file("a8")
+        single = results / "activations" / config_file(SINGLE_TIER)
         if single.is_file():
             run["activations"] |= read_json(single, "ditquant.quant_config")["configuration"]
     comparisons = _comparisons(results, shown)

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ...activations.sigma_lookup import InputNumbers, code_range
-from ...backend import compiled, cuda_kernel, device_arrays, mx
+from ...activations.granularity import Granularity
+from ...activations.quant_params import StackedParams, code_range
+from ...backend import compiled, device_arrays, mx
 from .fake_quantization_sources import ENTRIES, EXTREMES, HEADER, LISTED, TOKENS
+from .launching import cuda_kernel
 
 _THREADS = 256
 # Of an entry of the batch, each with a maximum of its own.
@@ -127,12 +129,12 @@ def quantize_entries(x: mx.array, numbers: mx.array, place: mx.array, shifts: mx
 
 
 @cache
-def _kernel(granularity: str, channel_group: int | None) -> Callable[..., mx.array]:
+def _kernel(over: str | None, channel_group: int | None) -> Callable[..., mx.array]:
     """Compiled because a step calls it hundreds of times: a kernel of our own is described anew at
     each call, which takes longer than all of a compiled call."""
-    if granularity == "dynamic-tensor":
+    if over == "tensor":
         return compiled(quantize_entries)
-    one = quantize_tokens if granularity == "dynamic-token" else quantize_listed
+    one = quantize_tokens if over == "token" else quantize_listed
     return compiled(partial(one, length=channel_group))
 
 
@@ -155,17 +157,17 @@ class _Places:
         pairs = np.stack([self.first, counts], axis=1)
         self.on_device = device_arrays(list(pairs), mx.int32)
 
-    def filled(self, numbers: InputNumbers) -> np.ndarray:
+    def filled(self, params: StackedParams) -> np.ndarray:
         """(size,) float32; shifts of single channels are left out."""
         values = np.empty(self.size, dtype=np.float32)
         codes = np.array(
-            [code_range(*kind) for kind in zip(numbers.bits, numbers.unsigned, strict=True)]
+            [code_range(*kind) for kind in zip(params.bits, params.unsigned, strict=True)]
         )
         values[self.first], values[self.first + 1] = codes.T
         values[self.first + 2] = [
-            0.0 if isinstance(shift, np.ndarray) else shift for shift in numbers.shifts
+            0.0 if isinstance(shift, np.ndarray) else shift for shift in params.shifts
         ]
-        values[self.scales] = numbers.scales
+        values[self.scales] = params.scales
         return values
 
 
@@ -175,8 +177,8 @@ class CudaQuantizer:
     Not for ranges of a whole tensor's groups of channels.
     """
 
-    def __init__(self, granularity: str, channel_group: int | None):
-        self._kernel = _kernel(granularity, channel_group)
+    def __init__(self, granularity: Granularity, channel_group: int | None):
+        self._kernel = _kernel(granularity.ranges_over, channel_group)
         # What no sigma changes.
         self._places: _Places | None = None
         self._shifts: list[mx.array] = []
@@ -184,23 +186,20 @@ class CudaQuantizer:
     def __call__(self, x: mx.array, *arguments: mx.array) -> mx.array:
         return self._kernel(x, *arguments)
 
-    def arguments(self, numbers: InputNumbers) -> list[tuple[mx.array, ...]]:
+    def arguments(self, params: StackedParams) -> list[tuple[mx.array, ...]]:
         """Of each input the arguments of its kernel behind x, lazy: all numbers, which the inputs
         share, its place among them, and its channels' shifts.
 
         Args:
-            numbers: of the same inputs, with as many scales and the same shifts of channels, at
+            params: of the same inputs, with as many scales and the same shifts of channels, at
                 every call.
         """
         if self._places is None:
-            self._places = _Places(numbers.groups)
+            self._places = _Places(params.groups)
             self._shifts = device_arrays(
-                [
-                    shift if isinstance(shift, np.ndarray) else np.zeros(1)
-                    for shift in numbers.shifts
-                ]
+                [shift if isinstance(shift, np.ndarray) else np.zeros(1) for shift in params.shifts]
             )
-        (together,) = device_arrays([self._places.filled(numbers)])
+        (together,) = device_arrays([self._places.filled(params)])
         return [
             (together, place, shift)
             for place, shift in zip(self._places.on_device, self._shifts, strict=True)

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...activations.histogram import BIN_NUMBER_CUDA, NUM_BINS
-from ...backend import compiled, cuda_kernel, mx, to_numpy
+from ...backend import compiled, mx, to_numpy
+from .launching import cuda_kernel
 from .measuring_sources import MEASURE, joining_source
 
 _THREADS = 256
@@ -133,7 +134,7 @@ def measure(x: mx.array) -> Measurement:
 
 
 def _field_lengths(channels: int) -> dict[str, int]:
-    """How many numbers each field has in a joined row, in their order."""
+    """How many numbers each field has in a joined row, in order; nothing reads channel_sum."""
     of_channels = dict.fromkeys(("channel_min", "channel_max", "channel_sum"), channels)
     counts = dict.fromkeys(("histogram", "token_histogram"), NUM_BINS)
     return {**of_channels, "square_sum": 1, **counts}

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from ...backend import compiled, cuda_kernel, mx
+from ...backend import compiled, mx
+from .launching import cuda_kernel
 
 _THREADS = 256
 _WARP = 32

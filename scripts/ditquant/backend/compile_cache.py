@@ -20,14 +20,14 @@ from pathlib import Path
 
 
 @dataclass
-class Kernels:
+class CompileCache:
     """Where MLX keeps what it compiles: a folder, or why there is none and nothing is compiled."""
 
     folder: Path | None = None
     problem: str | None = None
 
 
-KERNELS = Kernels()
+COMPILE_CACHE = CompileCache()
 
 
 def _candidates() -> list[Path]:
@@ -69,7 +69,7 @@ def _fault(folder: Path) -> str | None:
 
 
 def use_own_folder(compiles: Callable[[], None], give_up: Callable[[], None]) -> None:
-    """Chooses the first folder in which compiling works, and records it in `KERNELS`.
+    """Chooses the first folder in which compiling works, and records it in `COMPILE_CACHE`.
 
     Called once, before anything is compiled. MLX is told by `TMPDIR`; Python's temporary files stay
     where they were.
@@ -91,14 +91,14 @@ def use_own_folder(compiles: Callable[[], None], give_up: Callable[[], None]) ->
             except RuntimeError as error:
                 fault = _reason(str(error))
             else:
-                KERNELS.folder = folder
+                COMPILE_CACHE.folder = folder
                 return
         faults.append(f"{folder}: {fault}")
     if before is None:
         os.environ.pop("TMPDIR", None)
     else:
         os.environ["TMPDIR"] = before
-    KERNELS.problem = "; ".join(faults)
+    COMPILE_CACHE.problem = "; ".join(faults)
     give_up()
 
 
@@ -121,7 +121,8 @@ def compile_advice(error: BaseException) -> str | None:
     if "[Compile::eval_cpu]" not in text and "Could not load C++ shared library" not in text:
         return None
     return (
-        f"MLX could not compile a kernel, or load one, in {KERNELS.folder}. Free some space, or "
-        "delete that folder (it is a cache), and run the same command again. XDG_CACHE_HOME names "
-        f"another place, and MLX_DISABLE_COMPILE=1 goes on without compiling. ({_reason(text)})"
+        f"MLX could not compile a kernel, or load one, in {COMPILE_CACHE.folder}. Free some space, "
+        "or delete that folder (it is a cache), and run the same command again. XDG_CACHE_HOME "
+        "names another place, and MLX_DISABLE_COMPILE=1 goes on without compiling. "
+        f"({_reason(text)})"
     )

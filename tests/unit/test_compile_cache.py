@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ditquant.backend import is_accelerated, kernels
+from ditquant.backend import compile_cache, is_accelerated
 from ditquant.job import job
 from support.users import NOBODY, another_user, as_nobody, needs_root
 
@@ -33,14 +33,14 @@ def places(tmp_path, monkeypatch) -> SimpleNamespace:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    monkeypatch.setattr(kernels, "KERNELS", kernels.Kernels())
+    monkeypatch.setattr(compile_cache, "COMPILE_CACHE", compile_cache.CompileCache())
     own = temporary / f"ditquant-{os.geteuid()}"
     return SimpleNamespace(cache=cache, temporary=temporary, own=own)
 
 
-def choose(compiles: Callable[[], None] = lambda: None) -> kernels.Kernels:
-    kernels.use_own_folder(compiles, give_up=lambda: None)
-    return kernels.KERNELS
+def choose(compiles: Callable[[], None] = lambda: None) -> compile_cache.CompileCache:
+    compile_cache.use_own_folder(compiles, give_up=lambda: None)
+    return compile_cache.COMPILE_CACHE
 
 
 def test_the_users_cache_is_taken(places):
@@ -105,10 +105,10 @@ def test_where_nothing_compiles_the_reasons_are_kept(places):
         raise RuntimeError("Could not load C++ shared library /x: failed to map segment from it")
 
     given_up: list[bool] = []
-    kernels.use_own_folder(fails, lambda: given_up.append(True))
+    compile_cache.use_own_folder(fails, lambda: given_up.append(True))
     assert given_up == [True]
-    assert kernels.KERNELS.folder is None
-    assert kernels.KERNELS.problem == "; ".join(
+    assert compile_cache.COMPILE_CACHE.folder is None
+    assert compile_cache.COMPILE_CACHE.problem == "; ".join(
         f"{folder}: nothing may be executed there (noexec)"
         for folder in (places.cache / "ditquant", places.own)
     )
@@ -202,4 +202,4 @@ def test_a_kernel_that_cannot_be_compiled_ends_a_job_with_advice(tmp_path):
     assert "run the same command again" in text
     assert "(the disk is full)" in text
     assert "Traceback" not in text
-    assert kernels.compile_advice(RuntimeError("something else")) is None
+    assert compile_cache.compile_advice(RuntimeError("something else")) is None

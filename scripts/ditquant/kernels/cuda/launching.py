@@ -1,11 +1,11 @@
-"""CUDA kernels of our own, for what MLX's are slow at."""
+"""How a kernel is made of its source."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-import mlx.core as mx
+from ...backend import mx
 
 # N adjacent values that a thread reads and writes at once.
 _HEADER = """
