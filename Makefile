@@ -62,7 +62,8 @@ real-size: setup
 tables: setup
 	@$(BIN)/python benchmarks/render.py
 
-# Two processes, each with the tests of one file at a time, in the order of tests/conftest.py.
+# Two processes, each with the tests of one file at a time, in the order of tests/conftest.py;
+# PYTEST_ARGS=-n0 tests in one.
 IN_PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # A failed check does not hide the tests' result, and the summary of pytest comes last.

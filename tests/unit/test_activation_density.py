@@ -101,11 +101,16 @@ def test_entropy_is_that_of_equal_codes_and_of_one():
     assert entropy(np.array([0, 1.0, 0])) == 0
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("plot", ["distributions", "ranges", "scales", "coverage"])
-def test_configurations_of_every_granularity_are_drawn(made, plot, granularity):
-    figure = draw(plot, made, document(made, granularity), OPTIONS)
-    assert len(figure.axes) >= 4
+@pytest.mark.parametrize(
+    ("plot", "panels"), [("distributions", 4), ("ranges", 10), ("scales", 4), ("coverage", 6)]
+)
+def test_configurations_of_every_granularity_are_drawn_and_named(made, plot, panels):
+    named = set()
+    for granularity in GRANULARITIES:
+        figure = draw(plot, made, document(made, granularity), OPTIONS)
+        assert len(figure.axes) == panels
+        named.add(figure.get_suptitle())
+    assert len(named) == len(GRANULARITIES)
 
 
 def document_of_long_words(made):
