@@ -77,7 +77,7 @@ def test_values_are_exact_in_every_order(bits, group_size, kind):
     weight = gaussian()
     grid = Grid(kind, bits, group_size)
     scales = fit_scales(weight, grid)
-    codes = mx.random.randint(0, grid.levels, weight.shape, key=mx.random.key(1))
+    codes = mx.random.randint(0, 2**grid.bits, weight.shape, key=mx.random.key(1))
     packed = pack(codes, scales)
     stored = dequantize(packed, mx.float16)
     # (q - z) * s in float32, what the learning optimises

@@ -24,7 +24,7 @@ from ditquant.network.diffusionkit import load_network
 from ditquant.weights import adaround, learning
 from ditquant.weights.block_files import BLOCK_WEIGHTS
 from ditquant.weights.block_io import BLOCK_IO
-from ditquant.weights.learning import Resume, new_state, resume_key
+from ditquant.weights.learning import Resume, State, resume_key
 from ditquant.weights.tuning import Tuner
 from support.block_data import random_trajectory, write_block_io
 from support.models import write_folder
@@ -32,7 +32,7 @@ from support.problems import full_recipe, tuned_recipe
 
 
 def state_of(*values: float):
-    state = new_state([mx.array(values)], mx.array([1.0, 0.0, 0.0, 0.0]))
+    state = State.before([mx.array(values)], mx.array([1.0, 0.0, 0.0, 0.0]))
     state.iteration, state.pending = 7, [0.1, 1 / 3]
     state.history = [{"iteration": 5, "error": 1e-7 / 3}]
     return state

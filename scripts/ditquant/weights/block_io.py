@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..artifacts import load_metadata, load_tensors
 from ..backend import mx
 from ..finite import check_finite
@@ -108,11 +110,6 @@ def join_steps(steps: Iterator[dict[str, mx.array]]) -> dict[str, mx.array]:
     return {name: mx.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _next_boundary(block: str, block_names: Sequence[str]) -> str:
-    following = block_names.index(block) + 1
-    return block_names[following] if following < len(block_names) else "out"
-
-
 def read_block(
     files: Sequence[str | Path],
     block_names: Sequence[str],
@@ -135,32 +132,38 @@ def read_block(
     def rows(name: str) -> mx.array:
         return mx.concatenate([image[name] for image in images])
 
-    after = _next_boundary(block, block_names)
+    after = [*block_names, "out"][block_names.index(block) + 1]
     if not block.startswith("uni") and f"{after}.uni" in images[0]:
         joined = rows(f"{after}.uni")
         targets: tuple[mx.array, ...] = (joined[:, text_tokens:], joined[:, :text_tokens])
     else:
         present = [f"{after}.{s}" for s in stream_names(block) if f"{after}.{s}" in images[0]]
         targets = tuple(rows(name) for name in present)
+    counts = tuple(image["modulation"].shape[0] for image in images)
+    # A row is one half of a guided pair, or a whole step of an unguided model.
+    sigmas = [
+        mx.repeat(image["sigmas"].astype(mx.float32), count // image["sigmas"].size)
+        for image, count in zip(images, counts, strict=True)
+    ]
     height, width = json.loads(metadata["latent_size"])
     data = BlockData(
         inputs=tuple(rows(f"{block}.{stream}") for stream in stream_names(block)),
         targets=targets,
         modulation=rows("modulation"),
-        rows_per_image=tuple(image["modulation"].shape[0] for image in images),
+        rows_per_image=counts,
         latent_size=(height, width),
         text_tokens=text_tokens,
-        # A row is one half of a guided pair, or a whole step of an unguided model.
-        sigmas=mx.concatenate([_row_sigmas(image) for image in images]),
+        sigmas=mx.concatenate(sigmas),
         prefix=prefix,
     )
     mx.eval(data.inputs, data.targets, data.modulation, data.sigmas)
     return data
 
 
-def _row_sigmas(image: Mapping[str, mx.array]) -> mx.array:
-    sigmas = image["sigmas"].astype(mx.float32)
-    return mx.repeat(sigmas, image["modulation"].shape[0] // sigmas.size)
+def in_parts(rows: np.ndarray, size: int = 16) -> Iterator[np.ndarray]:
+    """Some rows at a time, to bound the memory."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def run_block(

@@ -13,7 +13,7 @@ import numpy as np
 from ..backend import mx
 from ..finite import check_finite
 from ..network.blocks import Linear, shared_input, tapped
-from .block_io import run_block
+from .block_io import in_parts, run_block
 from .gptq import moment
 from .reconstruct import BlockProblem
 
@@ -22,8 +22,8 @@ _ROWS_AT_ONCE = 16
 
 def _passes(problem: BlockProblem, rows: np.ndarray) -> Iterator[dict[str, mx.array]]:
     """Inputs of the block's linears by `shared_input`, some rows at a time."""
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        part = mx.array(rows[start : start + _ROWS_AT_ONCE])
+    for some in in_parts(rows, _ROWS_AT_ONCE):
+        part = mx.array(some)
         seen: dict[str, mx.array] = {}
 
         def note(linear: Linear, x: mx.array, seen: dict[str, mx.array] = seen) -> None:

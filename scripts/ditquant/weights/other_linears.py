@@ -30,11 +30,6 @@ class RoundedLinears:
     kept: list[str]
 
 
-def dividing_group_size(columns: int, wanted: int) -> int | None:
-    """`wanted` if it divides `columns`, else the largest MLX group size that does, or None."""
-    return next((size for size in (wanted, *MLX_GROUPS) if columns % size == 0), None)
-
-
 def quantize_other_linears(model: Network, recipe: Recipe) -> RoundedLinears:
     """Rounds the linears that a recipe quantizes beside the blocks' own (`blocks.other_linears`).
 
@@ -49,7 +44,8 @@ def quantize_other_linears(model: Network, recipe: Recipe) -> RoundedLinears:
     kept = []
     for linear in model.other_linears(recipe.others.quantize):
         weight = linear.module.weight
-        size = dividing_group_size(weight.shape[1], recipe.group_size)
+        sizes = (recipe.group_size, *MLX_GROUPS)
+        size = next((size for size in sizes if weight.shape[1] % size == 0), None)
         if size is None:
             kept.append(linear.path)
             continue

@@ -17,10 +17,8 @@ from ..backend import mx
 from ..finite import check_finite
 from ..network.blocks import Network, stream_names
 from .block_files import read_packed, read_parameters
-from .block_io import BlockData, read_block, run_block
+from .block_io import BlockData, in_parts, read_block, run_block
 from .grids import Packed, dequantize
-
-_ROWS_AT_ONCE = 16
 
 
 def streams_after(
@@ -55,8 +53,8 @@ def streams_after(
     modulation = [stream.modulation(data.modulation) for stream in own.streams.values()]
     positions = model.positional_encodings(data.latent_size, data.text_tokens)
     parts: list[tuple[mx.array, ...]] = []
-    for start in range(0, len(data.modulation), _ROWS_AT_ONCE):
-        rows = mx.array(np.arange(start, min(start + _ROWS_AT_ONCE, len(data.modulation))))
+    for part in in_parts(np.arange(len(data.modulation))):
+        rows = mx.array(part)
         inputs = [stream[rows] for stream in data.entering]
         outputs = run_block(own, modulation, rows, inputs, positions)
         names = (f"the {stream} stream" for stream in own.streams)

@@ -19,10 +19,8 @@ from mlx.utils import tree_map
 from ..backend import mx
 from ..network.blocks import Block, Linear, Network, tapped
 from ..planning.recipes import Recipe
-from .block_io import BlockData, run_block
+from .block_io import BlockData, in_parts, run_block
 from .grids import Grid, Scales, dequantize, fit_scales, pack
-
-_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -198,8 +196,7 @@ def block_error(problem: BlockProblem, weights: Sequence[mx.array], rows: np.nda
     """
     total = 0.0
     with weights_restored(problem):
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
+        for part in in_parts(rows):
             own, index = problem, mx.array(part)
             if problem.data.inputs[0].dtype != mx.float32:
                 own, index = _in_float32(problem, index), mx.arange(len(part))

@@ -31,7 +31,7 @@ import numpy as np
 from ..backend import backend_name, compiled, device_arrays, mx, nn
 from ..errors import UserError
 from ..kernels.cuda.rotation import rotation_of_size
-from ..network.blocks import Linear, Network, shared_input
+from ..network.blocks import Network, shared_input
 
 
 @cache
@@ -117,15 +117,6 @@ class RotatedLinear(nn.Linear):
         return self.product(self.rotation(x))
 
 
-def _check_width(linear: Linear, size: int) -> None:
-    channels = linear.module.weight.shape[1]
-    if size < 2 or size & (size - 1) or channels % size:
-        raise UserError(
-            f"rotation: {size} does not divide the {channels} inputs of {linear.name}: use a power "
-            "of two that does, such as 64."
-        )
-
-
 def mark_rotated(model: Network, size: int | None) -> None:
     """Makes every block linear of a model a `RotatedLinear`, and leaves the weights as they are.
 
@@ -144,7 +135,12 @@ def mark_rotated(model: Network, size: int | None) -> None:
         names = [shared_input(linear) for linear in linears]
         rotations = {name: InputRotation(size, names.count(name)) for name in names}
         for linear, name in zip(linears, names, strict=True):
-            _check_width(linear, size)
+            channels = linear.module.weight.shape[1]
+            if size < 2 or size & (size - 1) or channels % size:
+                raise UserError(
+                    f"rotation: {size} does not divide the {channels} inputs of {linear.name}: use "
+                    "a power of two that does, such as 64."
+                )
             # The module stays where it is, with its parameters: only what it computes changes.
             linear.module.__class__ = RotatedLinear
             linear.module.rotation = rotations[name]

@@ -33,13 +33,14 @@ from ..network.calibration import Trajectory
 from ..planning.recipes import Recipe, Tuning
 from . import learning
 from .block_gradients import cheap_gradients
-from .divergence import Diverged, check_error, check_finite
+from .block_io import in_parts
+from .divergence import SMALLER_RATE, Diverged, check_error, check_finite
 from .grids import Packed, dequantize
-from .learning import Resume, State, new_state
+from .learning import Resume, State
 from .loss_scale import LossScale, where_taken
 from .other_linears import quantize_other_linears
 from .reconstruct import dealt_rows, split_rows
-from .rounding_kernels import adam_step
+from .rounding import adam_step
 from .tuned_grids import TunedGrid, stored_grid, tuned_grid, tuned_weight
 from .velocity_rows import ROWS_AT_ONCE, VelocityRows, enter, row_errors, velocity_rows
 
@@ -110,7 +111,7 @@ class Tuner:
         """Its values are the offsets of scale and of value, linear by linear."""
         shapes = [grid.shape for grids in self.grids.values() for grid in grids]
         offsets = [mx.zeros(shape) for shape in shapes for _ in range(2)]
-        return new_state(offsets, self.loss_scale.start())
+        return State.before(offsets, self.loss_scale.start())
 
     def tuned_blocks(self) -> AbstractContextManager[None]:
         """Within the context the network computes with the offsets."""
@@ -129,7 +130,7 @@ class Tuner:
         for name, block in self._blocks.items():
             block.offsets = [next(left) for _ in range(2 * len(self.grids[name]))]
         output = self._model.forward(latents, tokens)
-        return self.loss_scale.scaled(mx.mean(row_errors(self._rows, output, index)), scaling)
+        return mx.mean(row_errors(self._rows, output, index)) * scaling[0]
 
     def iterate(self, state: State) -> None:
         """One step: advances `state`."""
@@ -172,7 +173,7 @@ class Tuner:
                 if not math.isfinite(point["held_out"]):
                     raise Diverged(
                         f"After {done} steps its error on held-out rows is no finite number",
-                        "Take a smaller learning rate, or set model.dtype to float32 or bfloat16",
+                        f"{SMALLER_RATE}, or set model.dtype to float32 or bfloat16",
                     )
             state.history.append(point)
             state.pending = []
@@ -198,8 +199,7 @@ class Tuner:
             for grid in grids:
                 grid.linear.module.weight = dequantize(packed[grid.linear.name], dtype)
         total = 0.0
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
+        for part in in_parts(rows, ROWS_AT_ONCE):
             output = self._model.forward(*enter(self._model, self._rows, part))
             total += mx.sum(row_errors(self._rows, output, mx.array(part))).item()
         return total / len(rows)

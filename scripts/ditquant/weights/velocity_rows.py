@@ -23,6 +23,7 @@ from ..network.blocks import Network
 from ..network.calibration import Trajectory
 from ..network.sampling import strided_steps
 from ..progress import ticking
+from .block_io import in_parts
 
 ROWS_AT_ONCE = 8
 
@@ -107,8 +108,7 @@ def velocity_rows(model: Network, trajectories: Sequence[Trajectory], stride: in
     )
     parts = []
     with ticking("full-precision velocities", count * images) as tick:
-        for start in range(0, count * images, ROWS_AT_ONCE):
-            index = np.arange(start, min(start + ROWS_AT_ONCE, count * images))
+        for index in in_parts(np.arange(count * images), ROWS_AT_ONCE):
             parts.append(guided(rows, model.forward(*enter(model, rows, index))))
             seen = sorted({f"{image:04d}" for image in rows.image_of[index]})
             check_finite({"the full-precision velocity": parts[-1]}, f"of image {', '.join(seen)}")
