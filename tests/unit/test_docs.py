@@ -18,7 +18,7 @@ from ditquant.weights.block_io import cached_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 SCHEMA = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text("utf-8"))
 DEFAULTS = yaml.safe_load((ROOT / "config" / "config.yaml").read_text("utf-8"))
 RULE_FILES = [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]
@@ -32,7 +32,7 @@ RULES |= dict.fromkeys(re.findall(r"^use rule \w+ as (\w+) with:", RULE_TEXT, re
 TEXT_TOKENS = 2 * 77
 GRAPH = ROOT / "docs" / "images" / "rulegraph.dot"
 
-# Every option of the scripts that the README maps.
+# Every option of the scripts that docs/CLASSIC_COMMANDS.md maps.
 CLASSIC = {
     "generate_calibration_data": ["--num-images", "--num-steps", "--calib-dir", "--resume"],
     "cache_adaround_data": ["--calib-dir", "--num-images", "--stride", "--force"],
@@ -105,7 +105,16 @@ def fits(path: str) -> bool:
     return False
 
 
-README_TABLES = tables(README)
+def read(name: str) -> str:
+    return (ROOT / "docs" / name).read_text("utf-8")
+
+
+TARGETS_PAGE = read("TARGETS.md")
+SIZES = tables(read("REAL_MODELS.md"))["What"]
+
+
+def test_readme_is_short():
+    assert len(README.encode()) <= 9_000
 
 
 def test_rules_were_found():
@@ -114,7 +123,7 @@ def test_rules_were_found():
 
 
 def test_targets_and_their_files_exist():
-    rows = README_TABLES["Target"]
+    rows = tables(TARGETS_PAGE)["Target"]
     named = {name for targets, *_ in rows for name in code(targets)}
     assert named == TARGETS | {"install_demo"}
     for _, _, files in rows:
@@ -131,8 +140,9 @@ def test_every_workflow_target_of_the_design_is_there():
 
 
 def test_paths_that_are_asked_for_are_written_by_a_rule():
-    paths = re.findall(r"results/(?:demo|\{run\})/([\w{}./*-]+)", README)
-    assert len(paths) > 10
+    text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    paths = re.findall(r"results/(?:demo|\{run\})/([\w{}./*-]+)", text)
+    assert len(paths) > 20
     for path in paths:
         assert fits(path.rstrip(".")), path
 
@@ -140,7 +150,7 @@ def test_paths_that_are_asked_for_are_written_by_a_rule():
 def classic_rows() -> dict[str, list[tuple[list[str], str]]]:
     """Script -> (options, what stands in the column `Here`)."""
     scripts: dict[str, list[tuple[list[str], str]]] = {}
-    for classic, here, _ in README_TABLES["Classic"]:
+    for classic, here, _ in tables(read("CLASSIC_COMMANDS.md"))["Classic"]:
         if classic.startswith("**"):
             name = code(classic)[0]
             scripts[name] = [([], here)]
@@ -181,7 +191,9 @@ def dotted_keys(text: str) -> list[str]:
     return [
         word
         for word in words
-        if re.fullmatch(r"[\w{}]+(\.[\w{}]+)+", word) and word.split(".")[0] in groups
+        if re.fullmatch(r"[\w{}]+(\.[\w{}]+)+", word)
+        and word.split(".")[0] in groups
+        and not word.endswith((".safetensors", ".json", ".py"))
     ]
 
 
@@ -231,12 +243,10 @@ def test_configuration_examples_are_valid():
 
 
 def test_variants_and_columns_are_named_as_the_code_has_them():
-    kinds = set(re.findall(r"`\{recipe\}-(\w+)`", README))
-    assert kinds == {*WEIGHT_KINDS, "a8", "multitier"}
-    assert "`{recipe}-{name}`" in README
-    assert "`full-{name}`" in README
-    guide = (ROOT / "docs" / "TROUBLESHOOTING.md").read_text("utf-8")
-    assert "`model_bytes`" in guide
+    named = {name for row in tables(TARGETS_PAGE)["Variant"] for name in code(row[0])}
+    kinds = (*WEIGHT_KINDS, "a8", "multitier", "{name}")
+    assert named == {"full", "full-{name}", *(f"{{recipe}}-{kind}" for kind in kinds)}
+    assert "`model_bytes`" in read("TROUBLESHOOTING.md")
     assert "model_bytes" in COLUMNS
 
 
@@ -266,6 +276,15 @@ def test_files_named_in_code_exist(document):
     for word in code(document.read_text("utf-8")):
         if word.startswith((*folders, "benchmarks/")) and " " not in word and "{" not in word:
             assert (ROOT / word).exists(), word
+
+
+def test_modules_of_algorithms_exist():
+    lines = re.findall(r"^Code in (.*)$", read("ALGORITHMS.md"), re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        for folder, modules in re.findall(r"\(\.\./([\w/]+)\): ([^;]+)", line):
+            for module in code(modules):
+                assert (ROOT / folder / f"{module}.py").is_file(), f"{folder}/{module}"
 
 
 # ------------------------------------------------------------------------------- rule graph
@@ -329,9 +348,8 @@ def test_prompts_for_sd3_are_as_many_as_the_readme_says():
 
 
 def test_disk_sizes_follow_from_their_arithmetic():
-    rows = README_TABLES["What"]
-    assert len(rows) >= 6
-    for what, _, products, size in rows:
+    assert len(SIZES) >= 6
+    for what, _, products, size in SIZES:
         (expression,) = code(products)
         assert re.fullmatch(r"[\d\s.+×/()]+", expression), what
         exact = eval(expression.replace("×", "*")) / 1e9
@@ -348,7 +366,7 @@ def test_sizes_in_the_arithmetic_are_the_models():
     image_tokens = (height // 8 // config.patch_size) * (width // 8 // config.patch_size)
     depth, steps = spec.shape.depth_multimodal, run["num_steps"]
     cached = len(cached_steps(steps, run["weights"]["stride"]))
-    expressions = {what: code(products)[0] for what, _, products, _ in README_TABLES["What"]}
+    expressions = {what: code(products)[0] for what, _, products, _ in SIZES}
     assert expressions["`block_io/`"] == (
         f"({depth + 1} × {image_tokens} + {depth} × {TEXT_TOKENS}) "
         f"× {config.hidden_size} × 2 × 2 × {cached}"

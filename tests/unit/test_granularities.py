@@ -255,7 +255,7 @@ def test_the_record_says_what_was_used(made, granularity):
     }.get(granularity, {})
     base = {"bits": 8, "granularity": granularity, "range": "absmax"}
     assert record["configuration"] == base | extra
-    assert ("groups" in record) == (granularity == "group")
+    assert ("groups" in record) == GRANULARITIES[granularity].is_grouped
 
 
 @pytest.mark.parametrize(
