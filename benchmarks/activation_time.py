@@ -37,11 +37,12 @@ from ditquant.activations.granularity import granularity_of
 from ditquant.activations.quant_config import LayerConfig, QuantConfig
 from ditquant.activations.sigma_lookup import SigmaLookup
 from ditquant.activations.simulate import Simulation
-from ditquant.backend import is_accelerated, mx, nn
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.backend import is_accelerated, mx
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import ANY_TIMESTEP, all_linears, tapped
-from ditquant.network.sampling import modulate, modulation_inputs, sigma_schedule
+from ditquant.network.blocks import Network, tapped
+from ditquant.network.diffusionkit import load_network
+from ditquant.network.sampling import sigma_schedule
 
 # Granularity and channels of a group.
 CONFIGS: dict[str, tuple[str, int | None]] = {
@@ -66,7 +67,7 @@ SIGMA_GROUPS = 5
 DEMO = {"latent": 16, "tokens": 24, "channels": 128, "pooled": 128}
 
 
-def configuration(model: nn.Module, granularity: str, group: int | None) -> QuantConfig:
+def configuration(model: Network, granularity: str, group: int | None) -> QuantConfig:
     """Eight bits for every input; the numbers in it do not count for the time."""
     kind = granularity_of(
         {"granularity": granularity, "groups": SIGMA_GROUPS, "degree": 3, "variable": "sigma"}
@@ -78,7 +79,7 @@ def configuration(model: nn.Module, granularity: str, group: int | None) -> Quan
         row_of = (0,) * len(MEASURED)
     rows = 1 if granularity == "polynomial" else max(row_of) + 1
     layers = {}
-    for linear in all_linears(model):
+    for linear in model.linears:
         name = linear.name.replace("k_proj", "q_proj").replace("v_proj", "q_proj")
         channels = linear.module.weight.shape[1]
         is_fitted, ordinary = granularity == "polynomial", not linear.is_post_gelu
@@ -105,13 +106,13 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> dict[str, float]:
+def measure(model: Network, inputs: Any, config: QuantConfig, repeat: int) -> dict[str, float]:
     """One row of the table; see the module's docstring."""
-    linears = all_linears(model)
+    linears = model.linears
 
     def step() -> mx.array:
-        modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
-        return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
+        model.modulate(model.modulation_inputs(inputs.pooled, inputs.timestep))
+        return model.forward(inputs.latents, inputs.tokens)
 
     def pairs(simulation: Simulation, count: int) -> list[tuple[float, ...]]:
         """Seconds of (plain steps, steps with simulated activations), alternating."""
@@ -150,7 +151,7 @@ def measure(model: nn.Module, inputs: Any, config: QuantConfig, repeat: int) -> 
     }
 
 
-def differing(model: nn.Module, config: QuantConfig, dtype: mx.Dtype) -> int:
+def differing(model: Network, config: QuantConfig, dtype: mx.Dtype) -> int:
     """Values of random inputs that this backend's kernel rounds unlike the portable one."""
     kind = config.granularity, config.channel_group
     layers = {layer.input: layer for layer in config.layers.values()}
@@ -160,7 +161,7 @@ def differing(model: nn.Module, config: QuantConfig, dtype: mx.Dtype) -> int:
         for quantizer in (quantizer_of(*kind), PortableQuantizer(*kind))
     )
     count = 0
-    for linear in all_linears(model)[:DIFFERING]:
+    for linear in model.linears[:DIFFERING]:
         layer = config.layers[linear.name]
         x = mx.random.normal((2, 154, 1, layer.channels), key=mx.random.key(3)).astype(dtype)
         found, expected = (
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
     if options.size == "demo" and options.depth:
         parser.error("--depth is for models of random weights")
     if options.size == "demo":
-        model, size = load_mmdit(read_spec("demo"), DTYPES[dtype]), DEMO
+        model, size = load_network(read_spec("demo"), DTYPES[dtype]), DEMO
     else:
         size = SIZES[options.size] | ({"depth": options.depth} if options.depth else {})
         model = build("full", size, DTYPES[dtype])

@@ -40,14 +40,8 @@ from ditquant.backend import import_diffusionkit, is_accelerated, mx, nn
 from ditquant.checkpoints import quantized
 from ditquant.checkpoints.packed_blocks import blocks_unpacked
 from ditquant.models.load import DTYPES
-from ditquant.network.blocks import (
-    ANY_TIMESTEP,
-    all_linears,
-    other_linears,
-    rotation_of,
-    set_linear,
-)
-from ditquant.network.sampling import modulate, modulation_inputs
+from ditquant.network.blocks import Network, rotation_of, set_linear
+from ditquant.network.diffusionkit import DiffusionKitNetwork
 from ditquant.weights.grids import Packed
 from ditquant.weights.rotation import mark_rotated
 
@@ -83,7 +77,7 @@ SLOW = ("stock", "kernel")
 # ------------------------------------------------------------------------------------- models
 
 
-def build_plain(size: dict[str, int], dtype: mx.Dtype) -> nn.Module:
+def build_plain(size: dict[str, int], dtype: mx.Dtype) -> Network:
     """An MMDiT whose random weights are not computed yet; the same in every call."""
     import_diffusionkit()
     config = importlib.import_module("diffusionkit.mlx.config").MMDiTConfig(
@@ -100,13 +94,13 @@ def build_plain(size: dict[str, int], dtype: mx.Dtype) -> nn.Module:
     mx.random.seed(0)
     model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(config)
     model.set_dtype(dtype)
-    return model
+    return DiffusionKitNetwork(model)
 
 
-def pack_linears(model: nn.Module, product: quantized.Product) -> None:
+def pack_linears(model: Network, product: quantized.Product) -> None:
     """Packs attention, MLP and adaLN layer by layer; scales are float16, as checkpoints have."""
-    bits = {linear.path: BLOCK_BITS for linear in all_linears(model)}
-    for linear in [*all_linears(model), *other_linears(model, "blocks+adaln")]:
+    bits = {linear.path: BLOCK_BITS for linear in model.linears}
+    for linear in [*model.linears, *model.other_linears("blocks+adaln")]:
         size = bits.get(linear.path, OTHER_BITS)
         plain = linear.module
         codes, scales, biases = mx.quantize(plain.weight.astype(mx.float16), GROUP_SIZE, size)
@@ -116,18 +110,18 @@ def pack_linears(model: nn.Module, product: quantized.Product) -> None:
         set_linear(linear, layer)
 
 
-def build(variant: str, size: dict[str, int], dtype: mx.Dtype) -> nn.Module:
+def build(variant: str, size: dict[str, int], dtype: mx.Dtype) -> Network:
     """The model of a variant, with its parameters in memory and nothing else."""
     model = build_plain(size, dtype)
     if variant == "stock":
-        nn.quantize(model, class_predicate=lambda _, module: isinstance(module, nn.Linear))
+        nn.quantize(model.module, class_predicate=lambda _, module: isinstance(module, nn.Linear))
     elif variant == ROTATED:
         mark_rotated(model, ROTATION)
         pack_linears(model, quantized.packed_product)
     elif variant != "full":
         pack_linears(model, PACKED[variant])
     # One by one: a parameter's float32 random numbers are gone before the next are drawn.
-    for _, parameter in tree_flatten(model.parameters()):
+    for _, parameter in tree_flatten(model.module.parameters()):
         mx.eval(parameter)
     return model
 
@@ -179,10 +173,10 @@ def measure(
     model = build(variant, size, dtype)
 
     def forward() -> mx.array:
-        return model(inputs.latents, mx.expand_dims(inputs.tokens, 2), ANY_TIMESTEP)
+        return model.forward(inputs.latents, inputs.tokens)
 
     def step() -> mx.array:
-        modulate(model, modulation_inputs(model, inputs.pooled, inputs.timestep))
+        model.modulate(model.modulation_inputs(inputs.pooled, inputs.timestep))
         return forward()
 
     with blocks_unpacked(model) if variant in ("together", ROTATED) else nullcontext():

@@ -23,10 +23,12 @@ from typing import Any
 from real_size_record import CONFIGURATIONS
 from records import machine, read_configuration
 
-from ditquant.backend import mx, nn
+from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import ModelSpec, read_spec
+from ditquant.network.blocks import Network
+from ditquant.network.diffusionkit import load_network
 from ditquant.planning.recipes import Recipe
 from ditquant.weights.block_io import BlockData, read_block
 from ditquant.weights.divergence import told
@@ -63,7 +65,7 @@ def _cast(streams: tuple[mx.array, ...], dtype: mx.Dtype) -> tuple[mx.array, ...
 
 
 def data_of(
-    network: nn.Module, spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype
+    network: Network, spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype
 ) -> BlockData:
     """A block's cached rows; in another dtype than the run's with outputs of that dtype."""
     data = read_block(files, spec.block_names, block)
@@ -89,7 +91,7 @@ def following(spec: ModelSpec, block: str) -> str:
 class Setting:
     """A block of the full-precision model in one dtype, and its rows."""
 
-    network: nn.Module
+    network: Network
     block: str
     data: BlockData
 
@@ -106,7 +108,7 @@ class Setting:
 
 def setting_of(spec: ModelSpec, files: list[Path], block: str, dtype: mx.Dtype) -> Setting:
     """The model is loaded anew: only this block's weights are read, and none stay in memory."""
-    network = load_mmdit(spec, dtype, blocks=[block])
+    network = load_network(spec, dtype, blocks=[block])
     return Setting(network, block, data_of(network, spec, files, block, dtype))
 
 

@@ -158,7 +158,6 @@ rule render_report:
         variants=SHOWN_VARIANTS,
         evaluated=EVALUATED_VARIANTS,
         recipes=REPORTED_RECIPES,
-        templates=template_digest(),
         code=code("render_report.py"),
     message:
         "Writing the report"

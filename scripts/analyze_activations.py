@@ -13,7 +13,7 @@ from ditquant.activations.tiers import input_gains
 from ditquant.activations.velocity_errors import load_sensitivity
 from ditquant.artifacts import write_json
 from ditquant.checkpoints.measured_model import load_measured
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.provenance import check_options
 
 
@@ -58,16 +58,4 @@ def main(
     write_json(config, CONFIG_FORMAT, document)
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            statistics=snakemake.input.statistics,
-            config=snakemake.output.config,
-            scheme=snakemake.params.scheme,
-            model=snakemake.params.model,
-            checkpoint=snakemake.input.get("checkpoint"),
-            sensitivity=snakemake.input.get("sensitivity", ()),
-            learned=snakemake.input.get("learned", ()),
-            learned_bits=snakemake.params.learned_bits,
-            clips=snakemake.input.get("clips", ()),
-        )
+run_script(main, globals())

@@ -12,9 +12,10 @@ from ditquant.checkpoints.checkpoint import (
     quantization_config,
     stored_sizes,
 )
-from ditquant.job import LOG, job
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.job import LOG, run_script
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
+from ditquant.network.diffusionkit import load_network
 from ditquant.planning.recipes import Recipe
 from ditquant.provenance import check_options
 from ditquant.weights.block_files import read_packed, read_parameters, read_tuned
@@ -43,9 +44,9 @@ def main(
     if tuned is not None:
         check_options(tuned, f"recipe {name}", recipe=recipe)
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[])
+    network = load_network(spec, DTYPES[model["dtype"]], blocks=[])
     rotate(network, own.rotation)
-    network.load_weights(list(read_parameters(blocks).items()), strict=False)
+    network.module.load_weights(list(read_parameters(blocks).items()), strict=False)
     others = quantize_other_linears(network, own)
     for path, size in others.regrouped.items():
         LOG.info("%s: groups of %d, which divide its inputs", path, size)
@@ -75,14 +76,12 @@ def main(
     )
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            blocks=snakemake.input.weights,
-            config=snakemake.output.config,
-            output=snakemake.output.model,
-            model=snakemake.params.model,
-            name=snakemake.wildcards.recipe,
-            recipe=snakemake.params.recipe,
-            tuned=snakemake.input.get("tuned"),
-        )
+run_script(
+    main,
+    globals(),
+    blocks="input.weights",
+    output="output.model",
+    model="params.model",
+    name="wildcards.recipe",
+    recipe="params.recipe",
+)

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from ditquant.activations.input_statistics import save_statistics
-from ditquant.activations.observe import measure_image, measured_steps
+from ditquant.activations.observe import measure_image
 from ditquant.checkpoints.measured_model import load_measured
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
 
 
@@ -30,20 +31,11 @@ def main(
     measured_model = spec.name if checkpoint is None else f"{spec.name} by recipe {recipe}"
     stored = load_trajectory(trajectory)
     image = Path(trajectory).stem
-    steps = measured_steps(stored.num_steps, stride)
+    steps = strided_steps(stored.num_steps, stride)
     label = f"activations of image {image}" + (f" by {recipe}" if recipe else "")
     with ticking(label, len(steps)) as tick:
         measured = measure_image(network, stored, steps, measured_model, image, tick)
     save_statistics(statistics, measured)
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            trajectory=snakemake.input.trajectory,
-            statistics=snakemake.output.statistics,
-            model=snakemake.params.model,
-            stride=snakemake.params.stride,
-            checkpoint=snakemake.input.get("checkpoint"),
-            recipe=snakemake.params.recipe,
-        )
+run_script(main, globals(), recipe="params.recipe")

@@ -7,11 +7,12 @@ from ditquant.artifacts import load_metadata, load_tensors, write_file, write_js
 from ditquant.backend import to_numpy
 from ditquant.evaluation.comparison import FACTOR, side_by_side
 from ditquant.evaluation.pictures import LATENTS, png_bytes, read_picture
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.provenance import check_alike
 
 
 def main(
+    *,
     full_picture: str,
     full_latents: str,
     picture: str,
@@ -19,7 +20,7 @@ def main(
     comparison: str,
     numbers: str,
     variant: str,
-    prompt_id: str,
+    prompt: str,
 ) -> None:
     """Writes the comparison and its numbers (psnr in dB, None for equal pictures)."""
     check_alike([full_latents, latents], "prompt", "seed", "num_steps", "cfg_weight", "image_size")
@@ -35,7 +36,7 @@ def main(
     )
     stats = {
         "variant": variant,
-        "prompt_id": prompt_id,
+        "prompt_id": prompt,
         "prompt": metadata["prompt"],
         "seed": int(metadata["seed"]),
         "num_steps": int(metadata["num_steps"]),
@@ -50,15 +51,4 @@ def main(
     write_json(numbers, "ditquant.image_difference", stats)
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            snakemake.input.full_picture,
-            snakemake.input.full_latents,
-            snakemake.input.picture,
-            snakemake.input.latents,
-            snakemake.output.comparison,
-            snakemake.output.numbers,
-            snakemake.wildcards.variant,
-            snakemake.wildcards.prompt,
-        )
+run_script(main, globals())

@@ -1,7 +1,7 @@
 """Rule evaluate_variant: a variant's captions against the full-precision reference."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,15 @@ from ditquant.evaluation.trajectories import (
     REFERENCE,
     Run,
     Setting,
+    kept_steps,
     load_run,
-    measured_steps,
     read_setting,
     run_captions,
 )
 from ditquant.evaluation.variants import OpenedVariant, open_variant
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.models.load import DTYPES, load_vae_decoder
-from ditquant.models.spec import read_spec
+from ditquant.models.spec import Model
 from ditquant.progress import ticking
 from ditquant.provenance import check_options
 
@@ -77,30 +77,34 @@ def measure_blocks(
 
 
 def main(
-    reference_file: str,
+    *,
+    conditioning: list[str],
+    shards: list[str],
+    plan: Mapping[str, Any],
+    reference: str,
     reference_blocks: str,
     reference_timing: str,
-    shards: list[Path],
-    output: str,
+    evaluation: str,
     timing: str,
     variant: str,
-    checkpoint: str | None,
-    quant_config: str | None,
-    model: dict,
-    plan: dict,
+    model: Model,
+    checkpoint: str | None = None,
+    quant_config: str | None = None,
 ) -> None:
     """Writes every caption's scores and what is common to them; timings go to `timing`.
 
     `full` is the reference itself: its errors are zero by definition and it is only judged.
+
+    Args:
+        conditioning, shards, plan: see `trajectories.read_setting`.
     """
-    check_options(reference_file, f"the evaluation of {variant}", plan=plan)
-    spec = read_spec(model["name"], model["checkpoint"])
-    dtype = DTYPES[model["dtype"]]
-    setting = read_setting(plan, shards)
-    reference: Run = load_run(reference_file)
+    check_options(reference, f"the evaluation of {variant}", plan=plan)
+    spec, dtype = model.spec, DTYPES[model.dtype]
+    setting = read_setting(plan, conditioning, shards)
+    full = load_run(reference)
     blocks, inputs = None, None
     if variant == "full":
-        run = reference
+        run = full
         took = read_json(reference_timing, TIMING)
     else:
         decoder = load_vae_decoder(spec, dtype)
@@ -112,25 +116,25 @@ def main(
                 spec,
                 setting,
                 opened.dtype,
-                forced_at=reference.latents,
+                forced_at=full.latents,
             )
-            blocks, inputs = measure_blocks(opened, reference, reference_blocks, setting)
-    judging = model["name"] == "demo"
+            blocks, inputs = measure_blocks(opened, full, reference_blocks, setting)
+    judging = model.name == "demo"
     captions = [
         {
             "caption": caption,
             "seed": setting.seeds[row],
-            **caption_scores(reference, run, row),
+            **caption_scores(full, run, row),
             "judge": verdict(judging, run.images[row], caption),
         }
         for row, caption in enumerate(setting.captions)
     ]
-    steps = measured_steps(setting.num_steps)
-    parameters = int(load_metadata(reference_file, REFERENCE)["parameters"])
+    steps = kept_steps(setting.num_steps)
+    parameters = int(load_metadata(reference, REFERENCE)["parameters"])
     document = {
         "variant": variant,
-        "model": model["name"],
-        "dtype": model["dtype"],
+        "model": model.name,
+        "dtype": model.dtype,
         "num_steps": setting.num_steps,
         "cfg_weight": setting.cfg_weight,
         "image_size": list(setting.image_size),
@@ -139,31 +143,15 @@ def main(
             stored_bytes(checkpoint, WEIGHTS_FORMAT) if checkpoint else float16_bytes(parameters)
         ),
         "measured_steps": steps,
-        "measured_sigmas": [float(reference.sigmas[step]) for step in steps],
+        "measured_sigmas": [float(full.sigmas[step]) for step in steps],
         "captions": captions,
         "block_sqnr": blocks,
         "input_sqnr": inputs,
         "activations": quant_config and activations_of(quant_config),
     }
-    write_json(output, FORMAT, document)
+    write_json(evaluation, FORMAT, document)
     times = {key: took[key] for key in ("step_seconds", "peak_bytes")}
     write_json(timing, TIMING, {"variant": variant, **times})
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        params = snakemake.params
-        folder = Path(snakemake.input.conditioning[0]).parent
-        main(
-            snakemake.input.reference,
-            snakemake.input.reference_blocks,
-            snakemake.input.reference_timing,
-            [folder / name for name in params.shards],
-            snakemake.output.evaluation,
-            snakemake.output.timing,
-            snakemake.wildcards.variant,
-            snakemake.input.get("checkpoint"),
-            snakemake.input.get("quant_config"),
-            params.model,
-            params.plan,
-        )
+run_script(main, globals())

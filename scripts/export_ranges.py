@@ -4,7 +4,7 @@ from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.quant_config import load_quant_config
 from ditquant.artifacts import save_tensors
 from ditquant.checkpoints.exported_ranges import KIND, input_ranges
-from ditquant.job import job
+from ditquant.job import run_script
 
 
 def main(statistics: str, config: str, ranges: str, rotation: int | None = None) -> None:
@@ -19,11 +19,4 @@ def main(statistics: str, config: str, ranges: str, rotation: int | None = None)
     save_tensors(ranges, tensors, KIND, metadata)
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            statistics=snakemake.input.statistics,
-            config=snakemake.input.config,
-            ranges=snakemake.output.ranges,
-            rotation=snakemake.params.rotation,
-        )
+run_script(main, globals())

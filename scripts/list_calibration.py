@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from ditquant.artifacts import load_metadata, write_json
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.network.calibration import TRAJECTORY
 from ditquant.provenance import check_alike
 from ditquant.seals import recorded_digest
 
 
-def main(trajectories: list[str], manifest: str) -> None:
+def main(*, trajectories: list[str], manifest: str) -> None:
     """Writes one entry an image: file, prompt, seed, steps, guidance and digest."""
     check_alike(trajectories, "num_steps", "cfg_weight", "image_size")
     images = []
@@ -29,6 +29,4 @@ def main(trajectories: list[str], manifest: str) -> None:
     write_json(manifest, "ditquant.calibration_manifest", {"images": images})
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(snakemake.input.trajectories, snakemake.output.manifest)
+run_script(main, globals())

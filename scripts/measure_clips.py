@@ -7,11 +7,11 @@ from ditquant.activations.clip_errors import save_clip_errors
 from ditquant.activations.clip_search import measure_clip_errors
 from ditquant.activations.configs import clip_configs
 from ditquant.activations.input_statistics import load_statistics
-from ditquant.activations.observe import measured_steps
 from ditquant.activations.scheme import ActivationScheme
 from ditquant.checkpoints.measured_model import load_measured
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
 
 
@@ -33,20 +33,11 @@ def main(
     stored, image = load_trajectory(trajectory), Path(trajectory).stem
     parsed = ActivationScheme.from_params(scheme)
     assert parsed.clips is not None
-    steps = measured_steps(stored.num_steps, parsed.clips.stride)
+    steps = strided_steps(stored.num_steps, parsed.clips.stride)
     configs = clip_configs(load_statistics(statistics), parsed)
     with ticking("forward passes with shorter ranges", len(steps)) as tick:
         found = measure_clip_errors(network, stored, image, steps, configs, tick)
     save_clip_errors(output, found)
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            trajectory=snakemake.input.trajectory,
-            statistics=snakemake.input.statistics,
-            output=snakemake.output.errors,
-            scheme=snakemake.params.scheme,
-            model=snakemake.params.model,
-            checkpoint=snakemake.input.get("checkpoint"),
-        )
+run_script(main, globals(), output="output.errors", scheme="params.scheme")

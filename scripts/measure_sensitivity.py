@@ -7,13 +7,13 @@ from ditquant.activations.clip_errors import load_clip_errors
 from ditquant.activations.configs import tier_configs
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.learned_ranges import load_intervals
-from ditquant.activations.observe import measured_steps
 from ditquant.activations.scheme import ActivationScheme
 from ditquant.activations.velocity_errors import save_sensitivity
 from ditquant.activations.velocity_sensitivity import measure_sensitivity, total_passes
 from ditquant.checkpoints.measured_model import load_measured
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.sampling import strided_steps
 from ditquant.progress import ticking
 from ditquant.provenance import check_options
 
@@ -43,7 +43,7 @@ def main(
     stored = load_trajectory(trajectory)
     parsed = ActivationScheme.from_params(scheme)
     assert parsed.tiers is not None
-    steps = measured_steps(stored.num_steps, parsed.tiers.stride)
+    steps = strided_steps(stored.num_steps, parsed.tiers.stride)
     measured = load_statistics(statistics)
     intervals = load_intervals(learned, learned_bits, measured.input_of)
     tried = load_clip_errors(clips) if clips else None
@@ -55,16 +55,4 @@ def main(
     save_sensitivity(output, found, list(configs))
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            trajectory=snakemake.input.trajectory,
-            statistics=snakemake.input.statistics,
-            output=snakemake.output.errors,
-            scheme=snakemake.params.scheme,
-            model=snakemake.params.model,
-            checkpoint=snakemake.input.get("checkpoint"),
-            learned=snakemake.input.get("learned", ()),
-            learned_bits=snakemake.params.learned_bits,
-            clips=snakemake.input.get("clips", ()),
-        )
+run_script(main, globals(), output="output.errors", scheme="params.scheme")

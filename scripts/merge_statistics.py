@@ -3,7 +3,7 @@
 from ditquant.activations.input_statistics import load_statistics, merge, save_statistics
 from ditquant.activations.summary import layer_summary, temporal_analysis
 from ditquant.artifacts import write_json
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.provenance import check_alike
 
 
@@ -16,11 +16,4 @@ def main(parts: list[str], statistics: str, summary: str, temporal: str) -> None
     write_json(temporal, "ditquant.layer_temporal_analysis", temporal_analysis(merged))
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            parts=snakemake.input.parts,
-            statistics=snakemake.output.statistics,
-            summary=snakemake.output.summary,
-            temporal=snakemake.output.temporal,
-        )
+run_script(main, globals())

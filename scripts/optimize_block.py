@@ -5,9 +5,10 @@ from typing import Any
 
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.artifacts import load_metadata, write_json
-from ditquant.job import LOG, input_files, job
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.job import LOG, run_script
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
+from ditquant.network.diffusionkit import load_network
 from ditquant.planning.recipes import Recipe
 from ditquant.provenance import check_alike, check_options
 from ditquant.weights.block_files import write_block
@@ -38,7 +39,7 @@ def main(*, files: dict[str, list[str]], weights: str, result: str, params: dict
     for path in before or ():
         check_options(path, f"the recipe of block {block}", recipe=params["recipe"])
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]], blocks=[block])
+    network = load_network(spec, DTYPES[model["dtype"]], blocks=[block])
     rotate(network, recipe.rotation)
     prefix = prefix_streams(network, spec.block_names, block_io, before) if before else None
     data = read_block(block_io, spec.block_names, block, prefix)
@@ -75,11 +76,4 @@ def log_result(document: dict[str, Any]) -> None:
     )
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            files=input_files(snakemake),
-            weights=snakemake.output.weights,
-            result=snakemake.output.result,
-            params=dict(snakemake.params.items()),
-        )
+run_script(main, globals(), files="input", params="params")

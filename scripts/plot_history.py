@@ -1,11 +1,9 @@
 """Rule plot_history: the learning of every block of a recipe, and its tuning, as a picture."""
 
 from ditquant.artifacts import read_json, write_file
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.history_plots import draw_histories
-from ditquant.report.block_report import TUNING_FORMAT
-from ditquant.report.what_was_run import BLOCK_FORMAT
 
 
 def main(*, results: list[str], png: str, svg: str, recipe: str, tuned: str | None = None) -> None:
@@ -14,18 +12,12 @@ def main(*, results: list[str], png: str, svg: str, recipe: str, tuned: str | No
     Args:
         tuned: result of the recipe's tuning, if it is tuned.
     """
-    tuning = read_json(tuned, TUNING_FORMAT) if tuned else None
-    chart = draw_histories(recipe, [read_json(path, BLOCK_FORMAT) for path in results], tuning)
+    tuning = read_json(tuned, "ditquant.tuning") if tuned else None
+    chart = draw_histories(
+        recipe, [read_json(path, "ditquant.block_result") for path in results], tuning
+    )
     write_file(png, as_png(chart), "ditquant.plot")
     write_file(svg, as_svg(chart).encode(), "ditquant.plot")
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            results=snakemake.input.results,
-            png=snakemake.output.png,
-            svg=snakemake.output.svg,
-            recipe=snakemake.wildcards.recipe,
-            tuned=snakemake.input.get("tuned"),
-        )
+run_script(main, globals())

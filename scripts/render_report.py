@@ -3,15 +3,28 @@
 from pathlib import Path
 
 from ditquant.artifacts import write_file
-from ditquant.job import LOG, job
+from ditquant.job import LOG, run_script
 from ditquant.report.page import collect, render, stage_table
 from ditquant.report.what_was_run import Shown
 
 
-def main(page: str, shown: Shown) -> None:
+def main(
+    *,
+    page: str,
+    recipe: str,
+    prompts: list[str],
+    variants: list[str],
+    evaluated: list[str],
+    recipes: list[str],
+) -> None:
     """Writes the page and logs the time of every stage; see `page.collect`.
 
-    The run's folder is the one above the page's."""
+    The run's folder is the one above the page's.
+
+    Args:
+        recipe, prompts, variants, evaluated, recipes: see `Shown`.
+    """
+    shown = Shown(recipe, prompts, variants, evaluated, recipes)
     data = collect(Path(page).parents[1], shown)
     write_file(page, render(data).encode(), "ditquant.report")
     LOG.info("Time of every stage:")
@@ -20,10 +33,4 @@ def main(page: str, shown: Shown) -> None:
     LOG.info("The report: %s", page)
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        params = snakemake.params
-        shown = Shown(
-            params.recipe, params.prompts, params.variants, params.evaluated, params.recipes
-        )
-        main(snakemake.output.page, shown)
+run_script(main, globals())

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from ditquant.artifacts import read_json, write_file, write_text
+from ditquant.artifacts import read_json, write_file
 from ditquant.evaluation.table import FORMAT, TIMING, summary_csv, summary_row
-from ditquant.job import LOG, job
+from ditquant.files import write_text
+from ditquant.job import LOG, run_script
 from ditquant.plots.charts import as_png, as_svg
 from ditquant.plots.evaluation_charts import CHARTS
 from ditquant.provenance import check_alike
@@ -12,6 +13,7 @@ from ditquant.readable import fmt
 
 
 def main(
+    *,
     evaluations: list[str],
     timings: list[str],
     summary: str,
@@ -44,18 +46,10 @@ def main(
             if row["baseline"]
             else "",
         )
-    for path in map(Path, plots):
-        chart = CHARTS[path.stem].draw(documents)
-        write_file(path, as_svg(chart).encode(), "ditquant.plot")
-        write_file(path.with_suffix(".png"), as_png(chart), "ditquant.plot")
+    for plot in map(Path, plots):
+        chart = CHARTS[plot.stem].draw(documents)
+        write_file(plot, as_svg(chart).encode(), "ditquant.plot")
+        write_file(plot.with_suffix(".png"), as_png(chart), "ditquant.plot")
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            snakemake.input.evaluations,
-            snakemake.input.timings,
-            snakemake.output.summary,
-            snakemake.output.plots,
-            snakemake.params.baselines,
-        )
+run_script(main, globals())

@@ -6,7 +6,7 @@ from demo_model import network, shapes, training
 from demo_model.export import export_model
 from ditquant.artifacts import load_metadata, load_tensors
 from ditquant.backend import describe_device
-from ditquant.job import job
+from ditquant.job import run_script
 
 VAE, MMDIT = "ditquant.demo.vae", "ditquant.demo.mmdit"
 
@@ -34,12 +34,4 @@ def main(*, folder: str, vae: str, mmdit: str, size: str, pictures: int) -> None
     export_model(folder, "demo", network.CONFIGS[size], parts, shapes.words(), record)
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            folder=snakemake.output.folder,
-            vae=snakemake.input.vae,
-            mmdit=snakemake.input.mmdit,
-            size=snakemake.params.size,
-            pictures=snakemake.params.pictures,
-        )
+run_script(main, globals())

@@ -3,7 +3,7 @@
 from demo_model import data, network, shapes, training, vocabulary
 from ditquant.artifacts import load_tensors, save_tensors
 from ditquant.backend import mx
-from ditquant.job import LOG, job
+from ditquant.job import LOG, run_script
 
 
 def main(*, output: str, tokenizer_folder: str, shards: list[str], weights: str, size: str) -> None:
@@ -39,12 +39,4 @@ def main(*, output: str, tokenizer_folder: str, shards: list[str], weights: str,
     save_tensors(output, tensors, "ditquant.demo.latents")
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            output=snakemake.output.latents,
-            tokenizer_folder=snakemake.output.tokenizer,
-            shards=list(snakemake.input.shards),
-            weights=snakemake.input.weights,
-            size=snakemake.params.size,
-        )
+run_script(main, globals(), output="output.latents", tokenizer_folder="output.tokenizer")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from demo_model import network, training
 from ditquant.artifacts import load_tensors, save_tensors
-from ditquant.job import LOG, job
+from ditquant.job import LOG, run_script
 
 
 def main(
@@ -29,7 +29,7 @@ def main(
     networks = network.build(config, vocabulary_size=len(words), seed=stages[0]["seed"])
     params = training.joined(mmdit=networks.mmdit, text=networks.text)
     kept = [Path(checkpoints) / f"mmdit-{number}.safetensors" for number in range(len(stages))]
-    losses = []
+    losses: list[tuple[int, float]] = []
     for number, options in enumerate(stages):
         LOG.info("stage %d: %s", number, options)
         settings = training.Settings(**options)
@@ -49,13 +49,4 @@ def main(
         finished.unlink()
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            output=snakemake.output.weights,
-            latents=snakemake.input.latents,
-            tokenizer=snakemake.input.tokenizer,
-            size=snakemake.params.size,
-            stages=snakemake.params.stages,
-            checkpoints=snakemake.params.checkpoints,
-        )
+run_script(main, globals(), output="output.weights")

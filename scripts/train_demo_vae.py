@@ -8,7 +8,7 @@ from demo_model import network, training
 from demo_model.data import load_shards
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
-from ditquant.job import LOG, job
+from ditquant.job import LOG, run_script
 
 
 def main(*, output: str, shards: list[str], size: str, options: dict, checkpoint: str) -> None:
@@ -39,12 +39,4 @@ def main(*, output: str, shards: list[str], size: str, options: dict, checkpoint
     Path(checkpoint).unlink()  # a finished run has nothing to go on from
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            output=snakemake.output.weights,
-            shards=list(snakemake.input.shards),
-            size=snakemake.params.size,
-            options=snakemake.params.options,
-            checkpoint=snakemake.params.checkpoint,
-        )
+run_script(main, globals(), output="output.weights")

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from ditquant.artifacts import write_json
-from ditquant.job import LOG, input_files, job
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.job import LOG, run_script
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory
+from ditquant.network.diffusionkit import load_network
 from ditquant.planning.recipes import Recipe
 from ditquant.provenance import check_alike, check_options
 from ditquant.weights.block_files import read_packed, read_parameters, write_tuned
@@ -31,7 +32,7 @@ def main(*, files: dict[str, list[str]], weights: str, result: str, params: dict
     for path in blocks:
         check_options(path, "the recipe that is tuned", recipe=recipe.of_block().params())
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, DTYPES[model["dtype"]])
+    network = load_network(spec, DTYPES[model["dtype"]])
     rotate(network, recipe.rotation)
     resume = Resume(Path(weights).with_name(".tuned.resume.safetensors"), resume_key(files, params))
     tuned = tune_recipe(
@@ -63,11 +64,4 @@ def log_result(document: dict[str, Any]) -> None:
     )
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            files=input_files(snakemake),
-            weights=snakemake.output.weights,
-            result=snakemake.output.result,
-            params=dict(snakemake.params.items()),
-        )
+run_script(main, globals(), files="input", params="params")

@@ -1,11 +1,12 @@
 """Rules visualize_activations and animate_activations: one plot of the activations."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ditquant.activations.input_statistics import load_statistics
 from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.artifacts import read_json, write_file
-from ditquant.job import job
+from ditquant.job import run_script
 from ditquant.plots.activation_animation import animate_drift
 from ditquant.plots.activation_panels import PlotOptions
 from ditquant.plots.activation_plots import draw
@@ -13,36 +14,32 @@ from ditquant.plots.charts import as_png, as_svg
 
 
 def main(
-    statistics: str, configs: list[str], plots: list[str], snapshot_steps: list[int], layers: int
+    statistics: str,
+    plots: dict[str, str],
+    snapshot_steps: list[int],
+    layers: int,
+    configs: Sequence[str] = (),
 ) -> None:
     """Writes the plot that the output files are named after, each in the format of its suffix.
 
     Args:
         configs: the configuration that the plot shows, if it shows one.
-        plots: a PNG and an SVG file of the same name, or a GIF file, which moves.
+        plots: a PNG and an SVG file of the same name, or a GIF file, which moves, by any names.
         snapshot_steps, layers: see `PlotOptions`.
     """
-    measured = load_statistics(statistics)
+    measured, files = load_statistics(statistics), list(plots.values())
     contents = {}
-    if Path(plots[0]).suffix == ".gif":
-        contents[plots[0]] = animate_drift(measured)
+    if Path(files[0]).suffix == ".gif":
+        contents[files[0]] = animate_drift(measured)
     else:
         document = read_json(configs[0], CONFIG_FORMAT) if configs else {}
         options = PlotOptions(snapshot_steps, layers)
-        figure = draw(Path(plots[0]).stem, measured, document, options)
-        for path in plots:
+        figure = draw(Path(files[0]).stem, measured, document, options)
+        for path in files:
             is_vector = Path(path).suffix == ".svg"
             contents[path] = as_svg(figure).encode() if is_vector else as_png(figure)
     for path, content in contents.items():
         write_file(path, content, "ditquant.plot")
 
 
-if "snakemake" in globals():
-    with job(snakemake):
-        main(
-            statistics=snakemake.input.statistics,
-            configs=snakemake.input.get("configs", []),
-            plots=list(snakemake.output),
-            snapshot_steps=snakemake.params.snapshot_steps,
-            layers=snakemake.params.layers,
-        )
+run_script(main, globals(), plots="output")

@@ -127,7 +127,7 @@ def config_model(wildcards):
 
 
 def config_code(wildcards):
-    unused = [] if scheme_of(wildcards).needs_weights else ["checkpoint", "load"]
+    unused = [] if scheme_of(wildcards).needs_weights else ["measured_model"]
     return code("analyze_activations.py", unused)
 
 

@@ -1,7 +1,5 @@
 """Captions, variants and recipes that are evaluated and reported."""
 
-import hashlib
-
 from ditquant.planning.baselines import baseline_variants
 
 CAPTIONS = range(config["evaluation"]["captions"])
@@ -59,14 +57,3 @@ REPORTED_CONFIGS = list(
         if "quant_config" in files
     )
 )
-
-
-REPORT_TEMPLATES = ROOT / "scripts" / "ditquant" / "report" / "templates"
-
-
-def template_digest():
-    """The page's template and style are no modules, so `code` does not see them."""
-    files = sorted(REPORT_TEMPLATES.iterdir())
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[
-        :16
-    ]

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ditquant.artifacts import atomic_path
 from ditquant.backend import hub_files, mx, nn
+from ditquant.files import atomic_path
 from ditquant.models.text import token_batch
 
 from . import forward

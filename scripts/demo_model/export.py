@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ditquant.artifacts import save_tensors, write_text
+from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
+from ditquant.files import write_text
 from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
 
 from .network import Config

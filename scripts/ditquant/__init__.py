@@ -1,7 +1,7 @@
 """ditquant: post-training quantization of MM-DiT diffusion transformers on MLX.
 
-The floors of this library, the lowest first. An import only ever goes down, or stays on its floor;
-each folder's own docstring lists its rooms.
+Its folders in their order: a module imports from its own folder and from those above it in this
+list. Each folder's docstring lists its modules.
 
     errors, artifacts, job, progress, readable, metrics
                   messages, files, logs and numbers, for everybody

@@ -20,7 +20,7 @@ import numpy as np
 
 from .backend import are_finite, mx
 from .errors import UserError
-from .files import atomic_path, remove, write_bytes, write_text
+from .files import atomic_path, write_bytes
 from .provenance import KEY, current, with_note
 from .seals import (
     blank_seal,
@@ -33,22 +33,6 @@ from .seals import (
     seal_file,
     sealed_json,
 )
-
-__all__ = [
-    "Tensors",
-    "atomic_path",
-    "load_metadata",
-    "load_tensors",
-    "read_file",
-    "read_json",
-    "remove",
-    "save_tensors",
-    "stored_bytes",
-    "write_bytes",
-    "write_file",
-    "write_json",
-    "write_text",
-]
 
 # Names of dtypes in a safetensors header. numpy lacks bfloat16, whose bits travel as uint16.
 _DTYPES = {

@@ -2,17 +2,20 @@
 
 Snakemake redirects nothing for scripts, so the log is opened here. A `UserError` ends the job with
 its message alone; anything else is a bug and leaves its traceback in the log.
+
+A script is a function `main` that takes keywords, and ends with `run_script(main, globals())`.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from . import job_times
 from .errors import UserError
@@ -32,14 +35,62 @@ def _handlers(log_path: str | None) -> list[logging.Handler]:
     return handlers
 
 
-def input_files(snakemake: Any) -> dict[str, list[str]]:
-    """All files that a job reads, by their names in its rule.
+_SECTIONS = ("input", "output", "params", "wildcards")
+
+
+def _named(snakemake: Any, section: str) -> dict[str, Any]:
+    """Of a section of a rule: files that belong together are a list."""
+    return {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in getattr(snakemake, section).items()
+    }
+
+
+def arguments(
+    main: Callable[..., None], snakemake: Any, chosen: Mapping[str, str]
+) -> dict[str, Any]:
+    """The keywords that `run_script` calls `main` with.
+
+    Raises:
+        TypeError: a keyword without a default that the rule does not have, or has twice.
+    """
+    sections = {section: _named(snakemake, section) for section in _SECTIONS}
+    hints, found = get_type_hints(main), {}
+    for keyword, parameter in inspect.signature(main).parameters.items():
+        section, _, name = chosen.get(keyword, f".{keyword}").partition(".")
+        if not name:
+            found[keyword] = {
+                name: [value] if section == "input" and isinstance(value, str) else value
+                for name, value in sections[section].items()
+            }
+            continue
+        places = [one for one in ([section] if section else _SECTIONS) if name in sections[one]]
+        if len(places) > 1:
+            raise TypeError(f"rule {snakemake.rule} has {name} in {' and '.join(places)}")
+        if places:
+            value = sections[places[0]][name]
+            make = getattr(hints[keyword], "from_params", None)
+            found[keyword] = value if make is None else make(value)
+        elif parameter.default is parameter.empty:
+            raise TypeError(f"rule {snakemake.rule} has no {name}")
+    return found
+
+
+def run_script(main: Callable[..., None], script: Mapping[str, Any], **chosen: str) -> None:
+    """Calls a script's `main` for the job that Snakemake runs it for; does nothing elsewhere.
 
     Args:
-        snakemake: the object that Snakemake puts into a script.
+        main: each of its keywords is what the rule calls so among its inputs, outputs, parameters
+            and wildcards; what the rule does not have keeps its default. Where the type of a
+            keyword has a function `from_params`, that makes the value from the rule's.
+        script: `globals()`, in which Snakemake puts its object.
+        chosen: keyword -> place in the rule, for those of another or an ambiguous name:
+            `config="output.config"`; `files="input"` is all inputs by name.
     """
-    named = snakemake.input.items()
-    return {name: [files] if isinstance(files, str) else list(files) for name, files in named}
+    if "snakemake" in script:
+        snakemake = script["snakemake"]
+        with job(snakemake):
+            main(**arguments(main, snakemake, chosen))
 
 
 @contextmanager

@@ -96,12 +96,6 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sum((value.astype(np.float64) - reference) ** 2)) / energy
 
 
-def sqnr(quantized: np.ndarray, reference: np.ndarray) -> float:
-    """Signal-to-quantization-noise ratio in dB; infinite if nothing was lost."""
-    error = relative_error(quantized, reference)
-    return float("inf") if error == 0 else float(-10 * np.log10(error))
-
-
 def decibels(signal: float, noise: float) -> float | None:
     """10 log10(signal / noise) of two energies; None where there is no noise."""
     return float(10 * np.log10(signal / noise)) if noise > 0 else None

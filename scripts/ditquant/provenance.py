@@ -1,7 +1,7 @@
 """What an artifact was made from, and by which options, as the artifact itself tells.
 
 While a job runs (`making`), everything that it writes carries its rule, its options and the digests
-of what it read. So results need no configuration to describe them, and `check_together` finds what
+of what it read. So results need no configuration to describe them, and `check_inputs` finds what
 lies in the place of something else: an evaluation of another checkpoint than the one that is there,
 blocks from other images' streams, statistics of another model.
 
@@ -177,18 +177,18 @@ def check_alike(paths: Sequence[str | Path], *keys: str) -> None:
 
 
 def check_inputs(inputs: Iterable[str | Path], model: Mapping[str, Any] | None) -> None:
-    """Checks that what a job reads is of one piece, see `Together`.
+    """Checks that what a job reads is of one piece, see `Lineage`.
 
     Args:
         model: of the job's parameters, if it has one.
     """
-    together: Together | None = None
+    lineage: Lineage | None = None
     for path in filter(_is_source, inputs):
-        together = together or Together(str(path).removesuffix(place_of(path)), model)
-        together.check(path)
+        lineage = lineage or Lineage(str(path).removesuffix(place_of(path)), model)
+        lineage.check(path)
 
 
-class Together:
+class Lineage:
     """Looks at artifacts of one run, at what they were made from, and so on.
 
     Args:

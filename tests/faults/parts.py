@@ -77,7 +77,7 @@ def steady(bench: Bench) -> Count:
 def unknown_reads(bench: Bench) -> Count:
     """Files that jobs open and that no part damages: there must be none.
 
-    A job looks at its inputs, at what they were made from, and so on (`provenance.Together`).
+    A job looks at its inputs, at what they were made from, and so on (`provenance.Lineage`).
     """
     count = Count("jobs whose files are all known")
     model = Path(bench.reference.workspace.config["model"]["checkpoint"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ditquant.artifacts import save_tensors
-from ditquant.backend import mx, nn
+from ditquant.backend import mx
+from ditquant.network.blocks import Network
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import sigma_schedule
 from ditquant.weights.block_io import boundary_streams, join_steps
@@ -31,7 +32,7 @@ def random_trajectory(seed: int, steps: int = 4, dtype: mx.Dtype = mx.float32) -
 
 
 def write_block_io(
-    path: Path, model: nn.Module, seed: int, steps: int = 4, dtype: mx.Dtype = mx.float32
+    path: Path, model: Network, seed: int, steps: int = 4, dtype: mx.Dtype = mx.float32
 ) -> Path:
     """A block_io file of a random trajectory, every step cached."""
     trajectory = random_trajectory(seed, steps, dtype)

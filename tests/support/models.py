@@ -16,6 +16,8 @@ from demo_model.vocabulary import write_vocabulary
 from ditquant.artifacts import save_tensors
 from ditquant.backend import import_diffusionkit, mx, nn
 from ditquant.models.layout import clip_to_hub, mmdit_to_single_file, vae_to_single_file
+from ditquant.network.blocks import Network
+from ditquant.network.diffusionkit import DiffusionKitNetwork
 
 from .small_tables import SD3, VAE, small_tables
 
@@ -45,7 +47,8 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"diffusionkit.mlx.{name}")
 
 
-def parameters(module: nn.Module) -> dict[str, mx.array]:
+def parameters(model: nn.Module | Network) -> dict[str, mx.array]:
+    module = model.module if isinstance(model, Network) else model
     return dict(tree_flatten(module.parameters()))
 
 
@@ -60,6 +63,11 @@ def build_mmdit(seed: int = 0, **overrides: Any) -> nn.Module:
     model = _module("mmdit").MMDiT(config)
     mx.eval(model.parameters())
     return model
+
+
+def build_network(seed: int = 0, **overrides: Any) -> Network:
+    """`build_mmdit` as the tracks take it."""
+    return DiffusionKitNetwork(build_mmdit(seed, **overrides))
 
 
 def _float16(tensors: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -13,14 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from ditquant.backend import mx, to_numpy
-from ditquant.network.blocks import call_block, set_modulation
-from ditquant.planning.recipes import AdaRound
+from ditquant.planning.recipes import Learned
 from ditquant.weights import adaround
 from ditquant.weights.grids import Scales, fractional_codes
-from ditquant.weights.loss_scale import start_scale
+from ditquant.weights.loss_scale import LossScale
 from ditquant.weights.reconstruct import BlockProblem
-from ditquant.weights.rounding import GAMMA, ZETA, hard_codes, start_alpha
-from ditquant.weights.rounding_kernels import ADAM_DECAY, ADAM_EPSILON
+from ditquant.weights.rounding import (
+    ADAM_DECAY,
+    ADAM_EPSILON,
+    GAMMA,
+    ZETA,
+    hard_codes,
+    start_alpha,
+)
 
 
 def starts(problem: BlockProblem) -> list[mx.array]:
@@ -54,7 +59,7 @@ class PlainLoop:
     """
 
     problem: BlockProblem
-    recipe: AdaRound
+    recipe: Learned
     rtn_error: float
     seed: int
     host: list[list[np.ndarray]]
@@ -75,8 +80,8 @@ class PlainLoop:
         for linear, soft in zip(problem.linears, softs, strict=True):
             linear.module.weight = soft.astype(inputs[0].dtype)
         for stream, parameters in zip(problem.block.streams.values(), modulation, strict=True):
-            set_modulation(stream, parameters)
-        outputs = call_block(problem.block, inputs, problem.positions)
+            stream.set_modulation(parameters)
+        outputs = problem.block(inputs, problem.positions)
         loss = mx.array(0.0)
         for output, target, energy in zip(outputs, targets, problem.energies, strict=True):
             difference = output.astype(mx.float32) - target.astype(mx.float32)
@@ -92,7 +97,8 @@ class PlainLoop:
         problem = self.problem
         if problem.data.inputs[0].dtype != mx.float16:
             return 1.0
-        return start_scale(max(target[0].size for target in problem.data.targets))
+        outputs = max(target[0].size for target in problem.data.targets)
+        return LossScale(mx.float16, outputs, 1).start()[0].item()
 
     def iterate(self, iteration: int) -> float:
         """One iteration over a batch; returns its loss."""
@@ -128,20 +134,20 @@ class PlainLoop:
 
     def codes(self) -> list[mx.array]:
         return [
-            hard_codes(steps, alpha, scales.bits)
-            for steps, alpha, scales in zip(
+            hard_codes(start, alpha, scales.bits)
+            for start, alpha, scales in zip(
                 starts(self.problem), self.alphas, self.problem.scales, strict=True
             )
         ]
 
 
-def plain_loop(problem: BlockProblem, recipe: AdaRound, rtn_error: float, seed: int) -> PlainLoop:
+def plain_loop(problem: BlockProblem, recipe: Learned, rtn_error: float, seed: int) -> PlainLoop:
     data = problem.data
     host = [
         [to_numpy(array) for array in kind]
         for kind in (data.inputs, data.targets, problem.modulation)
     ]
-    alphas = [start_alpha(steps) for steps in starts(problem)]
+    alphas = [start_alpha(start) for start in starts(problem)]
     zeros = [[mx.zeros_like(alpha) for alpha in alphas] for _ in range(2)]
     mx.eval(alphas, zeros)
     return PlainLoop(problem, recipe, rtn_error, seed, host, alphas, *zeros)

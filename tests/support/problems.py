@@ -9,14 +9,15 @@ from typing import Any
 
 import yaml
 
-from ditquant.backend import mx, nn
+from ditquant.backend import mx
+from ditquant.network.blocks import Network
 from ditquant.planning.recipes import ROUNDINGS, Recipe
 from ditquant.weights.block_io import BlockData, read_block
 from ditquant.weights.reconstruct import BlockProblem, block_problem
 from ditquant.weights.rotation import rotate
 
 from .block_data import write_block_io
-from .models import build_mmdit
+from .models import build_network
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = ("mm00", "mm01")
@@ -51,7 +52,7 @@ def tuned_recipe(rounding: str = "rtn", **options: Any) -> Recipe:
 
 
 def write_images(
-    folder: Path, model: nn.Module, images: int = 5, dtype: mx.Dtype = mx.float32
+    folder: Path, model: Network, images: int = 5, dtype: mx.Dtype = mx.float32
 ) -> list[Path]:
     """Block inputs and outputs of some random trajectories, 8 rows each."""
     return [
@@ -68,8 +69,8 @@ def make_problem(
     **model: Any,
 ) -> BlockProblem:
     """A block of a random MMDiT of two blocks; the last of 5 images is held out."""
-    network = build_mmdit(seed=4, dtype=dtype, float16_dtype=dtype, **model)
-    network.set_dtype(dtype)
+    network = build_network(seed=4, dtype=dtype, float16_dtype=dtype, **model)
+    network.module.set_dtype(dtype)
     data = read_block(write_images(folder, network, dtype=dtype), BLOCKS, block)
     rotate(network, recipe.rotation)
     return block_problem(network, block, data, recipe)

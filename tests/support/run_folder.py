@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ditquant.artifacts import save_tensors, write_file, write_json, write_text
+from ditquant.artifacts import save_tensors, write_file, write_json
 from ditquant.backend import mx
 from ditquant.evaluation import table as evaluation
 from ditquant.evaluation.pictures import LATENTS, PICTURE, png_bytes
+from ditquant.files import write_text
 from ditquant.network.calibration import TRAJECTORY
 from ditquant.planning.recipes import Recipe
 from ditquant.plots.charts import as_svg

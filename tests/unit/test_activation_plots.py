@@ -292,7 +292,8 @@ def test_the_script_writes_the_plot_that_the_files_are_named_after(tmp_path, sma
     config = tmp_path / "quant_config_multitier.json"
     write_json(config, CONFIG_FORMAT, documents(small, "tiers"))
     plots = [tmp_path / "plots" / f"tiers.{suffix}" for suffix in ("png", "svg")]
-    script.main(str(tmp_path / "s.safetensors"), [str(config)], [str(p) for p in plots], [0], 4)
+    files = {path.suffix: str(path) for path in plots}
+    script.main(str(tmp_path / "s.safetensors"), files, [0], 4, [str(config)])
     figure = figure_of("tiers", small)
     for path, content in zip(plots, (as_png(figure), as_svg(figure).encode()), strict=True):
         assert path.read_bytes() == seal_file(path, content, "ditquant.plot")
@@ -303,5 +304,5 @@ def test_the_script_writes_the_animation(tmp_path, small):
     script = importlib.import_module("visualize_activations")
     save_statistics(tmp_path / "s.safetensors", small)
     film = tmp_path / "plots" / "drift.gif"
-    script.main(str(tmp_path / "s.safetensors"), [], [str(film)], [0], 4)
+    script.main(str(tmp_path / "s.safetensors"), {"gif": str(film)}, [0], 4)
     assert film.read_bytes().startswith(b"GIF89a")

@@ -23,7 +23,7 @@ from ditquant.weights.reconstruct import (
 )
 from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
-from support.models import build_mmdit, parameters
+from support.models import build_network, parameters
 from support.problems import full_recipe
 
 RECIPE = full_recipe("adaround", iterations=50, learning_rate=0.16)
@@ -32,8 +32,8 @@ SHORT = full_recipe("adaround", iterations=40, batch_size=4, learning_rate=0.05,
 
 
 def make_problem(folder, recipe=RECIPE, dtype=mx.float32):
-    model = build_mmdit(seed=4, dtype=dtype, float16_dtype=dtype)
-    model.set_dtype(dtype)
+    model = build_network(seed=4, dtype=dtype, float16_dtype=dtype)
+    model.module.set_dtype(dtype)
     files = [
         write_block_io(folder / f"{i}.safetensors", model, seed=i, dtype=dtype)
         for i in range(IMAGES)

@@ -18,19 +18,17 @@ from PIL import Image
 
 from ditquant import files
 from ditquant.artifacts import (
-    atomic_path,
     load_metadata,
     load_tensors,
     read_file,
     read_json,
-    remove,
     save_tensors,
     write_file,
     write_json,
-    write_text,
 )
 from ditquant.backend import mx
 from ditquant.errors import UserError
+from ditquant.files import atomic_path, remove, write_text
 from ditquant.seals import VERSIONS, recorded_digest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -311,7 +309,8 @@ def test_an_error_of_the_disk_is_not_called_a_full_disk(tmp_path, monkeypatch):
 WRITE = """
 import sys
 sys.path.insert(0, {scripts!r})
-from ditquant.artifacts import save_tensors, write_text
+from ditquant.artifacts import save_tensors
+from ditquant.files import write_text
 from ditquant.backend import mx
 from ditquant.errors import UserError
 try:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import pytest
 
 from ditquant.backend import mx, nn
-from ditquant.network.blocks import Block, tapped, walk_blocks, walk_linears
+from ditquant.network.blocks import Block, tapped
 from ditquant.network.sampling import predict
 from ditquant.weights.balance import apply_balance, balanced_parameters, folds, path_inside
 from support.block_data import random_trajectory
-from support.models import build_mmdit, parameters
+from support.models import build_network, parameters
 
 
 def flux_like(**overrides) -> nn.Module:
     from diffusionkit.mlx.config import PositionalEncoding
 
-    return build_mmdit(
+    return build_network(
         depth_unified=2,
         pos_embed_type=PositionalEncoding.PreSDPARope,
         rope_axes_dim=[8, 12, 12],
@@ -28,8 +28,8 @@ def flux_like(**overrides) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "sd3": build_mmdit,
-    "sd3.5": lambda: build_mmdit(use_qk_norm=True),
+    "sd3": build_network,
+    "sd3.5": lambda: build_network(use_qk_norm=True),
     "flux": flux_like,
     "unified, serial": lambda: flux_like(parallel_mlp_for_unified_blocks=False),
 }
@@ -68,14 +68,14 @@ def random_factors(block: Block, seed: int) -> dict[str, mx.array]:
 def test_the_balanced_network_is_the_same_network(name):
     model = MODELS[name]()
     expected = output_of(model)
-    for seed, block in enumerate(walk_blocks(model)):
+    for seed, block in enumerate(model.blocks):
         before = parameters(block.module)
         apply_balance(block, random_factors(block, seed))
         changed = parameters(block.module)
         assert changed.keys() - before.keys() == set(), "balancing adds no parameter"
         assert not mx.array_equal(
-            before[f"{path_inside(block, walk_linears(block)[0])}.weight"],
-            walk_linears(block)[0].module.weight,
+            before[f"{path_inside(block, block.linears[0])}.weight"],
+            block.linears[0].module.weight,
         )
     # float32 products in another order, through all blocks; a wrong fold gives errors near 1
     assert difference(expected, output_of(model)) < 1e-5
@@ -85,10 +85,10 @@ def test_the_balanced_network_is_the_same_network(name):
 def test_every_fold_is_exact_by_itself(name):
     model = MODELS[name]()
     expected = output_of(model)
-    for index in range(len(walk_blocks(model))):
-        for fold in folds(walk_blocks(model)[index]):
+    for index in range(len(model.blocks)):
+        for fold in folds(model.blocks[index]):
             other = MODELS[name]()
-            block = walk_blocks(other)[index]
+            block = other.blocks[index]
             factors = random_factors(block, 5)
             apply_balance(block, {fold.name: factors[fold.name]})
             assert difference(expected, output_of(other)) < 1e-5, (block.name, fold.name)
@@ -98,8 +98,8 @@ def test_every_fold_is_exact_by_itself(name):
 def test_what_linears_read_is_divided(name):
     """Every linear except fc2 has a fold, and its input is x / b."""
     model = MODELS[name]()
-    block = walk_blocks(model)[-1]
-    linears = walk_linears(block)
+    block = model.blocks[-1]
+    linears = block.linears
 
     def inputs() -> dict[str, mx.array]:
         seen: dict[str, mx.array] = {}
@@ -121,14 +121,14 @@ def test_what_linears_read_is_divided(name):
 
 def test_folds_of_each_kind_of_block():
     names = {
-        name: [[fold.name for fold in folds(block)] for block in walk_blocks(make())]
+        name: [[fold.name for fold in folds(block)] for block in make().blocks]
         for name, make in MODELS.items()
     }
     whole = ["img.qkv", "img.fc1", "txt.qkv", "txt.fc1", "o"]
     assert names["sd3"] == [whole, ["img.qkv", "img.fc1", "txt.qkv", "o"]]
     assert names["flux"] == [whole, whole, ["uni.qkv", "o"], ["uni.qkv", "o"]]
     assert names["unified, serial"][-1] == ["uni.qkv", "uni.fc1", "o"]
-    last = walk_blocks(MODELS["sd3"]())[-1]
+    last = (MODELS["sd3"]()).blocks[-1]
     joint = folds(last)[-1]
     assert [linear.name for linear in joint.readers] == ["mm01.img.attn.o_proj"]
     assert [linear.name for linear in joint.values] == [
@@ -139,9 +139,9 @@ def test_folds_of_each_kind_of_block():
 
 def test_one_factor_of_one_stream_alone_changes_the_network():
     """The trap: values of both streams meet in attention, so "o" cannot be one stream's."""
-    model = build_mmdit()
+    model = build_network()
     expected = output_of(model)
-    block = walk_blocks(model)[0]
+    block = model.blocks[0]
     balanced = balanced_parameters(block, {"o": random_factors(block, 0)["o"]})
     image_only = {name: array for name, array in balanced.items() if name.startswith("image")}
     block.module.load_weights(list(image_only.items()), strict=False)
@@ -149,9 +149,9 @@ def test_one_factor_of_one_stream_alone_changes_the_network():
 
 
 def test_only_what_changes_is_returned_in_its_own_dtype():
-    model = build_mmdit(dtype=mx.float16, float16_dtype=mx.float16)
-    model.set_dtype(mx.float16)
-    block = walk_blocks(model)[0]
+    model = build_network(dtype=mx.float16, float16_dtype=mx.float16)
+    model.module.set_dtype(mx.float16)
+    block = model.blocks[0]
     before = parameters(block.module)
     balanced = balanced_parameters(block, {"txt.fc1": mx.full((64,), 2.0)})
     text = "text_transformer_block"
@@ -177,4 +177,4 @@ def test_only_what_changes_is_returned_in_its_own_dtype():
 )
 def test_factors_that_do_not_fit_are_refused(factors, message):
     with pytest.raises(ValueError, match=message):
-        balanced_parameters(walk_blocks(build_mmdit())[-1], factors)
+        balanced_parameters(build_network().blocks[-1], factors)

@@ -13,9 +13,8 @@ from ditquant.artifacts import save_tensors, write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors
 from ditquant.errors import UserError
-from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import walk_blocks
+from ditquant.network.diffusionkit import load_network
 from ditquant.planning.digest import code_files
 from ditquant.weights.balance import apply_balance, folds
 from support.block_data import random_trajectory
@@ -59,9 +58,9 @@ def random_factors(block, seed: int) -> dict[str, mx.array]:
 def folded(tmp_path_factory, model):
     """model.safetensors of a balanced checkpoint without rounding, and linear's name -> b."""
     spec = read_spec(model["name"], model["checkpoint"])
-    network = load_mmdit(spec, mx.float32)
+    network = load_network(spec, mx.float32)
     factors = {}
-    for seed, block in enumerate(walk_blocks(network)):
+    for seed, block in enumerate(network.blocks):
         own = random_factors(block, seed)
         for fold in folds(block):
             b = to_numpy(own[fold.name])

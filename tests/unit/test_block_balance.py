@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.network.blocks import tapped, walk_blocks, walk_linears
+from ditquant.network.blocks import tapped
 from ditquant.weights import roundings
 from ditquant.weights.balance_search import balanced_block
 from ditquant.weights.block_io import read_block
@@ -17,7 +17,7 @@ from ditquant.weights.quantize_block import quantize_block
 from ditquant.weights.reconstruct import block_error, block_problem, stream_errors, weights_restored
 from ditquant.weights.roundings import Proposal, rtn_codes
 from support.activations import statistics
-from support.models import build_mmdit, parameters
+from support.models import build_network, parameters
 from support.problems import BLOCKS, full_recipe, write_images
 
 KINDS = ("awq", "smoothquant", "csb")
@@ -31,15 +31,15 @@ BLOCK = "mm00"
 
 def uneven_mmdit():
     """A random MMDiT, some channels of whose attention and MLP inputs are twenty times larger."""
-    model = build_mmdit(seed=4)
-    for block in walk_blocks(model):
+    model = build_network(seed=4)
+    for block in model.blocks:
         for stream in block.streams.values():
-            linear = stream.adaLN_modulation.layers[1]
+            linear = stream.module.adaLN_modulation.layers[1]
             hidden = linear.weight.shape[1]
             # Chunks of 64: shift, scale, gate of the attention, then of the MLP.
             for chunk in range(1, len(linear.bias) // hidden, 3):
                 linear.bias[chunk * hidden + mx.array([3, 17, 40])] = 20.0
-    mx.eval(model.parameters())
+    mx.eval(model.module.parameters())
     return model
 
 
@@ -55,12 +55,12 @@ def make_problem(files, model=None, recipe=RECIPES["awq"]):
 
 def measured(problem):
     """Statistics of the block's inputs, over four steps of eight rows."""
-    seen = {linear.name: [] for linear in walk_linears(problem.block)}
+    seen = {linear.name: [] for linear in problem.block.linears}
 
     def note(linear, x):
         seen[linear.name].append(np.array(x.reshape(-1, x.shape[-1])))
 
-    with tapped(walk_linears(problem.block), note), weights_restored(problem):
+    with tapped(problem.block.linears, note), weights_restored(problem):
         for step in range(4):
             rows = mx.array(problem.train[8 * step : 8 * step + 8])
             mx.eval(stream_errors(problem, problem.weights, rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +21,11 @@ from ditquant.evaluation.block_errors import (
     sampled_tokens,
     stacked,
 )
-from ditquant.evaluation.trajectories import measured_steps, read_setting
+from ditquant.evaluation.trajectories import kept_steps, read_setting
 from ditquant.metrics import decibels
-from ditquant.network.blocks import boundaries, walk_blocks, walk_linears
+from ditquant.network.blocks import boundaries
 from ditquant.network.sampling import predict, sigma_schedule
-from support.models import build_mmdit
+from support.models import build_network
 
 STEPS = 6
 CAPTIONS = BLOCK_CAPTIONS + 1
@@ -41,16 +42,18 @@ def setting(tmp_path_factory):
         "ditquant.conditioning",
     )
     plan = {
-        "prompts": [{"text": f"caption {row}", "row": row} for row in range(CAPTIONS)],
+        "prompts": [
+            {"text": f"caption {row}", "negative": "", "row": row} for row in range(CAPTIONS)
+        ],
         "seed": 7, "num_steps": STEPS, "cfg_weight": 4.0, "image_size": [64, 64], "batch_size": 2,
     }  # fmt: skip
-    return read_setting(plan, [shard] * CAPTIONS)
+    return read_setting(plan, [shard], [Path(shard).name] * CAPTIONS)
 
 
 @pytest.fixture(scope="module")
 def latents():
     rng = np.random.default_rng(3)
-    return rng.normal(size=(CAPTIONS, len(measured_steps(STEPS)), 8, 8, 16)).astype(np.float32)
+    return rng.normal(size=(CAPTIONS, len(kept_steps(STEPS)), 8, 8, 16)).astype(np.float32)
 
 
 SIGMAS = np.array(sigma_schedule(STEPS, 3.0))
@@ -61,9 +64,9 @@ def outputs(network, setting, latents, before_step=lambda index, sigma: None):
 
 
 def test_the_streams_are_those_of_a_forward_pass(setting, latents):
-    network = build_mmdit(seed=2)
+    network = build_network(seed=2)
     streams = stacked(outputs(network, setting, latents))
-    steps = measured_steps(STEPS)
+    steps = kept_steps(STEPS)
     assert {name: array.shape for name, array in streams.items()} == {
         "mm00.img": (BLOCK_CAPTIONS, len(steps), 16, 64),
         "mm00.txt": (BLOCK_CAPTIONS, len(steps), 9, 64),
@@ -82,15 +85,15 @@ def test_the_streams_are_those_of_a_forward_pass(setting, latents):
 
 def test_scales_are_looked_up_before_every_forward_pass(setting, latents):
     seen = []
-    for _ in outputs(build_mmdit(), setting, latents, lambda *step: seen.append(step)):
+    for _ in outputs(build_network(), setting, latents, lambda *step: seen.append(step)):
         pass
     batches = BLOCK_CAPTIONS // setting.batch_size
-    assert seen == [(step, float(SIGMAS[step])) for step in measured_steps(STEPS)] * batches
+    assert seen == [(step, float(SIGMAS[step])) for step in kept_steps(STEPS)] * batches
     assert num_passes(setting) == len(seen)
 
 
 def test_batches_change_no_more_than_rounding(setting, latents):
-    network = build_mmdit(seed=2)
+    network = build_network(seed=2)
     pairs = stacked(outputs(network, setting, latents))
     threes = stacked(outputs(network, replace(setting, batch_size=3), latents))
     # Sums of 64 to 256 products in another order: 6e-8 each, through two blocks.
@@ -99,13 +102,13 @@ def test_batches_change_no_more_than_rounding(setting, latents):
 
 
 def test_an_error_shows_from_its_block_on(setting, latents):
-    reference = stacked(outputs(build_mmdit(seed=2), setting, latents))
-    changed = build_mmdit(seed=2)
-    linear = walk_linears(walk_blocks(changed)[1])[0].module
+    reference = stacked(outputs(build_network(seed=2), setting, latents))
+    changed = build_network(seed=2)
+    linear = changed.blocks[1].linears[0].module
     linear.weight = linear.weight * 1.5
     found = block_sqnr(outputs(changed, setting, latents), reference)
     assert found["captions"] == BLOCK_CAPTIONS
-    none = [None] * len(measured_steps(STEPS))
+    none = [None] * len(kept_steps(STEPS))
     assert found["streams"]["mm00.img"] == found["streams"]["mm00.txt"] == none
     assert all(0 < value < 60 for value in found["streams"]["mm01.img"])
 
@@ -154,7 +157,7 @@ def test_sampled_tokens_are_few_and_cover_the_picture():
 
 def test_long_streams_are_sampled(setting, latents, monkeypatch):
     monkeypatch.setattr(block_errors, "BLOCK_TOKENS", 4)
-    network = build_mmdit(seed=2)
+    network = build_network(seed=2)
     first = next(outputs(network, setting, latents)).streams
     assert first["mm00.img"].shape == (2, 4, 64)
     monkeypatch.undo()

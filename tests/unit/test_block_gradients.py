@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx, nn
-from ditquant.network.blocks import walk_blocks
 from ditquant.weights import block_gradients
 from ditquant.weights.block_gradients import (
     attention_multiple,
@@ -17,7 +16,7 @@ from ditquant.weights.block_gradients import (
     padded_attention,
 )
 from ditquant.weights.reconstruct import stream_errors, weights_restored
-from support.models import build_mmdit, parameters
+from support.models import build_network, parameters
 from support.problems import full_recipe, make_problem
 
 
@@ -109,11 +108,11 @@ def test_a_blocks_errors_and_gradients_stay(tmp_path, block, dtype):
 
 
 def test_the_block_is_left_as_it_was():
-    for block in walk_blocks(build_mmdit()):
+    for block in build_network().blocks:
 
         def state(block=block):
-            functions = [one.mlp.act_fn for one in block.streams.values() if "mlp" in one]
-            return list(parameters(block.module)), block.module.sdpa, functions
+            functions = [one.activation for one in block.streams.values()]
+            return list(parameters(block.module)), block.attention, functions
 
         before = state()
         with cheap_gradients(block, 16):

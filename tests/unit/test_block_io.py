@@ -6,17 +6,17 @@ import pytest
 
 from ditquant.artifacts import load_tensors
 from ditquant.backend import mx
-from ditquant.network.blocks import call_block, set_modulation, walk_blocks
-from ditquant.weights.block_io import BLOCK_IO, cached_steps, positional_encodings, read_block
+from ditquant.network.sampling import strided_steps
+from ditquant.weights.block_io import BLOCK_IO, read_block
 from support.block_data import TEXT_TOKENS, write_block_io
-from support.models import build_mmdit
+from support.models import build_network
 
 
 def flux_like(**overrides):
     """Unified blocks, rotary positions and normalised queries and keys, on 64 channels."""
     from diffusionkit.mlx.config import PositionalEncoding
 
-    return build_mmdit(
+    return build_network(
         depth_unified=2,
         parallel_mlp_for_unified_blocks=True,
         pos_embed_type=PositionalEncoding.PreSDPARope,
@@ -29,8 +29,8 @@ def flux_like(**overrides):
 
 def models():
     return {
-        "sd3": build_mmdit,
-        "sd3.5": lambda: build_mmdit(use_qk_norm=True),
+        "sd3": build_network,
+        "sd3.5": lambda: build_network(use_qk_norm=True),
         "flux": flux_like,
     }
 
@@ -41,7 +41,7 @@ def cached(request, tmp_path_factory):
     model = models()[request.param]()
     folder = tmp_path_factory.mktemp(request.param.replace(".", "-"))
     files = [write_block_io(folder / f"{i}.safetensors", model, seed=i) for i in range(2)]
-    return model, [block.name for block in walk_blocks(model)], files
+    return model, [block.name for block in model.blocks], files
 
 
 def test_every_boundary_is_stored_once(cached):
@@ -55,12 +55,12 @@ def test_every_boundary_is_stored_once(cached):
 
 def test_a_block_turns_its_inputs_into_its_targets(cached):
     model, names, files = cached
-    for block in walk_blocks(model):
+    for block in model.blocks:
         data = read_block(files, names, block.name)
         assert data.rows_per_image == (8, 8)
         for stream in block.streams.values():
-            set_modulation(stream, stream.adaLN_modulation(data.modulation))
-        outputs = call_block(block, data.inputs, positional_encodings(model, data))
+            stream.set_modulation(stream.modulation(data.modulation))
+        outputs = block(data.inputs, model.positional_encodings(data.latent_size, data.text_tokens))
         assert len(outputs) == len(data.targets)
         for output, target in zip(outputs, data.targets, strict=True):
             # Sixteen rows at once or two: products of another shape add in another order.
@@ -90,4 +90,4 @@ def test_streams_before_a_unified_block_are_text_then_image(tmp_path):
     [(50, 5, list(range(0, 50, 5))), (7, 3, [0, 3, 6]), (4, 4, [0])],
 )
 def test_cached_steps(num_steps, stride, steps):
-    assert cached_steps(num_steps, stride) == steps
+    assert strided_steps(num_steps, stride) == steps

@@ -20,10 +20,9 @@ from ditquant.checkpoints.checkpoint import (
 from ditquant.checkpoints.quantized import PackedLinear
 from ditquant.errors import UserError
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import all_linears
 from ditquant.weights.block_files import read_packed
 from ditquant.weights.grids import Grid, dequantize, round_to_nearest
-from support.models import build_mmdit, parameters, write_folder
+from support.models import build_network, parameters, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +33,9 @@ def spec(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     """The folder's MM-DiT as the pipeline has it: float16 values in float32."""
-    model = build_mmdit(seed=0)
-    model.set_dtype(mx.float16)
-    model.set_dtype(mx.float32)
+    model = build_network(seed=0)
+    model.module.set_dtype(mx.float16)
+    model.module.set_dtype(mx.float32)
     return model
 
 
@@ -44,7 +43,7 @@ def model():
 def quantized(model):
     """Two sizes in one checkpoint: 4 bits in groups of 32, and 8 bits in groups of 64 for fc2."""
     packed = {}
-    for linear in all_linears(model):
+    for linear in model.linears:
         grid = Grid("group", 8, 64) if linear.is_post_gelu else Grid("group", 4, 32)
         packed[linear.name] = round_to_nearest(linear.module.weight, grid, linear.name)
     return packed
@@ -67,13 +66,13 @@ def test_config_names_what_differs(folder, model):
     quantization = json.loads((folder / "config.json").read_text())["quantization"]
     common = {key: quantization.pop(key) for key in ("group_size", "bits", "mode")}
     assert common == {"group_size": 32, "bits": 4, "mode": "affine"}
-    paths = {linear.path for linear in all_linears(model) if linear.is_post_gelu}
+    paths = {linear.path for linear in model.linears if linear.is_post_gelu}
     assert quantization == {path: {"group_size": 64, "bits": 8, "mode": "affine"} for path in paths}
 
 
 def test_unquantized_parameters_are_stored_without_loss(folder, model):
     tensors = load_tensors(folder / "model.safetensors", WEIGHTS_FORMAT)
-    paths = {linear.path for linear in all_linears(model)}
+    paths = {linear.path for linear in model.linears}
     rest = [name for name in parameters(model) if name.removesuffix(".weight") not in paths]
     for name in rest:
         assert tensors[name].dtype == mx.float16
@@ -81,14 +80,14 @@ def test_unquantized_parameters_are_stored_without_loss(folder, model):
 
 
 def test_float32_values_beyond_float16_stay_float32(model, quantized):
-    fine = build_mmdit(seed=0)
+    fine = build_network(seed=0)
     tensors = checkpoint_tensors(fine, quantized)
     assert tensors["context_embedder.weight"].dtype == mx.float32
 
 
 def test_loads_as_mlx_lm_loads_its_checkpoints(folder, quantized):
     """As `load_model` of mlx-lm: quantize what configuration and file say, then load strictly."""
-    plain = build_mmdit(seed=1)
+    plain = build_network(seed=1)
     weights = load_tensors(folder / "model.safetensors", WEIGHTS_FORMAT)
     quantization = json.loads((folder / "config.json").read_text())["quantization"]
 
@@ -100,17 +99,17 @@ def test_loads_as_mlx_lm_loads_its_checkpoints(folder, quantized):
         return f"{path}.scales" in weights
 
     nn.quantize(
-        plain,
+        plain.module,
         group_size=quantization["group_size"],
         bits=quantization["bits"],
         mode=quantization["mode"],
         class_predicate=class_predicate,
     )
-    plain.load_weights(list(weights.items()), strict=True)
+    plain.module.load_weights(list(weights.items()), strict=True)
     loaded = parameters(plain)
     assert loaded.keys() == weights.keys()
     assert all(mx.array_equal(loaded[name], tensor) for name, tensor in weights.items())
-    for linear in all_linears(plain):
+    for linear in plain.linears:
         layer, expected = linear.module, quantized[linear.name]
         values = mx.dequantize(
             layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits
@@ -120,12 +119,12 @@ def test_loads_as_mlx_lm_loads_its_checkpoints(folder, quantized):
 
 def test_dequantized_model_has_the_optimised_values(spec, folder, model, quantized):
     loaded = load_quantized(spec, folder, mx.float32)
-    assert all(value.dtype == mx.float32 for _, value in tree_flatten(loaded.parameters()))
-    linears = {linear.name: linear.module for linear in all_linears(loaded)}
+    assert all(value.dtype == mx.float32 for _, value in tree_flatten(loaded.module.parameters()))
+    linears = {linear.name: linear.module for linear in loaded.linears}
     for name, packed in quantized.items():
         assert type(linears[name]) is nn.Linear
         assert mx.array_equal(linears[name].weight, dequantize(packed)), name
-    originals = {linear.name: linear.module for linear in all_linears(model)}
+    originals = {linear.name: linear.module for linear in model.linears}
     for name, layer in linears.items():
         assert ("bias" in layer) == ("bias" in originals[name])
         if "bias" in layer:
@@ -136,7 +135,7 @@ def test_packed_model_computes_the_same(spec, folder):
     plain = load_quantized(spec, folder, mx.float32)
     packed = load_quantized(spec, folder, mx.float32, packed=True)
     x = mx.random.normal((2, 5, 1, 64), key=mx.random.key(3))
-    for one, other in zip(all_linears(plain), all_linears(packed), strict=True):
+    for one, other in zip(plain.linears, packed.linears, strict=True):
         assert isinstance(other.module, PackedLinear)
         rows = mx.tile(x, (1, 1, 1, one.module.weight.shape[1] // 64))
         expected, output = one.module(rows), other.module(rows)
@@ -150,12 +149,10 @@ def test_packed_model_computes_the_same(spec, folder):
 def test_sizes_at_four_bits_in_groups_of_64_are_exact(model):
     """4/16 of the bytes for the codes, and 2 x 16 bits for each 64 weights of 16 bits."""
     grid = Grid("group", 4, 64)
-    packed = {
-        linear.name: round_to_nearest(linear.module.weight, grid) for linear in all_linears(model)
-    }
+    packed = {linear.name: round_to_nearest(linear.module.weight, grid) for linear in model.linears}
     tensors = checkpoint_tensors(model, packed)
     sizes = stored_sizes(tensors, packed)
-    weights = sum(linear.module.weight.size for linear in all_linears(model))
+    weights = sum(linear.module.weight.size for linear in model.linears)
     assert sizes["float16_bytes_of_quantized"] == 2 * weights
     assert sizes["quantized_ratio"] == 4 / 16 + 2 * 16 / 64 / 16 == 0.28125 <= 0.29
     rest = sum(tensor.size for tensor in parameters(model).values()) - weights

@@ -21,10 +21,10 @@ from ditquant.activations.observe import measure_image
 from ditquant.activations.quant_config import parse_quant_config
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.network.blocks import all_linears, tapped
+from ditquant.network.blocks import tapped
 from ditquant.network.sampling import predict
 from support.block_data import random_trajectory
-from support.models import build_mmdit
+from support.models import build_network
 from support.schemes import fake_quantize, params_at, scheme
 
 MEASURED, STEPS = [0, 2, 4], [0, 4]
@@ -37,7 +37,7 @@ def asked(granularity="group", **options):
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=5)
+    return build_network(seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def measured(model, held_out, statistics):
 def inputs_at(model, trajectory, step):
     """Linear name -> its input as rows, at full precision."""
     seen = {}
-    with tapped(all_linears(model), lambda linear, x: seen.update({linear.name: x})):
+    with tapped(model.linears, lambda linear, x: seen.update({linear.name: x})):
         mx.eval(predict(model, *trajectory.at(step)), seen)
     return {name: x.reshape(-1, x.shape[-1]) for name, x in seen.items()}
 
@@ -88,7 +88,7 @@ def test_an_error_is_that_of_the_linears_that_read_the_input(
     config = clip_configs(statistics, asked())[4][share]
     sigma = float(held_out.sigmas[STEPS[1]].item())
     expected = dict.fromkeys(statistics.inputs, 0.0)
-    for linear in all_linears(model):
+    for linear in model.linears:
         layer, x = config.layers[linear.name], inputs[linear.name]
         numbers = params_at(config, layer, sigma)
         change = fake_quantize(x, numbers.scale, numbers.bits, numbers.shift) - x

@@ -20,7 +20,7 @@ def scripts(tmp_path):
 
 
 def digest_of(scripts: Path, name: str) -> str:
-    for cached in (digest.code_digest, digest._parsed, digest._module_file):
+    for cached in (digest.code_digest, digest._parsed, digest._modules):
         cached.cache_clear()
     return digest.code_digest(scripts / name)
 
@@ -93,3 +93,26 @@ def test_a_module_that_is_left_out_counts_no_more_with_what_only_it_imports(scri
         assert digest_without(unused) == before[unused]
     append(scripts / "ditquant" / "network" / "sampling.py", "\nEXTRA = 1\n")
     assert digest_without(unused) != before[unused]
+
+
+@pytest.mark.parametrize("name", ["simulation", "imulate", "diffusionkit"])
+def test_a_name_that_is_no_module_or_several_is_refused(name):
+    with pytest.raises(ValueError, match=f"modules of .* are called {name}, not one"):
+        digest.code_files(SCRIPTS / "generate_image.py", (name,))
+
+
+def test_the_report_depends_on_all_that_decides_its_text(scripts):
+    report, others = "render_report.py", ("plot_history.py", "generate_image.py")
+    before = {name: digest_of(scripts, name) for name in (report, *others)}
+    for place in ("report/templates/report.css", "report/templates/report.html.j2"):
+        append(scripts / "ditquant" / place, "\n")
+        changed = digest_of(scripts, report)
+        assert changed != before[report]
+        before[report] = changed
+    assert {name: digest_of(scripts, name) for name in others} == {
+        name: before[name] for name in others
+    }
+    assert {
+        f"ditquant/{place}.py"
+        for place in ("readable", "plots/charts", "plots/activation_names", "planning/recipes")
+    } <= names(scripts, report)

@@ -12,9 +12,9 @@ import yaml
 from ditquant.evaluation.table import COLUMNS
 from ditquant.models.load import mmdit_config
 from ditquant.models.spec import read_spec
+from ditquant.network.sampling import strided_steps
 from ditquant.planning.validation import check_schema
 from ditquant.planning.variants import WEIGHT_KINDS
-from ditquant.weights.block_io import cached_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -365,7 +365,7 @@ def test_sizes_in_the_arithmetic_are_the_models():
     height, width = run["calibration"]["image_size"]
     image_tokens = (height // 8 // config.patch_size) * (width // 8 // config.patch_size)
     depth, steps = spec.shape.depth_multimodal, run["num_steps"]
-    cached = len(cached_steps(steps, run["weights"]["stride"]))
+    cached = len(strided_steps(steps, run["weights"]["stride"]))
     expressions = {what: code(products)[0] for what, _, products, _ in SIZES}
     assert expressions["`block_io/`"] == (
         f"({depth + 1} × {image_tokens} + {depth} × {TEXT_TOKENS}) "

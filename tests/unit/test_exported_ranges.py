@@ -15,15 +15,15 @@ from ditquant.activations.quant_config import CONFIG_FORMAT, load_quant_config
 from ditquant.artifacts import load_metadata, load_tensors, write_json
 from ditquant.backend import to_numpy
 from ditquant.checkpoints.exported_ranges import KIND
-from ditquant.network.blocks import all_linears, linear_path
+from ditquant.network.diffusionkit import linear_path
 from support.block_data import random_trajectory
-from support.models import build_mmdit
+from support.models import build_network
 from support.schemes import params_at, single_tier
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=3, depth_unified=1)
+    return build_network(seed=3, depth_unified=1)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def statistics(model):
 
 
 def test_paths_are_those_of_the_modules(model):
-    linears = all_linears(model)
+    linears = model.linears
     assert [linear_path(linear.name) for linear in linears] == [one.path for one in linears]
 
 
@@ -50,7 +50,7 @@ def test_what_is_written_is_what_inference_looks_up(tmp_path, model, statistics,
     metadata, config = load_metadata(file, KIND), load_quant_config(config_file)
     row_of = json.loads(metadata["row_of"])
     assert json.loads(metadata["channel_group"]) == options["channel_group"]
-    for linear in all_linears(model):
+    for linear in model.linears:
         layer, path = config.layers[linear.name], linear.path
         amax = tensors[f"{path}.input_amax"]
         assert amax.max() == pytest.approx(statistics.of(linear.name).absmax.max(), rel=1e-7)

@@ -18,12 +18,12 @@ from ditquant.backend import import_diffusionkit, mx
 from ditquant.checkpoints.checkpoint import load_quantized
 from ditquant.checkpoints.exports import EXPORTS, KIND, export_checkpoint
 from ditquant.errors import UserError
-from ditquant.models.load import load_mmdit, load_vae_decoder, load_vae_encoder, mmdit_config
-from ditquant.models.spec import read_spec
-from ditquant.network.blocks import all_linears, other_linears
+from ditquant.models.load import load_vae_decoder, load_vae_encoder, mmdit_config
+from ditquant.models.spec import Model, read_spec
+from ditquant.network.diffusionkit import DiffusionKitNetwork, load_network
 from ditquant.network.sampling import predict
 from ditquant.weights.grids import Grid, dequantize, round_to_nearest
-from support.models import build_mmdit, parameters, write_folder
+from support.models import build_network, parameters, write_folder
 from support.problems import whole_recipe
 from support.small_tables import VAE
 
@@ -47,7 +47,7 @@ def spec(model):
 def write_blocks(spec, path, grid: Grid) -> None:
     """The file of `optimize_block`, for all blocks at once."""
     tensors, sizes = {}, {}
-    for linear in all_linears(load_mmdit(spec, mx.float32)):
+    for linear in load_network(spec, mx.float32).linears:
         packed = round_to_nearest(linear.module.weight, grid, linear.name)
         for part in ("weight", "scales", "biases"):
             tensors[f"{linear.name}.{part}"] = getattr(packed, part)
@@ -107,14 +107,17 @@ def stock(spec, tmp_path, monkeypatch):
         (snapshot / "config.json").write_text("{}")
         shutil.copy(file, snapshot / model_io._MMDIT[key][key])
         mmdit = model_io.load_mmdit(key=key, model_key=key, low_memory_mode=False)
-        return mmdit, model_io.load_vae_encoder(key=key), model_io.load_vae_decoder(key=key)
+        encoder, decoder = model_io.load_vae_encoder(key=key), model_io.load_vae_decoder(key=key)
+        return DiffusionKitNetwork(mmdit), encoder, decoder
 
     return load
 
 
 def export(config, model, tmp_path, name):
     path = tmp_path / f"{name}.safetensors"
-    export_weights.main(str(config), str(path), model, name)
+    export_weights.main(
+        config=str(config), weights=str(path), model=Model.from_params(model), export=name
+    )
     return path
 
 
@@ -157,10 +160,10 @@ def test_4bit_export_has_the_codes_of_the_checkpoint(
     mmdit, encoder, decoder = stock(FOUR_BIT, path)
     native = load_tensors(config.parent / "model.safetensors", "ditquant.checkpoint_weights")
     values = parameters(load_quantized(spec, config.parent, mx.float32))
-    learned = {linear.path for linear in all_linears(build_mmdit())}
+    learned = {linear.path for linear in build_network().linears}
     rerounded = json.loads(load_metadata(path, KIND)["rerounded"])
-    linears = {linear.path: linear.module for linear in other_linears(mmdit)}
-    linears |= {linear.path: linear.module for linear in all_linears(mmdit)}
+    linears = {linear.path: linear.module for linear in mmdit.other_linears()}
+    linears |= {linear.path: linear.module for linear in mmdit.linears}
     assert sorted(rerounded) == sorted(linears.keys() - learned)
     expected = dict(native)
     for name in rerounded:
@@ -187,12 +190,12 @@ def test_4bit_export_computes_what_its_values_compute(stock, spec, model, checkp
     """One guided step of DiffusionKit's packed model and of the same values in plain linears."""
     path = export(checkpoints["blocks"], model, tmp_path, "diffusionkit-4bit")
     packed = stock(FOUR_BIT, path)[0]
-    plain = load_mmdit(spec, mx.float32)
+    plain = load_network(spec, mx.float32)
     values = parameters(packed)
-    for linear in [*all_linears(packed), *other_linears(packed)]:
+    for linear in [*packed.linears, *packed.other_linears()]:
         values[f"{linear.path}.weight"] = values_of_stock(linear.module)
         del values[f"{linear.path}.scales"], values[f"{linear.path}.biases"]
-    plain.load_weights(list(values.items()))
+    plain.module.load_weights(list(values.items()))
     found, expected = guided_step(packed), guided_step(plain)
     # The same float32 products in another order: 2^-24 each, grown over some 30 layers.
     assert mx.mean((found - expected) ** 2) < 1e-9 * mx.mean(expected**2)
@@ -205,7 +208,7 @@ def test_a_channels_scale_is_repeated(spec, model, tmp_path):
     assert 128 in {entry["group_size"] for entry in sizes.values() if isinstance(entry, dict)}
     tensors = export_checkpoint(spec, config.parent, "diffusionkit-4bit").tensors
     values = parameters(load_quantized(spec, config.parent, mx.float32))
-    for linear in all_linears(build_mmdit()):
+    for linear in build_network().linears:
         name = f"model.diffusion_model.{linear.path}"
         parts = (tensors[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
         stored = mx.dequantize(*parts, 64, 4).astype(mx.float32)
@@ -257,10 +260,10 @@ def test_values_beyond_float16_are_refused(spec, checkpoints, tmp_path):
 
 
 def test_scopes_quantize_what_they_say(spec, checkpoints):
-    network = build_mmdit()
-    learned = {linear.path for linear in all_linears(network)}
-    adaln = {linear.path for linear in other_linears(network, "blocks+adaln")}
-    others = {linear.path for linear in other_linears(network)}
+    network = build_network()
+    learned = {linear.path for linear in network.linears}
+    adaln = {linear.path for linear in network.other_linears("blocks+adaln")}
+    others = {linear.path for linear in network.other_linears()}
     # Two blocks of two streams, and the final layer; 6 more: context, two embedders of two, final.
     assert len(adaln) == 2 * 2 + 1
     assert len(others - adaln) == 6
@@ -314,20 +317,20 @@ def test_inputs_of_other_widths_take_another_group_or_keep_their_precision(tmp_p
 def test_checkpoints_of_every_scope_draw(spec, checkpoints, scope, packed):
     """Dequantized or packed, modulation included: one guided step of the same values."""
     network = load_quantized(spec, checkpoints[scope].parent, mx.float32, packed)
-    reference = load_mmdit(spec, mx.float32)
+    reference = load_network(spec, mx.float32)
     values = parameters(load_quantized(spec, checkpoints[scope].parent, mx.float32))
-    reference.load_weights(list(values.items()))
+    reference.module.load_weights(list(values.items()))
     found, expected = guided_step(network), guided_step(reference)
     # Other orders of summation, and 8-bit values that the kernel does not round to float16.
     assert mx.mean((found - expected) ** 2) < 1e-6 * mx.mean(expected**2)
     if packed:
-        names = dict(tree_flatten(network.parameters()))
+        names = dict(tree_flatten(network.module.parameters()))
         assert names["final_layer.adaLN_modulation.layers.1.weight"].dtype == mx.uint32
 
 
 def test_eight_bits_are_close_to_the_weights(spec):
     """255 steps across each group: a relative error of the order of 1/255."""
-    for linear in other_linears(load_mmdit(spec, mx.float32)):
+    for linear in load_network(spec, mx.float32).other_linears():
         weight = linear.module.weight
         values = dequantize(round_to_nearest(weight, Grid("group", 8, 64)))
         # Uniform rounding: step^2 / 12 with a step of at most range/255, range <= 2 max |w|.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,14 +24,13 @@ from ditquant.finite import ADVICE, check_finite
 from ditquant.models import text
 from ditquant.models.load import load_text_encoder, load_vae_decoder
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import walk_blocks
 from ditquant.network.sampling import decode, sample_euler, sigma_schedule
 from ditquant.weights.block_io import boundary_streams, read_block
 from ditquant.weights.layer_inputs import second_moments
 from ditquant.weights.prefix import streams_after
 from ditquant.weights.velocity_rows import velocity_rows
 from support.block_data import random_trajectory
-from support.models import build_mmdit, write_conditioning, write_folder
+from support.models import build_network, write_conditioning, write_folder
 from support.problems import BLOCKS, full_recipe, make_problem, write_images
 from support.schemes import scheme
 
@@ -40,14 +40,14 @@ HALF = mx.float16
 
 def make_loud(model: nn.Module, name: str = "mm01") -> None:
     """The block's image stream gives 60,000 to GELU, which doubles it on its way: float16 ends."""
-    block = next(block for block in walk_blocks(model) if block.name == name)
-    fc1 = block.streams["img"].mlp.fc1
+    block = model.block(name)
+    fc1 = block.streams["img"].module.mlp.fc1
     fc1.bias = mx.full(fc1.bias.shape, 60_000.0, HALF)
 
 
 def half_model() -> nn.Module:
-    model = build_mmdit(seed=4, dtype=HALF, float16_dtype=HALF)
-    model.set_dtype(HALF)
+    model = build_network(seed=4, dtype=HALF, float16_dtype=HALF)
+    model.module.set_dtype(HALF)
     return model
 
 
@@ -157,7 +157,7 @@ def test_a_quantized_prefix_is_told_by_block(tmp_path):
 
 def test_inputs_of_linears_are_told_by_name(tmp_path):
     problem = make_problem(tmp_path, full_recipe("gptq"), dtype=HALF)
-    fc1 = problem.block.streams["txt"].mlp.fc1
+    fc1 = problem.block.streams["txt"].module.mlp.fc1
     fc1.weight = 1e5 * fc1.weight
     with told("the inputs of mm00.txt.mlp.fc2", "on cached streams"):
         second_moments(problem, problem.train)
@@ -171,8 +171,8 @@ def test_statistics_are_told_by_linear_and_step(trajectory):
 
 
 def test_statistics_beyond_their_range_are_a_message(trajectory):
-    model = build_mmdit(seed=4)
-    fc1 = walk_blocks(model)[0].streams["img"].mlp.fc1
+    model = build_network(seed=4)
+    fc1 = model.blocks[0].streams["img"].module.mlp.fc1
     fc1.bias = mx.full(fc1.bias.shape, 1e12)
     with pytest.raises(UserError, match=r"values of about 1e\+12; statistics end at 2\^30"):
         measure_image(model, random_trajectory(1, STEPS), [0], "tiny", "0000")
@@ -219,12 +219,12 @@ def test_a_variant_is_told_at_the_references_latents(loud, trajectory, tmp_path)
         )  # fmt: skip
     shard = str(write_conditioning(tmp_path / "evaluation-000.safetensors"))
     plan = {
-        "prompts": [{"text": "a", "row": 0}], "seed": 7, "num_steps": STEPS, "cfg_weight": 4.0,
+        "prompts": [{"text": "a", "negative": "", "row": 0}],
+        "seed": 7, "num_steps": STEPS, "cfg_weight": 4.0,
         "image_size": [64, 64], "batch_size": 1,
     }  # fmt: skip
     latents = np.array(trajectory.latents[None, :1])
-    outputs = output_streams(
-        loud, lambda *step: None, read_setting(plan, [shard]), latents, np.array(sigmas), HALF
-    )
+    setting = read_setting(plan, [shard], [Path(shard).name])
+    outputs = output_streams(loud, lambda *step: None, setting, latents, np.array(sigmas), HALF)
     with told("the stream mm01.img", "behind its block at step 1"):
         list(outputs)

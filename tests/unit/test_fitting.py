@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from ditquant.backend import mx
 from ditquant.errors import UserError
 from ditquant.models.shapes import Shape
 from ditquant.models.spec import read_spec
 from ditquant.network.blocks import SCOPES
 from ditquant.planning.fitting import check_channel_group, check_recipe
 from ditquant.planning.recipes import MLX_GROUPS
-from ditquant.weights.grids import Grid, storage_group_size
+from ditquant.weights.grids import Grid, fit_scales
 from ditquant.weights.rotation import mark_rotated
-from support.models import build_mmdit
+from support.models import build_network
 from support.problems import whole_recipe
 
 SMALL = Shape(hidden_size=96, num_heads=2, depth_multimodal=2)
@@ -102,7 +103,7 @@ def test_names_of_many_blocks_are_told_in_short():
 def test_planning_and_packing_agree(width, grid, size):
     linears = {"mm00.img.mlp.fc1": (8, width)}
     try:
-        storage_group_size(Grid(grid, 4, size), width, "x")
+        fit_scales(mx.ones((8, width)), Grid(grid, 4, size))
     except UserError:
         with pytest.raises(UserError, match="do not divide"):
             check_recipe("r", recipe(grid=grid, group_size=size), linears, "x")
@@ -112,7 +113,7 @@ def test_planning_and_packing_agree(width, grid, size):
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
 def test_planning_and_rotating_agree(size):
-    model = build_mmdit(hidden_size=96)
+    model = build_network(hidden_size=96)
     linears = Shape(hidden_size=96, num_heads=2, depth_multimodal=2).block_linears()
     try:
         mark_rotated(model, size)

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from ditquant.backend import mx
 from ditquant.errors import UserError
-from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import all_linears
+from ditquant.network.diffusionkit import load_network
 from ditquant.weights.grids import (
     Grid,
     Scales,
@@ -78,7 +77,7 @@ def test_values_are_exact_in_every_order(bits, group_size, kind):
     weight = gaussian()
     grid = Grid(kind, bits, group_size)
     scales = fit_scales(weight, grid)
-    codes = mx.random.randint(0, grid.levels, weight.shape, key=mx.random.key(1))
+    codes = mx.random.randint(0, 2**grid.bits, weight.shape, key=mx.random.key(1))
     packed = pack(codes, scales)
     stored = dequantize(packed, mx.float16)
     # (q - z) * s in float32, what the learning optimises
@@ -110,8 +109,8 @@ def test_nearest_is_no_worse_than_mlx(bits, group_size):
 
 @pytest.fixture(scope="module")
 def demo_linears():
-    model = load_mmdit(read_spec("demo"), mx.float32)
-    return all_linears(model)[::7]
+    model = load_network(read_spec("demo"), mx.float32)
+    return model.linears[::7]
 
 
 def test_nearest_is_no_worse_than_mlx_on_the_demo_model(demo_linears):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from ditquant.backend import to_numpy
 from ditquant.evaluation.pictures import LATENTS
 from ditquant.evaluation.table import read_summary
 from ditquant.metrics import psnr, relative_error
+from ditquant.models.spec import Model
+from ditquant.network.calibration import Prompt
 from ditquant.plots.evaluation_charts import CHARTS
 from support.models import write_conditioning, write_folder
 
@@ -28,7 +31,7 @@ PROMPT = '  "ein\nStern" 星空 звезда ' + "x" * 2000
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("model"))
-    return {"name": "local", "checkpoint": str(folder), "dtype": "float32"}
+    return Model("local", str(folder), "float32")
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +41,19 @@ def shard(tmp_path_factory):
 
 def draw(folder, model, shard, seed, variant="full"):
     picture, latents = (str(folder / f"{seed}.{kind}") for kind in ("png", "safetensors"))
-    prompt = {"text": PROMPT, "row": 1, "negative": ""}
     generate_image.main(
-        shard, picture, latents, variant, None, None, model, prompt, 4, 3.0, [64, 48], seed
-    )
+        conditioning=shard, picture=picture, latents=latents, variant=variant, model=model,
+        prompt=Prompt(PROMPT, "", row=1), num_steps=4, cfg_weight=3.0, image_size=[64, 48],
+        seed=seed,
+    )  # fmt: skip
     return picture, latents
+
+
+def compare(full, other, shown, numbers, variant, prompt):
+    compare_images.main(
+        full_picture=full[0], full_latents=full[1], picture=other[0], latents=other[1],
+        comparison=str(shown), numbers=numbers, variant=variant, prompt=prompt,
+    )  # fmt: skip
 
 
 def test_an_image_is_drawn_again_byte_by_byte(tmp_path, model, shard):
@@ -60,7 +71,7 @@ def test_an_image_is_drawn_again_byte_by_byte(tmp_path, model, shard):
 def test_comparison_measures_and_shows_two_images(tmp_path, model, shard):
     full, other = draw(tmp_path, model, shard, 3), draw(tmp_path, model, shard, 4)
     numbers, shown = str(tmp_path / "p00.json"), tmp_path / "p00.png"
-    compare_images.main(*full, *other, str(shown), numbers, "rtn-a8", "p00")
+    compare(full, other, shown, numbers, "rtn-a8", "p00")
     found = read_json(numbers, "ditquant.image_difference")
     pixels = [np.asarray(Image.open(picture)) for picture, _ in (other, full)]
     latents = [to_numpy(load_tensors(file, LATENTS)["latents"]) for _, file in (other, full)]
@@ -71,13 +82,13 @@ def test_comparison_measures_and_shows_two_images(tmp_path, model, shard):
     with Image.open(shown) as picture:
         assert picture.width > 3 * 48 * 8
 
-    compare_images.main(*full, *full, str(tmp_path / "same.png"), numbers + "2", "full", "p01")
+    compare(full, full, tmp_path / "same.png", numbers + "2", "full", "p01")
     same = read_json(numbers + "2", "ditquant.image_difference")
     assert same["psnr"] is None
     assert same["latent_relative_error"] == same["max_absolute_difference"] == 0
 
     output = str(tmp_path / "diff_stats.json")
-    summarize_differences.main([numbers, numbers + "2"], output, "rtn-a8")
+    summarize_differences.main(numbers=[numbers, numbers + "2"], stats=output, variant="rtn-a8")
     stats = read_json(output, "ditquant.diff_stats")
     assert [prompt["prompt_id"] for prompt in stats["prompts"]] == ["p00", "p01"]
     assert stats["summary"]["psnr"] == {"median": None, "min": found["psnr"], "max": None}
@@ -87,7 +98,7 @@ def test_comparison_measures_and_shows_two_images(tmp_path, model, shard):
 
 def evaluate(folder, model, shard, variants):
     plan = {
-        "prompts": [{"text": f"caption {row}", "row": row} for row in range(3)],
+        "prompts": [{"text": f"caption {row}", "negative": "", "row": row} for row in range(3)],
         "seed": 1,
         "num_steps": 5,
         "cfg_weight": 3.0,
@@ -96,11 +107,16 @@ def evaluate(folder, model, shard, variants):
     }
     reference, timing = str(folder / "reference.safetensors"), str(folder / "reference.json")
     blocks = str(folder / "reference_blocks.safetensors")
-    draw_reference.main([shard] * 3, reference, blocks, timing, model, plan)
+    what = {
+        "conditioning": [shard], "shards": [Path(shard).name] * 3, "plan": plan,
+        "reference": reference, "model": model,
+    }  # fmt: skip
+    draw_reference.main(**what, blocks=blocks, timing=timing)
     for variant in variants:
         evaluate_variant.main(
-            reference, blocks, timing, [shard] * 3, str(folder / f"{variant}.json"),
-            str(folder / f"{variant}.timing.json"), variant, None, None, model, plan,
+            **what, reference_blocks=blocks, reference_timing=timing, variant=variant,
+            evaluation=str(folder / f"{variant}.json"),
+            timing=str(folder / f"{variant}.timing.json"),
         )  # fmt: skip
 
 
@@ -110,9 +126,9 @@ def test_evaluation_from_reference_to_table(tmp_path, model, shard):
     plots = [tmp_path / "plots" / f"{name}.svg" for name in CHARTS]
     summary = tmp_path / "summary.csv"
     summarize_evaluation.main(
-        [str(tmp_path / f"{variant}.json") for variant in variants],
-        [str(tmp_path / f"{variant}.timing.json") for variant in variants],
-        str(summary), list(map(str, plots)), {},
+        evaluations=[str(tmp_path / f"{variant}.json") for variant in variants],
+        timings=[str(tmp_path / f"{variant}.timing.json") for variant in variants],
+        summary=str(summary), plots=list(map(str, plots)), baselines={},
     )  # fmt: skip
     full, floor = read_summary(summary)
     assert full["variant"] == "full"

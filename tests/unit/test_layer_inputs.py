@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.network.blocks import call_block, set_modulation, shared_input, tapped
+from ditquant.network.blocks import shared_input, tapped
 from ditquant.weights.layer_inputs import sampled_inputs, second_moments
 from support.problems import full_recipe, make_problem
 
@@ -20,13 +20,13 @@ def read_by_hand(problem, row):
     """Linear's name -> its input in one row, (tokens, channels)."""
     seen = {}
     for stream, parameters in zip(problem.block.streams.values(), problem.modulation, strict=True):
-        set_modulation(stream, parameters[row : row + 1])
+        stream.set_modulation(parameters[row : row + 1])
 
     def note(linear, x):
         seen[linear.name] = np.array(x.reshape(-1, x.shape[-1]), np.float64)
 
     with tapped(problem.linears, note):
-        mx.eval(call_block(problem.block, [one[row : row + 1] for one in problem.data.entering]))
+        mx.eval(problem.block([one[row : row + 1] for one in problem.data.entering]))
     return seen
 
 

@@ -22,12 +22,12 @@ from ditquant.activations.velocity_errors import Sensitivity
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.network.blocks import all_linears, shared_input
+from ditquant.network.blocks import shared_input
 from ditquant.planning import settings
 from ditquant.planning.recipes import Recipe
 from ditquant.weights.lsq import ActivationQuantizer, quantize
 from support.activations import statistics
-from support.models import build_mmdit
+from support.models import build_network
 from support.planned import complete
 from support.schemes import fake_quantize, multi_tier, scheme, single_tier
 
@@ -191,7 +191,7 @@ def test_tiers_by_sensitivity_know_learned_ranges(made, weighting):
 
 
 def test_names_are_those_of_the_learning():
-    linears = all_linears(build_mmdit())
+    linears = build_network().linears
     names = {linear.name for linear in linears}
     for linear in linears:
         reader = reader_of(shared_input(linear))

@@ -17,13 +17,14 @@ from ditquant.activations.input_statistics import save_statistics
 from ditquant.activations.observe import measure_image
 from ditquant.artifacts import load_metadata, load_tensors, save_tensors
 from ditquant.backend import mx
-from ditquant.models.load import DTYPES, load_mmdit
+from ditquant.models.load import DTYPES
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_trajectory, save_trajectory
+from ditquant.network.diffusionkit import load_network
 from ditquant.weights import adaround, learning
 from ditquant.weights.block_files import BLOCK_WEIGHTS
 from ditquant.weights.block_io import BLOCK_IO
-from ditquant.weights.learning import Resume, new_state, resume_key
+from ditquant.weights.learning import Resume, State, resume_key
 from ditquant.weights.tuning import Tuner
 from support.block_data import random_trajectory, write_block_io
 from support.models import write_folder
@@ -31,7 +32,7 @@ from support.problems import full_recipe, tuned_recipe
 
 
 def state_of(*values: float):
-    state = new_state([mx.array(values)], mx.array([1.0, 0.0, 0.0, 0.0]))
+    state = State.before([mx.array(values)], mx.array([1.0, 0.0, 0.0, 0.0]))
     state.iteration, state.pending = 7, [0.1, 1 / 3]
     state.history = [{"iteration": 5, "error": 1e-7 / 3}]
     return state
@@ -98,7 +99,7 @@ def model(tmp_path_factory):
 def results(model, tmp_path_factory):
     """A run's folder with all that the two jobs read."""
     folder = tmp_path_factory.mktemp("run") / "results" / "tiny"
-    network = load_mmdit(read_spec("local", model["checkpoint"]), DTYPES["float32"])
+    network = load_network(read_spec("local", model["checkpoint"]), DTYPES["float32"])
     for image in range(3):
         write_block_io(folder / "block_io" / f"{image:04d}.safetensors", network, seed=image)
         trajectory = folder / "calibration" / f"{image:04d}.safetensors"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ditquant.backend import mx
-from ditquant.network.blocks import all_linears, shared_input
+from ditquant.network.blocks import shared_input
 from ditquant.weights import adaround, learning, loss_scale
 from ditquant.weights.grids import Grid, fractional_codes, round_to_nearest
 from ditquant.weights.learning import Resume
@@ -19,7 +19,7 @@ from ditquant.weights.roundings import rtn_codes
 from ditquant.weights.tuning import Tuner, tune
 from ditquant.weights.velocity_rows import velocity_rows
 from support.block_data import random_trajectory
-from support.models import build_mmdit
+from support.models import build_network
 from support.problems import full_recipe, make_problem, tuned_recipe
 
 RECIPE = full_recipe("adaround", iterations=40, batch_size=4, learning_rate=0.1)
@@ -224,11 +224,11 @@ def test_a_block_whose_gradients_always_overflow_is_told(problems):
 
 
 def tuned(dtype, **how):
-    model = build_mmdit(seed=4, depth_multimodal=1, dtype=dtype, float16_dtype=dtype)
-    model.set_dtype(dtype)
+    model = build_network(seed=4, depth_multimodal=1, dtype=dtype, float16_dtype=dtype)
+    model.module.set_dtype(dtype)
     packed = {
         linear.name: round_to_nearest(linear.module.weight, Grid("group", 3, 32))
-        for linear in all_linears(model)
+        for linear in model.linears
     }
     rows = velocity_rows(model, [random_trajectory(seed, 2, dtype) for seed in range(4)], 1)
     recipe = tuned_recipe(

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from ditquant.activations.input_statistics import merge, save_statistics
-from ditquant.activations.observe import measure_image, measured_steps
+from ditquant.activations.observe import measure_image
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.network.blocks import all_linears, tapped
+from ditquant.network.blocks import tapped
 from ditquant.network.calibration import Conditioning, Trajectory
-from ditquant.network.sampling import predict, sigma_schedule
+from ditquant.network.sampling import predict, sigma_schedule, strided_steps
 from support.activations import count_bins
-from support.models import build_mmdit
+from support.models import build_network
 
 STEPS = [0, 2, 4]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=5)
+    return build_network(seed=5)
 
 
 def trajectory(seed: int) -> Trajectory:
@@ -44,7 +44,7 @@ def measured(model):
 def inputs_at(model, path: Trajectory, step: int) -> dict[str, np.ndarray]:
     """Every linear's input at one step, kept whole."""
     kept = {}
-    with tapped(all_linears(model), lambda linear, x: kept.update({linear.name: x})):
+    with tapped(model.linears, lambda linear, x: kept.update({linear.name: x})):
         output = predict(
             model, path.latents[step : step + 1], path.sigmas[step], path.timesteps[step],
             path.conditioning.tokens, path.conditioning.pooled, path.cfg_weight,
@@ -54,12 +54,12 @@ def inputs_at(model, path: Trajectory, step: int) -> dict[str, np.ndarray]:
 
 
 def test_measured_steps_start_at_the_first():
-    assert measured_steps(50, 20) == [0, 20, 40]
-    assert measured_steps(5, 1) == [0, 1, 2, 3, 4]
+    assert strided_steps(50, 20) == [0, 20, 40]
+    assert strided_steps(5, 1) == [0, 1, 2, 3, 4]
 
 
 def test_every_linear_is_measured_and_shared_inputs_once(model, measured):
-    names = [linear.name for linear in all_linears(model)]
+    names = [linear.name for linear in model.linears]
     assert list(measured.input_of) == names
     assert measured.input_of["mm00.img.attn.v_proj"] == "mm00.img.attn.q_proj"
     assert measured.input_of["mm01.txt.attn.k_proj"] == "mm01.txt.attn.q_proj"
@@ -98,7 +98,7 @@ def test_sigmas_are_those_of_the_measured_steps(measured):
 
 
 def test_the_model_is_left_as_it_was(model, measured):
-    assert all(type(linear.module).__name__ == "Linear" for linear in all_linears(model))
+    assert all(type(linear.module).__name__ == "Linear" for linear in model.linears)
 
 
 def test_one_job_for_all_images_equals_one_job_an_image(model, measured, tmp_path):
@@ -109,7 +109,7 @@ def test_one_job_for_all_images_equals_one_job_an_image(model, measured, tmp_pat
     # One job that goes through all images, against files of single images merged in another order.
     save_statistics(tmp_path / "one.safetensors", merge([merge([measured, others[0]]), others[1]]))
     again = [
-        measure_image(build_mmdit(seed=5), trajectory(number), STEPS, "tiny", f"{number:04d}")
+        measure_image(build_network(seed=5), trajectory(number), STEPS, "tiny", f"{number:04d}")
         for number in (2, 0, 1)
     ]
     save_statistics(tmp_path / "many.safetensors", merge(again))
@@ -123,8 +123,8 @@ def test_watching_a_unified_block_changes_nothing(parallel):
     """DiffusionKit writes to fc2's bias there: the write must reach the linear itself."""
     outputs, seen = [], set()
     for watched in (False, True):
-        model = build_mmdit(depth_unified=1, parallel_mlp_for_unified_blocks=parallel)
-        linears = all_linears(model)
+        model = build_network(depth_unified=1, parallel_mlp_for_unified_blocks=parallel)
+        linears = model.linears
         with tapped(linears if watched else [], lambda linear, x: seen.add(linear.name)):
             path = trajectory(0)
             outputs.append(
@@ -143,8 +143,8 @@ def test_watching_a_unified_block_changes_nothing(parallel):
 
 
 def test_an_overflow_is_a_message(model):
-    broken = build_mmdit(seed=5)
-    module = broken.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc1
+    broken = build_network(seed=5)
+    module = broken.module.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc1
     module.bias = mx.full(module.bias.shape, float("inf"))
     with pytest.raises(UserError, match=r"infinity in the inputs of mm00\.img\.mlp\.fc2 at step 1"):
         measure_image(broken, trajectory(0), [0], "tiny", "0000")

@@ -15,7 +15,7 @@ from ditquant.weights.reconstruct import (
 )
 from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
-from support.models import build_mmdit
+from support.models import build_network
 from support.plain_adaround import plain_loop, starts
 from support.problems import full_recipe
 
@@ -24,7 +24,7 @@ RECIPE = full_recipe("adaround", iterations=40, batch_size=4, learning_rate=0.04
 
 def test_the_plain_loop_chooses_the_same_codes(tmp_path):
     """The same mathematics: at most a few weights that stand between two codes end elsewhere."""
-    model = build_mmdit(seed=4)
+    model = build_network(seed=4)
     files = [write_block_io(tmp_path / f"{i}.safetensors", model, seed=i) for i in range(3)]
     data = read_block(files, ["mm00", "mm01"], "mm00")
     problem = block_problem(model, "mm00", data, RECIPE)

@@ -8,18 +8,17 @@ import pytest
 
 from ditquant.artifacts import save_tensors
 from ditquant.backend import mx
-from ditquant.network.blocks import call_block, set_modulation, walk_blocks, walk_linears
-from ditquant.weights.block_io import positional_encodings, read_block
+from ditquant.weights.block_io import read_block
 from ditquant.weights.grids import Grid, fit_scales, fractional_codes, nearest_codes, pack
 from ditquant.weights.prefix import prefix_streams, streams_after
-from support.models import build_mmdit
+from support.models import build_network
 from support.problems import behind_noise, write_images
 
 
 def flux_like():
     from diffusionkit.mlx.config import PositionalEncoding
 
-    return build_mmdit(
+    return build_network(
         depth_unified=2,
         pos_embed_type=PositionalEncoding.PreSDPARope,
         rope_axes_dim=[8, 12, 12],
@@ -29,9 +28,9 @@ def flux_like():
 
 
 def packed_linears(model, block):
-    own = next(one for one in walk_blocks(model) if one.name == block)
+    own = model.block(block)
     packed = {}
-    for linear in walk_linears(own):
+    for linear in own.linears:
         weight = linear.module.weight
         scales = fit_scales(weight, Grid("group", 3, 32), linear.name)
         packed[linear.name] = pack(nearest_codes(fractional_codes(weight, scales), 8), scales)
@@ -40,19 +39,19 @@ def packed_linears(model, block):
 
 def by_hand(model, block, data, packed):
     """The block's outputs row by row, its weights dequantized by MLX itself."""
-    own = next(one for one in walk_blocks(model) if one.name == block)
-    for linear in walk_linears(own):
+    own = model.block(block)
+    for linear in own.linears:
         one = packed[linear.name]
         linear.module.weight = mx.dequantize(
             one.weight, one.scales, one.biases, one.group_size, one.bits
         ).astype(mx.float32)
-    positions = positional_encodings(model, data)
+    positions = model.positional_encodings(data.latent_size, data.text_tokens)
     rows = []
     for row in range(len(data.modulation)):
         for stream in own.streams.values():
-            set_modulation(stream, stream.adaLN_modulation(data.modulation[row : row + 1]))
+            stream.set_modulation(stream.modulation(data.modulation[row : row + 1]))
         streams = [stream[row : row + 1] for stream in data.entering]
-        rows.append(call_block(own, streams, positions))
+        rows.append(own(streams, positions))
         mx.eval(rows[-1])
     return [mx.concatenate(column) for column in zip(*rows, strict=True)]
 
@@ -64,12 +63,12 @@ def near(one, other):
 
 @pytest.mark.parametrize("noisy", [False, True])
 def test_streams_are_those_of_the_dequantized_block(tmp_path, noisy):
-    model = build_mmdit(seed=4)
+    model = build_network(seed=4)
     data = read_block(write_images(tmp_path, model, 3), ["mm00", "mm01"], "mm00")
     data = behind_noise(data) if noisy else data
     packed = packed_linears(model, "mm00")
     streams = streams_after(model, "mm00", "mm01", data, packed, {})
-    image, text = by_hand(build_mmdit(seed=4), "mm00", data, packed)
+    image, text = by_hand(build_network(seed=4), "mm00", data, packed)
     assert near(streams[0], image)
     assert near(streams[1], text)
     # Three bits are seen: the streams are not those of the full-precision block.
@@ -88,7 +87,7 @@ def write_weights(path, packed):
 
 def test_the_last_block_reads_what_all_before_it_give(tmp_path):
     names = ["mm00", "mm01", "mm02"]
-    model = build_mmdit(seed=4, depth_multimodal=3)
+    model = build_network(seed=4, depth_multimodal=3)
     files = write_images(tmp_path, model, 2)
     packed = [packed_linears(model, name) for name in names[:2]]
     weights = [write_weights(tmp_path / f"w{n}.safetensors", one) for n, one in enumerate(packed)]
@@ -97,7 +96,7 @@ def test_the_last_block_reads_what_all_before_it_give(tmp_path):
     assert following.entering is prefix
     assert not near(prefix[0], following.inputs[0])
 
-    fresh = build_mmdit(seed=4, depth_multimodal=3)
+    fresh = build_network(seed=4, depth_multimodal=3)
     data = read_block(files, names, "mm00")
     first = by_hand(fresh, "mm00", data, packed[0])
     second = by_hand(fresh, "mm01", replace(data, prefix=tuple(first)), packed[1])
@@ -106,7 +105,7 @@ def test_the_last_block_reads_what_all_before_it_give(tmp_path):
 
 
 def test_a_block_with_full_weights_gives_what_was_stored(tmp_path):
-    model = build_mmdit(seed=4)
+    model = build_network(seed=4)
     data = read_block(write_images(tmp_path, model, 3), ["mm00", "mm01"], "mm00")
     streams = streams_after(model, "mm00", "mm01", data, {}, {})
     assert near(streams[0], data.targets[0])
@@ -114,21 +113,21 @@ def test_a_block_with_full_weights_gives_what_was_stored(tmp_path):
 
 
 def test_parameters_that_balancing_changed_are_read(tmp_path):
-    model = build_mmdit(seed=4)
+    model = build_network(seed=4)
     data = read_block(write_images(tmp_path, model, 2), ["mm00", "mm01"], "mm00")
     path = "multimodal_transformer_blocks.0.image_transformer_block.mlp.fc2.bias"
-    bias = model.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc2.bias
+    bias = model.module.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc2.bias
     plain = streams_after(model, "mm00", "mm01", data, {}, {})
     moved = streams_after(model, "mm00", "mm01", data, {}, {path: bias + 1.0})
-    (block, _) = walk_blocks(model)
-    gate = block.streams["img"].adaLN_modulation(data.modulation)[..., -64:]
+    (block, _) = model.blocks
+    gate = block.streams["img"].modulation(data.modulation)[..., -64:]
     assert near(moved[0] - plain[0], mx.broadcast_to(gate, plain[0].shape))
     assert near(moved[1], plain[1])
 
 
 def test_text_goes_before_the_image_into_a_unified_block(tmp_path):
     model = flux_like()
-    names = [block.name for block in walk_blocks(model)]
+    names = [block.name for block in model.blocks]
     files = write_images(tmp_path, model, 2)
     data = read_block(files, names, "mm01")
     streams = streams_after(model, "mm01", "uni00", data, {}, {})

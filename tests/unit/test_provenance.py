@@ -21,7 +21,7 @@ from ditquant.backend import mx
 from ditquant.errors import UserError
 from ditquant.job import job
 from ditquant.provenance import (
-    Together,
+    Lineage,
     check_alike,
     check_inputs,
     check_options,
@@ -143,11 +143,11 @@ def test_damaged_and_exchanged_files_are_told_as_such(run, name):
 
 def test_files_of_one_piece_pass(run):
     files = chain(run)
-    together = Together(run)
+    together = Lineage(run)
     assert together.check(files[-1])["rule"] == "evaluation"
     assert together.model == {"name": "demo", "dtype": "float32", "identity": "a"}
     files[0].unlink()  # the streams may be deleted when the blocks are done
-    Together(run).check(files[-1])
+    Lineage(run).check(files[-1])
 
 
 def test_a_source_exchanged_far_back_is_named(run):
@@ -155,7 +155,7 @@ def test_a_source_exchanged_far_back_is_named(run):
     with making("stream", PARAMS, []):
         write(stream, 2.0)
     with pytest.raises(UserError) as error:
-        Together(run).check(evaluation)
+        Lineage(run).check(evaluation)
     assert f"{block} was made from another {stream} than the one that is there" in str(error.value)
 
 

@@ -19,7 +19,7 @@ from ditquant.weights.reconstruct import block_problem
 from ditquant.weights.rounding import hard_codes
 from ditquant.weights.roundings import Proposal, rtn_codes
 from support.block_data import write_block_io
-from support.models import build_mmdit
+from support.models import build_network
 from support.problems import full_recipe, make_problem
 
 RTN = full_recipe("rtn", holdout=0.3)
@@ -28,7 +28,7 @@ ADAROUND = full_recipe("adaround", holdout=0.3)
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory):
-    model = build_mmdit(seed=4)
+    model = build_network(seed=4)
     folder = tmp_path_factory.mktemp("block_io")
     files = [write_block_io(folder / f"{i}.safetensors", model, seed=i) for i in range(4)]
     data = read_block(files, ["mm00", "mm01"], "mm01")

@@ -12,13 +12,13 @@ import pytest
 from ditquant.artifacts import save_tensors
 from ditquant.backend import import_diffusionkit, mx
 from ditquant.errors import UserError
-from ditquant.models.load import load_mmdit, load_vae_decoder, load_vae_encoder, mmdit_config
+from ditquant.models.load import load_vae_decoder, load_vae_encoder, mmdit_config
 from ditquant.models.spec import PUBLISHED, read_spec
 from ditquant.models.text import encode_texts
-from ditquant.network.blocks import all_linears, modulated_modules, walk_blocks, walk_linears
+from ditquant.network.diffusionkit import empty_network, load_network
 from support.models import (
     TEXT,
-    build_mmdit,
+    build_network,
     build_small_sd3,
     parameters,
     small_sd3,
@@ -54,7 +54,7 @@ def sd3(files, monkeypatch):
 
 
 def test_local_file_and_offline_cache_load_through_diffusionkits_loaders(sd3):
-    model = load_mmdit(sd3, mx.float32)
+    model = load_network(sd3, mx.float32)
     expected = parameters(build_small_sd3(0))
     loaded = parameters(model)
     assert loaded.keys() == expected.keys()
@@ -94,10 +94,10 @@ def test_real_configuration_has_the_names_and_shapes_that_the_tracks_touch():
     spec = PUBLISHED["sd3-medium"]
     config = mmdit_config(spec)
     assert (config.depth_multimodal, config.depth_unified) == (24, 0)
-    model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(config)
-    blocks = walk_blocks(model)
+    model = empty_network(spec)
+    blocks = model.blocks
     assert [block.name for block in blocks] == spec.block_names
-    linears = {linear.name: linear for linear in all_linears(model)}
+    linears = {linear.name: linear for linear in model.linears}
     assert len(linears) == 285
     shapes = {name: tensor.shape for name, tensor in parameters(model).items()}
     width = 1536
@@ -108,22 +108,23 @@ def test_real_configuration_has_the_names_and_shapes_that_the_tracks_touch():
         assert (f"{linear.path}.bias" in shapes) == (linear.attribute != "k_proj"), name
     last = {name for name in linears if name.startswith("mm23.txt")}
     assert last == {f"mm23.txt.attn.{part}_proj" for part in "qkv"}
-    assert len(walk_linears(blocks[22])) == 12
-    assert len(modulated_modules(model)) == 49
-    modulations = [m.adaLN_modulation.layers[1].weight.shape[0] for m in modulated_modules(model)]
+    assert len(blocks[22].linears) == 12
+    given = [linear.module.weight.shape[0] for linear in model.other_linears("blocks+adaln")]
+    modulations = sorted(given, reverse=True)
+    assert len(modulations) == 49
     assert modulations == [6 * width] * 47 + [2 * width] * 2
 
 
 def test_unified_blocks_and_qk_norm_are_walked():
-    model = build_mmdit(depth_unified=2, use_qk_norm=True, depth_multimodal=2)
-    blocks = walk_blocks(model)
+    model = build_network(depth_unified=2, use_qk_norm=True, depth_multimodal=2)
+    blocks = model.blocks
     assert [block.name for block in blocks] == ["mm00", "mm01", "uni00", "uni01"]
-    names = [linear.name for linear in walk_linears(blocks[-1])]
+    names = [linear.name for linear in blocks[-1].linears]
     projections = [f"uni01.attn.{part}_proj" for part in "qkvo"]
     assert names == [*projections, "uni01.mlp.fc1", "uni01.mlp.fc2"]
-    assert len(all_linears(model)) == 2 * 12 + 2 * 6  # with unified blocks no stream is dropped
-    for linear in all_linears(model):
-        module = model
+    assert len(model.linears) == 2 * 12 + 2 * 6  # with unified blocks no stream is dropped
+    for linear in model.linears:
+        module = model.module
         for part in linear.path.split("."):
             module = module[int(part)] if part.isdigit() else getattr(module, part)
         assert module is linear.module
@@ -142,7 +143,7 @@ def test_loading_leaves_diffusionkits_tables_as_they_were(sd3):
     model_io = importlib.import_module("diffusionkit.mlx.model_io")
     before = {name: dict(getattr(model_io, name)) for name in ("_MMDIT", "_CONFIG", "_PREFIX")}
     config = dataclasses.replace(model_io._CONFIG[SD3])
-    load_mmdit(sd3, mx.float32)
+    load_network(sd3, mx.float32)
     assert {name: getattr(model_io, name) for name in before} == before
     assert model_io._CONFIG[SD3] == config
     assert TEXT in model_io._MODELS
@@ -157,27 +158,27 @@ def test_truncated_checkpoint_is_named(sd3, tmp_path):
     with short.open("r+b") as file:
         file.truncate(short.stat().st_size - 1000)
     with pytest.raises(UserError, match="truncated"):
-        load_mmdit(dataclasses.replace(sd3, checkpoint=short), mx.float32)
+        load_network(dataclasses.replace(sd3, checkpoint=short), mx.float32)
 
 
 def test_foreign_checkpoint_is_named(sd3, tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_tensors(foreign, {"layers.0.weight": mx.zeros((4, 4))}, "ditquant.model_weights")
     with pytest.raises(UserError, match=r"foreign\.safetensors is no checkpoint of sd3-medium"):
-        load_mmdit(dataclasses.replace(sd3, checkpoint=foreign), mx.float32)
+        load_network(dataclasses.replace(sd3, checkpoint=foreign), mx.float32)
 
 
 def test_checkpoint_of_another_size_is_named(sd3, tmp_path):
     other = write_folder(tmp_path / "other") / "tiny.safetensors"
     with pytest.raises(UserError, match="is no checkpoint of sd3-medium"):
-        load_mmdit(dataclasses.replace(sd3, checkpoint=other), mx.float32)
+        load_network(dataclasses.replace(sd3, checkpoint=other), mx.float32)
 
 
 def test_a_page_instead_of_a_checkpoint_is_named(sd3, tmp_path):
     page = tmp_path / "sd3_medium.safetensors"
     page.write_text("<html>Access to this model is restricted</html>")
     with pytest.raises(UserError, match="truncated or no safetensors"):
-        load_mmdit(dataclasses.replace(sd3, checkpoint=page), mx.float32)
+        load_network(dataclasses.replace(sd3, checkpoint=page), mx.float32)
 
 
 def test_gated_model_says_how_to_log_in(sd3, monkeypatch):
@@ -191,18 +192,18 @@ def test_gated_model_says_how_to_log_in(sd3, monkeypatch):
 
     monkeypatch.setattr(model_io, "hf_hub_download", refuse)
     with pytest.raises(UserError, match=r"gated: accept its licence .*hf auth login"):
-        load_mmdit(dataclasses.replace(sd3, checkpoint=None), mx.float32)
+        load_network(dataclasses.replace(sd3, checkpoint=None), mx.float32)
 
 
 def test_offline_without_the_file_says_so(sd3):
     with pytest.raises(UserError, match="not in the local cache"):
-        load_mmdit(dataclasses.replace(sd3, checkpoint=None), mx.float32)
+        load_network(dataclasses.replace(sd3, checkpoint=None), mx.float32)
 
 
 def test_float16_load_gives_the_files_bits(sd3):
-    model = load_mmdit(sd3, mx.float16)
+    model = load_network(sd3, mx.float16)
     stored = mx.load(str(sd3.checkpoint))
     weight = stored["model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight"]
     assert mx.array_equal(
-        model.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc1.weight, weight
+        model.module.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc1.weight, weight
     )

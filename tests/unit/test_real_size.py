@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ditquant.backend import mx
-from ditquant.models.load import load_mmdit, load_text_encoder, load_vae_decoder
+from ditquant.models.load import load_text_encoder, load_vae_decoder
 from ditquant.models.spec import read_spec
+from ditquant.network.diffusionkit import load_network
 from support.models import parameters, small_sd3
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def written(benchmark, tmp_path, monkeypatch):
 
 def test_the_model_loads_as_a_published_one(written):
     writer, spec = written
-    model = load_mmdit(spec, mx.float16)
+    model = load_network(spec, mx.float16)
     found = parameters(model)
     assert all(mx.all(mx.isfinite(tensor)).item() for tensor in found.values())
     biases = {name: bias for name, bias in found.items() if name.endswith("mlp.fc1.bias")}

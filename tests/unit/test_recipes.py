@@ -26,7 +26,6 @@ OTHER = {
 }  # fmt: skip
 NEEDS = {
     "damping": {"start": "gptq"}, "activation_bits": {"balance": "csb"},
-    "other_bits": {"quantize": "all"},
     **{key: {"tune_iterations": 5} for key in OTHER if key.startswith("tune_")},
 }  # fmt: skip
 
@@ -88,10 +87,6 @@ def test_a_default_that_nothing_reads_is_told_too(value):
             {"rounding": "rtn", "tune_iterations": 0, "tune_stride": 2},
             "tune_stride: rtn reads it only with tune_iterations above 0.",
         ),
-        (
-            {"rounding": "rtn", "other_bits": 4},
-            "other_bits: rtn reads it only with quantize: blocks+adaln or all.",
-        ),
     ],
 )
 def test_an_option_that_is_read_only_with_another_is_told(given, line):
@@ -119,6 +114,14 @@ def test_only_what_is_read_is_kept():
     assert not any(key.startswith("tune_") for key in read(rounding="rtn", tune_iterations=0))
     tuned = read(rounding="rtn", tune_iterations=9)
     assert (tuned["tune_iterations"], tuned["tune_rows_at_once"]) == (9, 2)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_complete_configuration_is_a_configuration(rounding):
+    """As a report shows it, for example."""
+    for some in ({}, {"tune_iterations": 5}):
+        once = read(rounding=rounding, **some)
+        assert read(**once) == once
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

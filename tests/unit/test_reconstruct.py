@@ -20,13 +20,13 @@ from ditquant.weights.reconstruct import (
 )
 from ditquant.weights.roundings import rtn_codes
 from support.block_data import write_block_io
-from support.models import build_mmdit, parameters
+from support.models import build_network, parameters
 from support.problems import full_recipe
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=4)
+    return build_network(seed=4)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def test_an_error_in_float16_is_that_in_float32(tmp_path):
     """8 bits leave less than what float16 rounds away inside of a block, which must not count."""
     errors, noise = {}, 0.0
     for dtype in (mx.float16, mx.float32):
-        network = build_mmdit(seed=4)
-        network.set_dtype(mx.float16)
-        network.set_dtype(dtype)
+        network = build_network(seed=4)
+        network.module.set_dtype(mx.float16)
+        network.module.set_dtype(dtype)
         file = write_block_io(tmp_path / f"{dtype}.safetensors", network, seed=1, dtype=dtype)
         data = read_block([file], ["mm00", "mm01"], "mm00")
         # The small model's time embedding is float32's, and makes float32 of all behind it.

@@ -17,9 +17,9 @@ from ditquant.checkpoints.exports import export_checkpoint
 from ditquant.checkpoints.packed_blocks import blocks_unpacked
 from ditquant.checkpoints.quantized import PackedLinear
 from ditquant.errors import UserError
-from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import all_linears, shared_input, tapped
+from ditquant.network.blocks import shared_input, tapped
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import predict
 from ditquant.planning import settings
 from ditquant.weights.grids import Grid, dequantize, round_to_nearest
@@ -35,7 +35,7 @@ from ditquant.weights.rotation import (
     unrotated,
 )
 from support.block_data import random_trajectory
-from support.models import build_mmdit, parameters, write_folder
+from support.models import build_network, parameters, write_folder
 from support.problems import full_recipe, make_problem, whole_recipe
 from support.schemes import fake_quantize
 
@@ -52,12 +52,12 @@ def spec(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(spec):
-    return load_mmdit(spec, mx.float32)
+    return load_network(spec, mx.float32)
 
 
 @pytest.fixture
 def turned(spec):
-    model = load_mmdit(spec, mx.float32)
+    model = load_network(spec, mx.float32)
     rotate(model, SIZE)
     return model
 
@@ -117,17 +117,17 @@ def test_a_rotated_model_computes_the_same_under_the_same_names(plain, turned):
         name: one.shape for name, one in after.items()
     }
     changed = {name for name in before if not mx.array_equal(before[name], after[name])}
-    assert changed == {f"{linear.path}.weight" for linear in all_linears(plain)}
+    assert changed == {f"{linear.path}.weight" for linear in plain.linears}
     expected = velocity(plain)
     assert mx.allclose(velocity(turned), expected, rtol=0, atol=CLOSE * mx.abs(expected).max())
 
 
 def test_a_model_in_half_precision_stays_close(spec):
     """Rotated weights are rounded once, and what a linear reads at most twice: 2^-11 each."""
-    plain = load_mmdit(spec, mx.float16)
+    plain = load_network(spec, mx.float16)
     expected = velocity(plain).astype(mx.float32)
     rotate(plain, SIZE)
-    assert all(linear.module.weight.dtype == mx.float16 for linear in all_linears(plain))
+    assert all(linear.module.weight.dtype == mx.float16 for linear in plain.linears)
     error = velocity(plain).astype(mx.float32) - expected
     # A few roundings in each of two blocks' six layers, in energy.
     assert mx.mean(error**2) < 100 * 2**-22 * mx.mean(expected**2)
@@ -137,12 +137,12 @@ def test_none_rotates_nothing(plain):
     before = {name: mx.array(one) for name, one in parameters(plain).items()}
     rotate(plain, None)
     assert all(mx.array_equal(one, before[name]) for name, one in parameters(plain).items())
-    assert not any(isinstance(linear.module, RotatedLinear) for linear in all_linears(plain))
+    assert not any(isinstance(linear.module, RotatedLinear) for linear in plain.linears)
 
 
 def seen_by(model: nn.Module) -> dict[str, mx.array]:
     seen: dict[str, mx.array] = {}
-    with tapped(all_linears(model), lambda linear, x: seen.update({linear.name: x})):
+    with tapped(model.linears, lambda linear, x: seen.update({linear.name: x})):
         mx.eval(velocity(model), seen)
     return seen
 
@@ -150,7 +150,7 @@ def seen_by(model: nn.Module) -> dict[str, mx.array]:
 def test_taps_see_rotated_inputs_and_readers_of_one_array_the_same(plain, turned):
     own, found = seen_by(plain), seen_by(turned)
     by_input: dict[str, mx.array] = {}
-    for linear in all_linears(turned):
+    for linear in turned.linears:
         x = found[linear.name]
         expected = rotated(own[linear.name], SIZE)
         assert mx.allclose(x, expected, rtol=0, atol=CLOSE * mx.abs(expected).max()), linear.name
@@ -160,7 +160,7 @@ def test_taps_see_rotated_inputs_and_readers_of_one_array_the_same(plain, turned
 
 
 def test_what_a_tap_returns_is_multiplied_without_another_rotation(turned):
-    linears = all_linears(turned)
+    linears = turned.linears
     expected = velocity(turned)
     for depth in (1, 2):
         with tapped(linears, lambda linear, x: x + 0):
@@ -186,7 +186,7 @@ def test_an_array_is_rotated_once_for_its_readers_and_let_go():
 @pytest.mark.parametrize("size", [48, 128, 1])
 def test_a_size_that_does_not_divide_is_a_message(spec, size):
     with pytest.raises(UserError, match=f"rotation: {size} does not divide the 64 inputs of mm00"):
-        rotate(load_mmdit(spec, mx.float32), size)
+        rotate(load_network(spec, mx.float32), size)
 
 
 def test_outliers_of_single_channels_are_spread():
@@ -255,7 +255,7 @@ def test_learned_roundings_work_in_the_rotated_basis(tmp_path, options):
 @pytest.fixture
 def checkpoint(tmp_path, spec, turned):
     """4 bits for all linears but one, which keeps its precision and its rotated weight."""
-    linears = all_linears(turned)
+    linears = turned.linears
     packed = {
         linear.name: round_to_nearest(linear.module.weight, Grid("group", 4, 32), linear.name)
         for linear in linears[1:]
@@ -280,7 +280,7 @@ def test_a_checkpoint_is_rotated_packed_or_not(spec, turned, checkpoint):
     close = {"rtol": 0, "atol": 1e-4 * mx.abs(expected).max()}
     assert mx.allclose(velocity(load_quantized(spec, checkpoint, mx.float32)), expected, **close)
     native = load_quantized(spec, checkpoint, mx.float32, packed=True)
-    kinds = {type(linear.module) for linear in all_linears(native)}
+    kinds = {type(linear.module) for linear in native.linears}
     assert kinds == {RotatedLinear, PackedLinear}
     assert mx.allclose(velocity(native), expected, **close)
     with blocks_unpacked(native):
@@ -293,7 +293,7 @@ def test_a_checkpoint_is_rotated_packed_or_not(spec, turned, checkpoint):
 def test_the_float16_export_is_turned_back_and_the_packed_one_refused(spec, turned, checkpoint):
     exported = export_checkpoint(spec, checkpoint, "diffusionkit-fp16")
     name = next(name for name in exported.tensors if name.endswith("x_block.mlp.fc2.weight"))
-    module = turned.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc2
+    module = turned.module.multimodal_transformer_blocks[0].image_transformer_block.mlp.fc2
     expected = unrotated(module.weight, SIZE)
     assert mx.allclose(exported.tensors[name].astype(mx.float32), expected, rtol=2**-10, atol=1e-6)
     with pytest.raises(UserError, match="rotates no inputs: export diffusionkit-fp16"):
@@ -301,9 +301,9 @@ def test_the_float16_export_is_turned_back_and_the_packed_one_refused(spec, turn
 
 
 def test_weights_that_are_rotated_already_are_only_marked(spec, turned):
-    model = load_mmdit(spec, mx.float32)
+    model = load_network(spec, mx.float32)
     mark_rotated(model, SIZE)
-    model.load_weights(list(parameters(turned).items()))
+    model.module.load_weights(list(parameters(turned).items()))
     assert mx.array_equal(velocity(model), velocity(turned))
 
 
@@ -324,7 +324,7 @@ def test_balancing_and_rotation_do_not_go_together(options, what):
 def test_unified_blocks_are_rotated_too():
     outputs = []
     for size in (None, 16):
-        model = build_mmdit(depth_unified=1, parallel_mlp_for_unified_blocks=True, seed=6)
+        model = build_network(depth_unified=1, parallel_mlp_for_unified_blocks=True, seed=6)
         rotate(model, size)
         outputs.append(velocity(model))
     assert mx.allclose(outputs[1], outputs[0], rtol=0, atol=CLOSE * mx.abs(outputs[0]).max())

@@ -7,12 +7,13 @@ import pytest
 
 from ditquant.backend import mx
 from ditquant.weights.grids import SCALE_DTYPE, Grid, fit_scales, fractional_codes
-from ditquant.weights.rounding import bits_of, soft_line
-from ditquant.weights.rounding_kernels import (
+from ditquant.weights.rounding import (
     ADAM_DECAY,
     ADAM_EPSILON,
     adam_step,
     advance,
+    bits_of,
+    soft_line,
     softening,
     stored_line,
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditquant.backend import mx
-from ditquant.network.blocks import shared_input, walk_linears
+from ditquant.network.blocks import shared_input
 from ditquant.weights import adaround
 from ditquant.weights.gptq import gptq_codes
 from ditquant.weights.grids import fractional_codes, nearest_codes, unpack_codes
@@ -142,13 +142,13 @@ def test_layers_have_bits_of_their_own_or_none(tmp_path):
     patterns = {"*.fc2": 6, "*.txt.*": "full", "mm00.txt.mlp.fc1": 8}
     recipe = full_recipe("adaround", iterations=5, layers=patterns)
     own = make_problem(tmp_path, recipe)
-    before = {linear.name: linear.module.weight for linear in walk_linears(own.block)}
+    before = {linear.name: linear.module.weight for linear in own.block.linears}
     result = quantize_block(own, recipe, seed=1)
     expected = {f"mm00.img.attn.{place}_proj": 4 for place in "qkvo"}
     expected |= {"mm00.img.mlp.fc1": 4, "mm00.img.mlp.fc2": 6, "mm00.txt.mlp.fc1": 8}
     assert {name: packed.bits for name, packed in result.packed.items()} == expected
     assert {name: row["bits"] for name, row in result.document["linears"].items()} == expected
-    for linear in walk_linears(own.block):
+    for linear in own.block.linears:
         assert mx.array_equal(linear.module.weight, before[linear.name]), linear.name
 
 

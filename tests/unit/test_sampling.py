@@ -8,23 +8,16 @@ from types import SimpleNamespace
 import pytest
 
 from ditquant.backend import import_diffusionkit, mx
-from ditquant.network import sampling
-from ditquant.network.blocks import ANY_TIMESTEP, modulated_modules
-from ditquant.network.sampling import (
-    initial_latents,
-    modulate,
-    predict,
-    sample_euler,
-    sigma_schedule,
-)
-from support.models import build_mmdit, parameters
+from ditquant.network import diffusionkit
+from ditquant.network.sampling import initial_latents, predict, sample_euler, sigma_schedule
+from support.models import build_network, parameters
 
 STEPS = 5
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=3)
+    return build_network(seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +30,8 @@ def reference(model, conditioning, pooled, cfg_weight, seed, dtype):
     """DiffusionKit's own `denoise_latents` around its own `sample_euler`."""
     kit = import_diffusionkit()
     pipeline = object.__new__(kit.DiffusionPipeline)
-    model.clear_modulation_params_cache()
-    pipeline.mmdit = model
+    model.module.clear_modulation_params_cache()
+    pipeline.mmdit = model.module
     pipeline.activation_dtype = dtype
     pipeline.sampler = kit.ModelSamplingDiscreteFlow(shift=3.0)
     pipeline.latent_format = kit.SD3LatentFormat()
@@ -48,7 +41,7 @@ def reference(model, conditioning, pooled, cfg_weight, seed, dtype):
     latents, _ = pipeline.denoise_latents(
         conditioning, pooled, STEPS, cfg_weight, latent_size=(8, 8), seed=seed
     )
-    model.clear_modulation_params_cache()
+    model.module.clear_modulation_params_cache()
     return latents
 
 
@@ -81,7 +74,8 @@ def test_sampling_leaves_the_weights_alone(model, conditioning):
     sigmas = sigma_schedule(STEPS, 3.0)
     start = initial_latents(5, (1, 8, 8, 16), sigmas[0])
     first = sample_euler(model, start, sigmas, tokens, pooled, 4.0)
-    assert all(m.adaLN_modulation.layers[1].weight.size > 0 for m in modulated_modules(model))
+    adaln = model.other_linears("blocks+adaln")
+    assert all(linear.module.weight.size > 0 for linear in adaln)
     assert mx.array_equal(first, sample_euler(model, start, sigmas, tokens, pooled, 4.0))
 
 
@@ -89,22 +83,22 @@ def test_the_modulation_of_all_layers_is_one_evaluation(model, monkeypatch):
     """Each evaluation makes the host wait for the device."""
     evaluated = []
     counting = SimpleNamespace(eval=lambda arrays: evaluated.append(len(arrays)))
-    monkeypatch.setattr(sampling, "mx", counting)
-    modulate(model, mx.zeros((2, 1, 1, 64)))
-    assert evaluated == [len(modulated_modules(model))]
+    monkeypatch.setattr(diffusionkit, "mx", counting)
+    model.modulate(mx.zeros((2, 1, 1, 64)))
+    assert evaluated == [len(model.other_linears("blocks+adaln"))]
 
 
 def test_blocks_get_a_time_step_that_nothing_has_to_compute(model, conditioning, monkeypatch):
     """DiffusionKit reads its value in every stream, and takes the first of several."""
     seen = []
-    block = type(model.multimodal_transformer_blocks[0])
+    block = type(model.module.multimodal_transformer_blocks[0])
     call = block.__call__
     monkeypatch.setattr(block, "__call__", lambda *a, **k: (seen.append(a[3]), call(*a, **k))[1])
     tokens, pooled = conditioning
     latents = mx.zeros((1, 8, 8, 16))
     predict(model, latents, mx.array(0.5), mx.array(500.0), tokens, pooled, 4.0)
     assert len(seen) == 2
-    assert all(timestep is ANY_TIMESTEP for timestep in seen)
+    assert all(timestep is diffusionkit.ANY_TIMESTEP for timestep in seen)
 
 
 def test_observer_sees_every_step_and_sigma_comes_first(model, conditioning):
@@ -143,10 +137,10 @@ def test_rows_of_a_batch_are_independent_images(model, conditioning):
 
 def test_on_the_demo_model_too():
     """The embedded model: DiffusionKit's own sampler against ours, same bits."""
-    from ditquant.models.load import load_mmdit
     from ditquant.models.spec import read_spec
+    from ditquant.network.diffusionkit import load_network
 
-    network = load_mmdit(read_spec("demo"), mx.float32)
+    network = load_network(read_spec("demo"), mx.float32)
     mx.random.seed(2)
     tokens, pooled = mx.random.normal((2, 20, 128)), mx.random.normal((2, 128))
     importlib.import_module("diffusionkit.mlx")

@@ -18,11 +18,10 @@ from ditquant.activations.quant_config import CONFIG_FORMAT, load_quant_config
 from ditquant.activations.tiers import input_gains
 from ditquant.artifacts import read_json, write_json
 from ditquant.backend import mx
-from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import all_linears
+from ditquant.network.diffusionkit import load_network
 from support.activations import statistics
-from support.models import build_mmdit
+from support.models import build_network
 from support.schemes import multi_tier, params_at, scheme
 
 BITS = (4, 6, 8)
@@ -219,9 +218,9 @@ def test_inputs_that_are_shared_count_for_all_their_readers(made):
 
 
 def test_gains_are_those_of_the_weights():
-    model = build_mmdit()
+    model = build_network()
     gains = input_gains(model)
-    linears = all_linears(model)
+    linears = model.linears
     assert list(gains) == [linear.name for linear in linears]
     random = np.random.default_rng(0)
     linear = linears[4]
@@ -238,7 +237,7 @@ def test_gains_are_those_of_the_weights():
 )
 def test_the_script_follows_the_mode(tmp_path, mode, weighting):
     script = importlib.import_module("analyze_activations")
-    names = [linear.name for linear in all_linears(load_mmdit(read_spec("demo"), mx.float32))]
+    names = [linear.name for linear in load_network(read_spec("demo"), mx.float32).linears]
     values = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     save_statistics(tmp_path / "s.safetensors", statistics(dict.fromkeys(names, values)))
     tiers = {"mode": mode, "average_bits": 5.0, "weighting": weighting}

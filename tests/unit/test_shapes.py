@@ -13,23 +13,23 @@ import pytest
 
 from ditquant.backend import import_diffusionkit, mx
 from ditquant.errors import UserError
-from ditquant.models.load import load_mmdit, mmdit_config
+from ditquant.models.load import mmdit_config
 from ditquant.models.shapes import Shape, check_image_size, read_shape
 from ditquant.models.spec import PUBLISHED, check_t5, drawn_size, read_spec
-from ditquant.network.blocks import all_linears, linear_path, other_linears, walk_blocks
+from ditquant.network.diffusionkit import empty_network, linear_path, load_network
 from ditquant.network.sampling import latent_shape
-from support.models import CONFIG, build_mmdit, write_folder
+from support.models import CONFIG, build_network, write_folder
 
 ROOT = Path(__file__).parents[2]
 
 
 def assert_same_linears(shape: Shape, model) -> None:
-    blocks = {linear.name: linear.module.weight.shape for linear in all_linears(model)}
-    others = {linear.name: linear.module.weight.shape for linear in other_linears(model)}
+    blocks = {linear.name: linear.module.weight.shape for linear in model.linears}
+    others = {linear.name: linear.module.weight.shape for linear in model.other_linears()}
     assert list(shape.block_linears().items()) == list(blocks.items())
     assert list(shape.other_linears().items()) == list(others.items())
-    assert shape.block_names == [block.name for block in walk_blocks(model)]
-    for linear in all_linears(model):
+    assert shape.block_names == [block.name for block in model.blocks]
+    for linear in model.linears:
         assert linear_path(linear.name) == linear.path
 
 
@@ -40,8 +40,7 @@ def test_published_and_embedded_models(name):
     for field in dataclasses.fields(Shape):
         assert getattr(spec.shape, field.name) == getattr(config, field.name), field.name
     # Nothing is computed: MLX draws weights when they are first used.
-    model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(config)
-    assert_same_linears(spec.shape, model)
+    assert_same_linears(spec.shape, empty_network(spec))
 
 
 @pytest.mark.parametrize(
@@ -56,12 +55,12 @@ def test_published_and_embedded_models(name):
 )
 def test_models_of_other_sizes(options):
     mmdit = {**CONFIG["mmdit"], **options}
-    assert_same_linears(read_shape(mmdit), build_mmdit(**options))
+    assert_same_linears(read_shape(mmdit), build_network(**options))
 
 
 def test_a_model_folder(tmp_path):
     spec = read_spec("local", str(write_folder(tmp_path / "tiny", depth_multimodal=3)))
-    assert_same_linears(spec.shape, load_mmdit(spec, mx.float32))
+    assert_same_linears(spec.shape, load_network(spec, mx.float32))
 
 
 def test_the_defaults_are_diffusionkits():
@@ -77,10 +76,10 @@ SMALL = read_shape(CONFIG["mmdit"])
 @pytest.mark.parametrize("size", [(16, 64), (64, 64), (48, 32)])
 def test_sizes_that_can_be_drawn_are(size):
     check_image_size(SMALL, size, "k", "tiny")
-    model = build_mmdit()
+    model = build_network()
     _, height, width, channels = latent_shape(size)
-    positions = model.x_pos_embedder(mx.zeros((1, height, width, channels)))
-    patches = model.x_embedder(mx.zeros((1, height, width, channels)))
+    positions = model.module.x_pos_embedder(mx.zeros((1, height, width, channels)))
+    patches = model.module.x_embedder(mx.zeros((1, height, width, channels)))
     assert positions.shape == patches.shape
 
 

@@ -16,10 +16,10 @@ from ditquant.activations.simulate import simulated_activations
 from ditquant.artifacts import write_json
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.network.blocks import all_linears, tapped
+from ditquant.network.blocks import tapped
 from ditquant.network.calibration import Conditioning, Trajectory
-from ditquant.network.sampling import initial_latents, sample_euler, sigma_schedule
-from support.models import build_mmdit
+from ditquant.network.sampling import initial_latents, leave_alone, sample_euler, sigma_schedule
+from support.models import build_network
 from support.schemes import fake_quantize, single_tier
 from support.schemes import granularity as granularity_named
 
@@ -28,7 +28,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=7)
+    return build_network(seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def conditioning():
     return Conditioning(mx.random.normal((2, 7, 32)), mx.random.normal((2, 32)))
 
 
-def sample(model, conditioning, num_steps=STEPS, before_step=None, latents=None):
+def sample(model, conditioning, num_steps=STEPS, before_step=leave_alone, latents=None):
     sigmas = sigma_schedule(num_steps, 3.0)
     start = initial_latents(4, (1, 8, 8, 16), sigmas[0])
     return to_numpy(
@@ -156,7 +156,7 @@ def test_scales_follow_sigma_and_not_the_step_index(
 
     # The tap that was there first stands between the quantizer's and the linear.
     with (
-        tapped(all_linears(model), keep),
+        tapped(model.linears, keep),
         simulated_activations(model, config) as before_step,
     ):
         sample(model, conditioning, num_steps, before_step)
@@ -277,7 +277,7 @@ def test_unknown_layers_are_refused(tmp_path, model, document):
 
 
 def test_a_configuration_of_other_widths_is_refused(tmp_path, conditioning, document):
-    wider = build_mmdit(hidden_size=128)
+    wider = build_network(hidden_size=128)
     config = configuration(tmp_path, document)
     with (
         simulated_activations(wider, config) as before_step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +13,17 @@ from ditquant.backend import mx
 from ditquant.evaluation.trajectories import (
     NOISE_OFFSET,
     count_parameters,
+    kept_steps,
     load_run,
-    measured_steps,
     read_setting,
     run_captions,
     save_run,
 )
 from ditquant.metrics import relative_error
-from ditquant.models.load import load_mmdit, load_vae_decoder
+from ditquant.models.load import load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.network.calibration import load_conditioning
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import initial_latents, sample_euler, sigma_schedule
 from support.models import parameters, write_conditioning, write_folder
 
@@ -46,18 +48,18 @@ def shard(tmp_path_factory):
 
 def setting_of(shard: str, batch_size: int):
     plan = {
-        "prompts": [{"text": f"caption {row}", "row": row} for row in range(3)],
+        "prompts": [{"text": f"caption {row}", "negative": "", "row": row} for row in range(3)],
         "seed": 7,
         "num_steps": STEPS,
         "cfg_weight": 4.0,
         "image_size": [64, 64],
         "batch_size": batch_size,
     }
-    return read_setting(plan, [shard] * 3)
+    return read_setting(plan, [shard], [Path(shard).name] * 3)
 
 
 def run_of(spec, shard, batch_size=2, before_step=leave_alone, forced_at=None):
-    network, decoder = load_mmdit(spec, mx.float32), load_vae_decoder(spec, mx.float32)
+    network, decoder = load_network(spec, mx.float32), load_vae_decoder(spec, mx.float32)
     setting = setting_of(shard, batch_size)
     return run_captions(network, before_step, decoder, spec, setting, mx.float32, forced_at)
 
@@ -73,7 +75,7 @@ def test_a_caption_ends_where_the_sampler_alone_takes_it(spec, shard, reference)
     conditioning = load_conditioning([shard], [2], True, mx.float32)
     start = initial_latents(7 + NOISE_OFFSET + 2, (1, 8, 8, 16), sigmas[0])
     alone = sample_euler(
-        load_mmdit(spec, mx.float32), start, sigmas, conditioning.tokens, conditioning.pooled, 4.0
+        load_network(spec, mx.float32), start, sigmas, conditioning.tokens, conditioning.pooled, 4.0
     )
     # Another batch size changes the order of float32 sums, about 1e-7 a step, squared here.
     assert relative_error(np.array(alone)[0], run.final[2]) < 1e-10
@@ -103,13 +105,13 @@ def test_before_step_sees_every_forward_pass(spec, shard, reference):
            forced_at=reference[0].latents)  # fmt: skip
     sigmas = [round(s, 4) for s in np.array(sigma_schedule(STEPS, spec.shift)).tolist()]
     free = list(enumerate(sigmas[:-1]))
-    forced = [(step, sigmas[step]) for step in measured_steps(STEPS)]
+    forced = [(step, sigmas[step]) for step in kept_steps(STEPS)]
     assert seen == (free + forced) * 2  # two batches
 
 
 def test_measured_steps_start_with_the_first():
-    assert measured_steps(28) == [0, 4, 8, 12, 16, 20, 24]
-    assert measured_steps(2) == [0]
+    assert kept_steps(28) == [0, 4, 8, 12, 16, 20, 24]
+    assert kept_steps(2) == [0]
 
 
 def test_a_run_comes_back_from_its_file(tmp_path, reference):
@@ -125,5 +127,5 @@ def test_a_run_comes_back_from_its_file(tmp_path, reference):
 
 
 def test_count_parameters(spec):
-    network = load_mmdit(spec, mx.float32)
+    network = load_network(spec, mx.float32)
     assert count_parameters(network) == sum(p.size for p in parameters(network).values())

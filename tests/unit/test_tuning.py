@@ -11,7 +11,6 @@ import pytest
 
 from ditquant.backend import mx, to_numpy
 from ditquant.errors import UserError
-from ditquant.network.blocks import ANY_TIMESTEP, all_linears
 from ditquant.network.calibration import Conditioning, Trajectory
 from ditquant.network.sampling import velocity_at
 from ditquant.planning.recipes import Recipe
@@ -23,7 +22,7 @@ from ditquant.weights.learning import Resume
 from ditquant.weights.tuning import Tuner, tune, tune_recipe
 from ditquant.weights.velocity_rows import enter, row_errors, velocity_rows
 from support.block_data import random_trajectory
-from support.models import build_mmdit
+from support.models import build_network
 from support.problems import tuned_recipe
 
 
@@ -38,14 +37,12 @@ SHORT = tuning(24, 8, 0.01)
 
 
 def network(**options):
-    return build_mmdit(seed=4, **options)
+    return build_network(seed=4, **options)
 
 
 def packed_of(model, bits: int = 3, kind: str = "group"):
     grid = Grid(kind, bits, 32)
-    return {
-        linear.name: round_to_nearest(linear.module.weight, grid) for linear in all_linears(model)
-    }
+    return {linear.name: round_to_nearest(linear.module.weight, grid) for linear in model.linears}
 
 
 def trajectories(count: int = 5, dtype: mx.Dtype = mx.float32) -> list[Trajectory]:
@@ -151,12 +148,12 @@ def test_the_held_out_error_is_that_of_the_stored_weights(straight):
     _, result = straight
     model = network()
     rows = velocity_rows(model, trajectories(), 1)
-    for linear in all_linears(model):
+    for linear in model.linears:
         linear.module.weight = dequantize(result.packed[linear.name])
     errors = []
     for row in range(16, 20):
         part = np.array([row])
-        output = model(*enter(model, rows, part), ANY_TIMESTEP)
+        output = model.forward(*enter(model, rows, part))
         errors.append(row_errors(rows, output, mx.array(part)).item())
     assert np.mean(errors) == pytest.approx(result.document["error"]["tuned"], rel=1e-3)
 
@@ -236,13 +233,13 @@ def test_linears_that_are_left_alone_stay(straight):
     model = network()
     packed = packed_of(model)
     left = "mm01.img.mlp.fc2"
-    weight = next(one for one in all_linears(model) if one.name == left).module.weight
+    weight = next(one for one in model.linears if one.name == left).module.weight
     del packed[left]
     rows = velocity_rows(model, trajectories(), 1)
     result = tune(model, packed, rows, SHORT, 7)
     assert left not in result.packed
     assert result.document["kept"] == "tuned"
-    after = next(one for one in all_linears(model) if one.name == left).module.weight
+    after = next(one for one in model.linears if one.name == left).module.weight
     assert mx.array_equal(weight, after)
 
 
@@ -255,7 +252,7 @@ def test_a_channel_grid_is_tuned_row_by_row():
 
 def test_half_precision_learns_too():
     model = network(dtype=mx.float16, float16_dtype=mx.float16)
-    model.set_dtype(mx.float16)
+    model.module.set_dtype(mx.float16)
     packed = packed_of(model)
     rows = velocity_rows(model, trajectories(dtype=mx.float16), 1)
     result = tune(model, packed, rows, SHORT, 7)
@@ -279,7 +276,7 @@ def test_a_recipe_is_tuned_with_everything_as_it_will_run():
     result = tune_recipe(model, packed, parameters, trajectories(), recipe, 0)
     assert result.document["recipe"] == recipe.params()
     assert result.document["rows"] == {"train": 8, "held_out": 2}
-    bias = model.multimodal_transformer_blocks[0].image_transformer_block.attn.q_proj.bias
+    bias = model.module.multimodal_transformer_blocks[0].image_transformer_block.attn.q_proj.bias
     assert mx.array_equal(bias, parameters[name])
     # Others are quantized while it is tuned: at 4 bits that costs something.
     blocks = tuning(12, 8, 0.01, 4, tune_stride=2)

@@ -11,9 +11,8 @@ from ditquant.backend import mx, to_numpy
 from ditquant.checkpoints.checkpoint import FORMAT, checkpoint_tensors, quantization_config
 from ditquant.errors import UserError
 from ditquant.evaluation.variants import NOISE_FLOOR, open_variant
-from ditquant.models.load import load_mmdit
 from ditquant.models.spec import read_spec
-from ditquant.network.blocks import all_linears
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import sigma_schedule, velocity_at
 from ditquant.weights.grids import (
     Grid,
@@ -37,7 +36,7 @@ def spec(tmp_path_factory):
 def quantized(spec):
     """Linear's name -> its packed weight, rounded to nearest."""
     packed = {}
-    for linear in all_linears(load_mmdit(spec, mx.float32)):
+    for linear in load_network(spec, mx.float32).linears:
         weight = linear.module.weight
         scales = fit_scales(weight, GRID)
         packed[linear.name] = pack(
@@ -49,7 +48,7 @@ def quantized(spec):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, spec, quantized):
     folder = tmp_path_factory.mktemp("weights")
-    network = load_mmdit(spec, mx.float32)
+    network = load_network(spec, mx.float32)
     save_tensors(
         folder / "model.safetensors",
         checkpoint_tensors(network, quantized),
@@ -70,7 +69,7 @@ def quant_config(tmp_path_factory, spec):
             "bits": [8],
             "scales": [0.25],
         }
-        for linear in all_linears(load_mmdit(spec, mx.float32))
+        for linear in load_network(spec, mx.float32).linears
     }
     path = tmp_path_factory.mktemp("activations") / "quant_config.json"
     write_json(path, CONFIG_FORMAT, {"model": spec.name, "sigmas": [1.0], "layers": layers})
@@ -97,14 +96,14 @@ def distance(value: np.ndarray, reference: np.ndarray) -> float:
 
 def test_full_is_the_loaded_model(spec):
     with open_variant(spec, mx.float32, "full") as variant:
-        expected = parameters(load_mmdit(spec, mx.float32))
+        expected = parameters(load_network(spec, mx.float32))
         found = parameters(variant.network)
     assert all(mx.array_equal(found[name], expected[name]) for name in expected)
 
 
 def test_weights_are_those_of_the_checkpoint(spec, weights, quantized):
     with open_variant(spec, mx.float32, "rtn-weights", weights) as variant:
-        for linear in all_linears(variant.network):
+        for linear in variant.network.linears:
             assert mx.array_equal(linear.module.weight, dequantize(quantized[linear.name]))
 
 

@@ -26,7 +26,7 @@ from ditquant.backend import to_numpy
 from ditquant.errors import UserError
 from ditquant.network.sampling import velocity_at
 from support.block_data import random_trajectory
-from support.models import build_mmdit
+from support.models import build_network
 from support.schemes import scheme
 
 MEASURED, STEPS = [0, 2, 4], [0, 4]
@@ -39,7 +39,7 @@ def asked(**tiers):
 
 @pytest.fixture(scope="module")
 def model():
-    return build_mmdit(seed=5)
+    return build_network(seed=5)
 
 
 @pytest.fixture(scope="module")

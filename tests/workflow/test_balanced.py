@@ -10,6 +10,8 @@ import generate_image
 from ditquant.artifacts import load_metadata, load_tensors, read_json
 from ditquant.backend import mx
 from ditquant.evaluation.pictures import LATENTS
+from ditquant.models.spec import Model
+from ditquant.network.calibration import Prompt
 
 RECIPES = {
     "rtn": {"rounding": "rtn"},
@@ -114,16 +116,16 @@ def draw_again(workspace, quant_config):
     results, config = workspace.results, workspace.config
     (shard,) = (results / "conditioning").glob("inference-000-*.safetensors")
     generate_image.main(
-        str(shard),
-        str(workspace.folder / "again.png"),
-        str(workspace.folder / "again.safetensors"),
-        "awq-a8",
-        str(results / "weights" / "awq" / "model" / "model.safetensors"),
-        str(quant_config),
-        {**config["model"], "dtype": "float32"},
-        {"text": "a small red star", "row": 0, "negative": ""},
-        3,
-        4.0,
-        [64, 64],
-        42,
+        conditioning=str(shard),
+        picture=str(workspace.folder / "again.png"),
+        latents=str(workspace.folder / "again.safetensors"),
+        variant="awq-a8",
+        model=Model.from_params({**config["model"], "dtype": "float32"}),
+        prompt=Prompt("a small red star", negative="", row=0),
+        num_steps=3,
+        cfg_weight=4.0,
+        image_size=[64, 64],
+        seed=42,
+        checkpoint=str(results / "weights" / "awq" / "model" / "model.safetensors"),
+        quant_config=str(quant_config),
     )

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..backend import mx, nn, to_numpy
+from ..backend import mx, to_numpy
 from ..finite import check_finite
-from ..network.blocks import Linear, all_linears, tapped
+from ..network.blocks import Linear, Network, tapped
 from ..network.calibration import Trajectory
 from ..network.sampling import predict
 from .clip_errors import SHARES, ClipErrors
@@ -26,7 +26,7 @@ from .simulate import Simulation
 
 
 def measure_clip_errors(
-    model: nn.Module,
+    model: Network,
     trajectory: Trajectory,
     image: str,
     steps: Sequence[int],
@@ -47,7 +47,7 @@ def measure_clip_errors(
     """
     simulations = [Simulation(config) for of_bits in configs.values() for config in of_bits]
     (first, *_) = next(iter(configs.values()))
-    linears = all_linears(model)
+    linears = model.linears
     weights = {linear.name: linear.module.weight for linear in linears}
     by_step: list[dict[str, np.ndarray]] = []
     for step in steps:

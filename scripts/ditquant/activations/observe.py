@@ -13,19 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import backend_name, mx, nn, to_numpy
+from ..backend import backend_name, mx, to_numpy
 from ..finite import not_finite
 from ..kernels.cuda import measuring as measuring_cuda
-from ..network.blocks import Linear, all_linears, tapped
+from ..network.blocks import Linear, Network, tapped
 from ..network.calibration import Trajectory
 from ..network.sampling import predict
 from . import measuring
 from .input_statistics import InputStatistics, Statistics, of_one_image, to_fixed
-
-
-def measured_steps(num_steps: int, stride: int) -> list[int]:
-    """Every stride-th step from the first: 0, stride, 2 stride, ..."""
-    return list(range(0, num_steps, stride))
 
 
 def backend_measuring() -> ModuleType:
@@ -96,7 +91,7 @@ def _input_statistics(
 
 
 def measure_image(
-    model: nn.Module,
+    model: Network,
     trajectory: Trajectory,
     steps: Sequence[int],
     model_name: str,
@@ -114,7 +109,7 @@ def measure_image(
     Raises:
         UserError: an input that is not finite.
     """
-    linears = all_linears(model)
+    linears = model.linears
     passes = []
     recorder = _Recorder()
     with tapped(linears, recorder.see):

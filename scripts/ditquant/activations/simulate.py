@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..backend import mx, nn, to_numpy
+from ..backend import mx, to_numpy
 from ..errors import UserError
 from ..metrics import decibels
-from ..network.blocks import Linear, all_linears, tapped
+from ..network.blocks import Linear, Network, tapped
 from .fake_quantization import quantizer_of
 from .quant_config import QuantConfig
 from .sigma_lookup import SigmaLookup
@@ -122,7 +122,7 @@ class Simulation:
 
 @contextmanager
 def simulated_activations(
-    model: nn.Module, config: QuantConfig, only: Collection[str] | None = None
+    model: Network, config: QuantConfig, only: Collection[str] | None = None
 ) -> Iterator[Simulation]:
     """Within the context the inputs of every block linear are fake-quantized.
 
@@ -135,7 +135,7 @@ def simulated_activations(
     Raises:
         UserError: the configuration names other layers than the model has, or other widths.
     """
-    linears = all_linears(model)
+    linears = model.linears
     _check_fit(linears, config)
     simulation = Simulation(config, only)
     chosen = [one for one in linears if only is None or config.layers[one.name].input in only]

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import mx, nn
-from ..network.blocks import all_linears
+from ..backend import mx
+from ..network.blocks import Network
 from .budget import allocate
 from .fit import Fit
 from .input_statistics import Statistics
@@ -56,11 +56,11 @@ def tiers_by_range(fit: Fit, tiers: Tiers) -> dict[str, Any]:
     }
 
 
-def input_gains(model: nn.Module) -> dict[str, float]:
+def input_gains(model: Network) -> dict[str, float]:
     """Linear name -> ||W||_F^2 / input channels: output error for each squared error of a value."""
     gains = {
         linear.name: mx.square(linear.module.weight.astype(mx.float32)).sum(axis=0).mean()
-        for linear in all_linears(model)
+        for linear in model.linears
     }
     mx.eval(gains)
     return {name: float(gain) for name, gain in gains.items()}

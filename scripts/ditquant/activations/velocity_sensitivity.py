@@ -26,8 +26,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..backend import mx, nn, to_numpy
+from ..backend import mx, to_numpy
 from ..finite import check_finite
+from ..network.blocks import Network
 from ..network.calibration import Trajectory
 from ..network.sampling import velocity_at
 from .quant_config import QuantConfig
@@ -46,7 +47,7 @@ def num_passes(configs: Mapping[int, QuantConfig], steps: Sequence[int]) -> int:
 
 
 def velocity_errors(
-    model: nn.Module,
+    model: Network,
     trajectory: Trajectory,
     steps: Sequence[int],
     configs: Mapping[int, QuantConfig],
@@ -96,7 +97,7 @@ def num_gain_passes(steps: Sequence[int], num_steps: int) -> int:
 
 
 def error_gains(
-    model: nn.Module,
+    model: Network,
     trajectory: Trajectory,
     steps: Sequence[int],
     config: QuantConfig,
@@ -143,7 +144,7 @@ def total_passes(
 
 
 def measure_sensitivity(
-    model: nn.Module,
+    model: Network,
     trajectory: Trajectory,
     steps: Sequence[int],
     configs: Mapping[int, QuantConfig],

@@ -16,7 +16,6 @@ rotated inputs, which a plain MMDiT knows nothing of; only `load_quantized` load
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,13 @@ from typing import Any
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..artifacts import load_tensors, read_json
-from ..backend import import_diffusionkit, mx, nn
+from ..backend import mx
 from ..errors import UserError
 from ..job_times import counted_as
-from ..models.load import mmdit_config, reason
+from ..models.load import reason
 from ..models.spec import ModelSpec
-from ..network.blocks import Linear, all_linears, other_linears, rotation_of
+from ..network.blocks import Linear, Network, rotation_of
+from ..network.diffusionkit import empty_network
 from ..weights.block_files import packed_of
 from ..weights.grids import Packed, dequantize
 from ..weights.rotation import mark_rotated
@@ -51,21 +51,23 @@ def smallest_dtype(tensor: mx.array) -> mx.array:
 
 
 def _quantized_linears(
-    model: nn.Module, quantized: Mapping[str, Packed]
+    model: Network, quantized: Mapping[str, Packed]
 ) -> list[tuple[Linear, Packed]]:
     """In order of computation, then the linears outside the blocks."""
-    linears = [*all_linears(model), *other_linears(model)]
+    linears = [*model.linears, *model.other_linears()]
     return [(linear, quantized[linear.name]) for linear in linears if linear.name in quantized]
 
 
-def checkpoint_tensors(model: nn.Module, quantized: Mapping[str, Packed]) -> dict[str, mx.array]:
+def checkpoint_tensors(model: Network, quantized: Mapping[str, Packed]) -> dict[str, mx.array]:
     """The tensors of model.safetensors.
 
     Args:
         model: the full-precision MMDiT.
         quantized: linear's name -> quantized weight, for some or all of the linears.
     """
-    tensors = {name: smallest_dtype(tensor) for name, tensor in tree_flatten(model.parameters())}
+    tensors = {
+        name: smallest_dtype(tensor) for name, tensor in tree_flatten(model.module.parameters())
+    }
     for linear, packed in _quantized_linears(model, quantized):
         tensors[f"{linear.path}.weight"] = packed.weight
         tensors[f"{linear.path}.scales"] = packed.scales
@@ -73,7 +75,7 @@ def checkpoint_tensors(model: nn.Module, quantized: Mapping[str, Packed]) -> dic
     return tensors
 
 
-def quantization_config(model: nn.Module, quantized: Mapping[str, Packed]) -> dict[str, Any]:
+def quantization_config(model: Network, quantized: Mapping[str, Packed]) -> dict[str, Any]:
     """config.json's "quantization": the commonest size, and the paths that differ from it."""
     sizes = {
         linear.path: (packed.group_size, packed.bits)
@@ -142,7 +144,7 @@ def quantized_paths(tensors: Mapping[str, mx.array]) -> list[str]:
 @counted_as("loading")
 def load_quantized(
     spec: ModelSpec, folder: str | Path, dtype: mx.Dtype, packed: bool = False
-) -> nn.Module:
+) -> Network:
     """The quantized MM-DiT of a native checkpoint.
 
     Args:
@@ -156,22 +158,21 @@ def load_quantized(
         UserError: a checkpoint that is missing, truncated, or of another model.
     """
     config, tensors = read_checkpoint(spec, folder)
-    import_diffusionkit()
-    model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(mmdit_config(spec))
+    model = empty_network(spec)
     mark_rotated(model, config.get(ROTATION))
     try:
         parameters = _parameters(model, tensors, config["quantization"], dtype, packed)
-        model.load_weights(parameters)
+        model.module.load_weights(parameters)
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{Path(folder) / MODEL_FILE} does not fit {spec.name}: {reason(error)}. Make it again."
         ) from error
-    mx.eval(model.parameters())
+    mx.eval(model.module.parameters())
     return model
 
 
 def _parameters(
-    model: nn.Module,
+    model: Network,
     tensors: Mapping[str, mx.array],
     quantization: Mapping[str, Any],
     dtype: mx.Dtype,
@@ -179,14 +180,14 @@ def _parameters(
 ) -> list[tuple[str, mx.array]]:
     """Names and arrays for `load_weights`; `packed` exchanges the model's linears first."""
     paths = quantized_paths(tensors)
-    modules = dict(model.named_modules())
+    modules = dict(model.module.named_modules())
     parameters = dict(tensors)
     for path in paths:
         quantized = packed_of(path, tensors, quantization.get(path) or quantization)
         if packed:
             before = modules[path]
             layer = PackedLinear(quantized, before.get("bias"), rotation=rotation_of(before))
-            model.update_modules(tree_unflatten([(path, layer)]))
+            model.module.update_modules(tree_unflatten([(path, layer)]))
         else:
             del parameters[f"{path}.scales"], parameters[f"{path}.biases"]
             parameters[f"{path}.weight"] = dequantize(quantized, dtype)

@@ -27,7 +27,7 @@ from ..activations.quant_config import LayerConfig, QuantConfig
 from ..activations.segments import grouped
 from ..activations.sigma_lookup import params_along
 from ..backend import mx
-from ..network.blocks import linear_path
+from ..network.diffusionkit import linear_path
 from ..weights.rotation import signs
 
 KIND = "ditquant.input_ranges"

@@ -15,19 +15,18 @@ exactly. Keys outside the two prefixes are ignored by the 4-bit loader.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx.utils import tree_flatten
 
-from ..backend import import_diffusionkit, mx, nn
+from ..backend import mx, nn
 from ..errors import UserError
 from ..models.layout import MMDIT_PREFIX, VAE_PREFIX, mmdit_to_single_file, vae_to_single_file
-from ..models.load import load_vae_decoder, load_vae_encoder, mmdit_config
+from ..models.load import load_vae_decoder, load_vae_encoder
 from ..models.spec import ModelSpec
-from ..network.blocks import all_linears, other_linears
+from ..network.diffusionkit import empty_network
 from ..weights.block_files import packed_of
 from ..weights.grids import Grid, Packed, dequantize, round_to_nearest
 from ..weights.rotation import unrotate_weights
@@ -92,10 +91,10 @@ def _four_bit_mmdit(spec: ModelSpec, folder: Path) -> Export:
             "export diffusionkit-fp16 instead, whose weights are turned back."
         )
     quantization, quantized = config["quantization"], set(quantized_paths(tensors))
-    model = importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(mmdit_config(spec))
-    learned = {linear.path for linear in all_linears(model)}
+    model = empty_network(spec)
+    learned = {linear.path for linear in model.linears}
     rerounded = []
-    for linear in [*all_linears(model), *other_linears(model)]:
+    for linear in [*model.linears, *model.other_linears()]:
         path, columns = linear.path, linear.module.weight.shape[1]
         if columns % GROUP_SIZE:
             raise UserError(
@@ -161,7 +160,7 @@ def float16(spec: ModelSpec, folder: Path) -> Export:
     """The export diffusionkit-fp16 of a native checkpoint; see `export_checkpoint`."""
     model = load_quantized(spec, folder, mx.float32)
     unrotate_weights(model, read_checkpoint(spec, folder)[0].get(ROTATION))
-    tensors = mmdit_to_single_file(_parameters(model))
+    tensors = mmdit_to_single_file(_parameters(model.module))
     vae = _vae(spec)
     tensors |= vae_to_single_file(vae["encoder"], "encoder")
     tensors |= vae_to_single_file(vae["decoder"], "decoder")
@@ -190,5 +189,4 @@ def export_checkpoint(spec: ModelSpec, folder: str | Path, name: str) -> Export:
             f"{spec.name} has unified blocks, for which the single-file layout of Stable Diffusion "
             "3 has no names: load the native checkpoint instead."
         )
-    import_diffusionkit()
     return EXPORTS[name](spec, Path(folder))

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..backend import nn
-from ..models.load import DTYPES, load_mmdit
+from ..models.load import DTYPES
 from ..models.spec import ModelSpec, read_spec
+from ..network.blocks import Network
+from ..network.diffusionkit import load_network
 from .checkpoint import load_quantized
 
 
 def load_measured(
     model: Mapping[str, Any], checkpoint: str | Path | None = None
-) -> tuple[ModelSpec, nn.Module]:
+) -> tuple[ModelSpec, Network]:
     """The model and what it is.
 
     Args:
@@ -27,5 +28,5 @@ def load_measured(
     """
     spec, dtype = read_spec(model["name"], model["checkpoint"]), DTYPES[model["dtype"]]
     if checkpoint is None:
-        return spec, load_mmdit(spec, dtype)
+        return spec, load_network(spec, dtype)
     return spec, load_quantized(spec, Path(checkpoint).parent, dtype)

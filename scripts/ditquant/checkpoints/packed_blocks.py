@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backend import backend_name, mx, nn
 from ..kernels.cuda.unpacking import can_unpack, unpack_parts
-from ..network.blocks import Block, InPlace, Linear, blocks_replaced, set_linear, walk_linears
+from ..network.blocks import Block, Linear, Network, Streams, set_linear
 from ..weights.grids import Packed
 from ..weights.rotation import RotatedLinear
 from .quantized import PackedLinear, unpack
@@ -84,7 +84,7 @@ class _Joint:
             layer["weight"] = _NO_WEIGHT
 
 
-class _UnpackedBlock(InPlace):
+class _UnpackedBlock:
     """Has weights while it computes.
 
     Attributes:
@@ -92,9 +92,9 @@ class _UnpackedBlock(InPlace):
     """
 
     def __init__(self, block: Block):
-        super().__init__(block)
+        self._block = block
         kinds: dict[tuple[Any, ...], list[Linear]] = {}
-        for linear in walk_linears(block):
+        for linear in block.linears:
             layer = linear.module
             if isinstance(layer, PackedLinear):
                 kind = (layer.bits, layer.group_size, layer.scales.dtype)
@@ -105,11 +105,11 @@ class _UnpackedBlock(InPlace):
         layers = [layer for joint in self._joints for layer in joint.layers]
         self.plain = list(zip(linears, layers, strict=True))
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, streams: Streams, positions: mx.array | None) -> tuple[mx.array, ...]:
         for joint in self._joints:
-            joint.unpack(arguments[0].dtype)
+            joint.unpack(streams[0].dtype)
         try:
-            return self._block.module(*arguments, **options)
+            return self._block(streams, positions)
         finally:
             for joint in self._joints:
                 joint.forget()
@@ -121,7 +121,7 @@ def _put(layers: Sequence[tuple[Linear, nn.Module]]) -> None:
 
 
 @contextmanager
-def blocks_unpacked(model: nn.Module) -> Iterator[None]:
+def blocks_unpacked(model: Network) -> Iterator[None]:
     """Within the context, the `PackedLinear`s of each block are unpacked together when it runs.
 
     Their packed weights are moved into joint storage, of the same size, and stay there. On Metal,
@@ -138,7 +138,7 @@ def blocks_unpacked(model: nn.Module) -> Iterator[None]:
         return replaced[-1]
 
     try:
-        with blocks_replaced(model, replace):
+        with model.blocks_replaced(replace):
             yield
     finally:
         for block in replaced:

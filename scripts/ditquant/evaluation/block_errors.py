@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import mx, nn, to_numpy
+from ..backend import mx, to_numpy
 from ..finite import check_finite
 from ..metrics import decibels
-from ..network.blocks import boundaries, walk_blocks
+from ..network.blocks import Network, boundaries
 from ..network.calibration import load_conditioning
-from ..network.sampling import predict
-from .trajectories import BeforeStep, Setting, measured_steps
+from ..network.sampling import BeforeStep, predict
+from .trajectories import Setting, kept_steps
 
 REFERENCE_BLOCKS = "ditquant.reference_blocks"
 BLOCK_CAPTIONS = 4
@@ -44,9 +44,9 @@ def sampled_tokens(count: int) -> list[int]:
 
 
 @contextmanager
-def _watched(network: nn.Module, streams: dict[str, mx.array]) -> Iterator[None]:
+def _watched(network: Network, streams: dict[str, mx.array]) -> Iterator[None]:
     """Within the context a forward pass puts each block's sampled outputs into `streams`."""
-    names = {block.name: tuple(block.streams) for block in walk_blocks(network)}
+    names = {block.name: tuple(block.streams) for block in network.blocks}
 
     def note(name: str, arrays: tuple[mx.array, ...]) -> None:
         block, _, is_output = name.partition(".")
@@ -84,7 +84,7 @@ def _batches(setting: Setting) -> list[slice]:
 
 
 def output_streams(
-    network: nn.Module,
+    network: Network,
     before_step: BeforeStep,
     setting: Setting,
     latents: np.ndarray,
@@ -105,12 +105,12 @@ def output_streams(
         UserError: a stream is NaN or infinite.
     """
     schedule = mx.array(sigmas)
-    timesteps = (schedule * 1000).astype(dtype)
+    timesteps = network.timesteps(schedule, dtype)
     streams: dict[str, mx.array] = {}
     with _watched(network, streams):
         for rows in _batches(setting):
             conditioning = load_conditioning(setting.shards[rows], setting.rows[rows], False, dtype)
-            for column, step in enumerate(measured_steps(setting.num_steps)):
+            for column, step in enumerate(kept_steps(setting.num_steps)):
                 before_step(step, float(sigmas[step]))
                 predict(
                     network,
@@ -143,7 +143,7 @@ def stacked(outputs: Iterable[Outputs]) -> dict[str, mx.array]:
 
 def num_passes(setting: Setting) -> int:
     """How many forward passes `output_streams` makes."""
-    return len(_batches(setting)) * len(measured_steps(setting.num_steps))
+    return len(_batches(setting)) * len(kept_steps(setting.num_steps))
 
 
 def block_sqnr(

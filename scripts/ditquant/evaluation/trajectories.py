@@ -1,6 +1,6 @@
 """What a variant does on captions: where it ends, how it drifts, and how it errs on the way.
 
-Two measurements along the schedule, at a few steps (`measured_steps`). Free-running: the variant's
+Two measurements along the schedule, at a few steps (`kept_steps`). Free-running: the variant's
 own latents against the reference's at the same step, errors add up. Teacher-forced: the variant's
 velocity at the reference's latents, the error that one step adds.
 """
@@ -19,14 +19,16 @@ from ..artifacts import load_tensors, save_tensors
 from ..backend import mx, nn, peak_memory_bytes, reset_peak_memory, to_numpy
 from ..finite import check_finite
 from ..models.spec import ModelSpec
-from ..network.calibration import Conditioning, load_conditioning
+from ..network.blocks import Network
+from ..network.calibration import Conditioning, Prompt, load_conditioning
 from ..network.sampling import (
+    BeforeStep,
     Step,
     decode,
     initial_latents,
     latent_shape,
     sample_euler,
-    sigma_schedule,
+    strided_steps,
     velocity_at,
 )
 from ..progress import ticking
@@ -39,12 +41,10 @@ REFERENCE = "ditquant.reference"
 # Evaluation starts from other noise than calibration, whose seeds are seed + image.
 NOISE_OFFSET = 10_000
 
-BeforeStep = Callable[[int, float], None]
 
-
-def measured_steps(num_steps: int) -> list[int]:
+def kept_steps(num_steps: int) -> list[int]:
     """0-based steps at which latents and velocities are kept."""
-    return list(range(0, num_steps, VELOCITY_STRIDE))
+    return strided_steps(num_steps, VELOCITY_STRIDE)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Drawn:
 
 
 def draw(
-    network: nn.Module,
+    network: Network,
     before_step: BeforeStep,
     start: mx.array,
     sigmas: mx.array,
@@ -76,7 +76,7 @@ def draw(
 
     `tick` is called after every step, for a progress bar.
     """
-    kept = set(measured_steps(len(sigmas) - 1))
+    kept = set(kept_steps(len(sigmas) - 1))
     latents, velocities, clock = [], [], []
 
     def timed_before_step(index: int, sigma: float) -> None:
@@ -109,7 +109,7 @@ def draw(
 
 
 def teacher_forced(
-    network: nn.Module,
+    network: Network,
     before_step: BeforeStep,
     latents: mx.array,
     sigmas: mx.array,
@@ -126,9 +126,9 @@ def teacher_forced(
     Raises:
         UserError: a velocity is NaN or infinite.
     """
-    timesteps = (sigmas * 1000).astype(conditioning.tokens.dtype)
+    timesteps = network.timesteps(sigmas, conditioning.tokens.dtype)
     velocities = []
-    for column, index in enumerate(measured_steps(len(sigmas) - 1)):
+    for column, index in enumerate(kept_steps(len(sigmas) - 1)):
         before_step(index, sigmas[index].item())
         velocity = velocity_at(
             network,
@@ -171,19 +171,21 @@ class Setting:
         return [slice(start, start + self.batch_size) for start in starts]
 
 
-def read_setting(plan: Mapping[str, Any], shards: Sequence[str | Path]) -> Setting:
+def read_setting(plan: Mapping[str, Any], files: Sequence[str], shards: Sequence[str]) -> Setting:
     """The setting of a job's parameters.
 
     Args:
         plan: prompts (each with text and row), seed, num_steps, cfg_weight, image_size, batch_size.
-        shards: file of each prompt's conditioning.
+        files: with the prompts' conditioning, each once.
+        shards: name of each prompt's file.
     """
-    prompts = plan["prompts"]
+    prompts = [Prompt.from_params(prompt) for prompt in plan["prompts"]]
+    by_name = {Path(file).name: file for file in files}
     height, width = plan["image_size"]
     return Setting(
-        captions=[prompt["text"] for prompt in prompts],
-        shards=shards,
-        rows=[prompt["row"] for prompt in prompts],
+        captions=[prompt.text for prompt in prompts],
+        shards=[by_name[shard] for shard in shards],
+        rows=[prompt.row for prompt in prompts],
         seeds=[plan["seed"] + NOISE_OFFSET + index for index in range(len(prompts))],
         num_steps=plan["num_steps"],
         cfg_weight=plan["cfg_weight"],
@@ -198,7 +200,7 @@ class Run:
 
     Attributes:
         final: (captions, h, w, channels) float32.
-        latents: (captions, steps, h, w, channels) float32, at `measured_steps`.
+        latents: (captions, steps, h, w, channels) float32, at `kept_steps`.
         velocities: of the same shape; of a variant, at the reference's latents (teacher-forced).
         images: (captions, H, W, 3) uint8.
         sigmas: (num_steps + 1,) float32.
@@ -212,7 +214,7 @@ class Run:
 
 
 def run_captions(
-    network: nn.Module,
+    network: Network,
     before_step: BeforeStep,
     decoder: nn.Module,
     spec: ModelSpec,
@@ -232,7 +234,7 @@ def run_captions(
         (guided: both halves), and `peak_bytes`, the most memory that MLX held.
     """
     reset_peak_memory()
-    sigmas = sigma_schedule(setting.num_steps, spec.shift)
+    sigmas = network.sigmas(setting.num_steps)
     shape = latent_shape(setting.image_size)
     step_seconds: list[float] = []
     columns: dict[str, list[np.ndarray]] = {
@@ -240,7 +242,7 @@ def run_captions(
     }
     forwards = setting.num_steps
     if forced_at is not None:
-        forwards += len(measured_steps(setting.num_steps))
+        forwards += len(kept_steps(setting.num_steps))
     with ticking("steps of batches", forwards * len(setting.batches)) as tick:
         for rows in setting.batches:
             conditioning = load_conditioning(
@@ -276,5 +278,5 @@ def save_run(path: str | Path, run: Run, metadata: Mapping[str, Any]) -> None:
     save_tensors(path, tensors, REFERENCE, metadata)
 
 
-def count_parameters(network: nn.Module) -> int:
-    return sum(value.size for _, value in nn.utils.tree_flatten(network.parameters()))
+def count_parameters(network: Network) -> int:
+    return sum(value.size for _, value in nn.utils.tree_flatten(network.module.parameters()))

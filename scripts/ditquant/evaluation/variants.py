@@ -15,23 +15,22 @@ rounded to the 8-bit grid and the product is computed in the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..activations.quant_config import load_quant_config
 from ..activations.simulate import simulated_activations
-from ..backend import mx, nn
+from ..backend import mx
 from ..checkpoints.checkpoint import load_quantized
 from ..checkpoints.packed_blocks import blocks_unpacked
 from ..errors import UserError
-from ..models.load import load_mmdit
 from ..models.spec import ModelSpec
-from ..network.blocks import Linear, all_linears, tapped
+from ..network.blocks import Linear, Network, tapped
+from ..network.diffusionkit import load_network
+from ..network.sampling import BeforeStep, leave_alone
 from ..planning.variants import NOISE_FLOOR, Variant
-
-BeforeStep = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,14 @@ class OpenedVariant:
     """A model that is ready to sample.
 
     Attributes:
-        network: DiffusionKit's MMDiT.
+        network: with the variant's weights.
         dtype: of its activations; conditioning is loaded in it.
         before_step: for `sampling.sample_euler`, called with (index, sigma).
     """
 
-    network: nn.Module
+    network: Network
     dtype: mx.Dtype
     before_step: BeforeStep
-
-
-def _nothing(index: int, sigma: float) -> None:
-    """`before_step` of a variant whose activations are left alone."""
 
 
 def _through_float16(array: mx.array) -> mx.array:
@@ -64,12 +59,12 @@ def _round_input(linear: Linear, x: mx.array) -> mx.array:
 @contextmanager
 def _noise_floor(spec: ModelSpec, dtype: mx.Dtype) -> Iterator[OpenedVariant]:
     if dtype != mx.float32:
-        yield OpenedVariant(load_mmdit(spec, mx.float32), mx.float32, _nothing)
+        yield OpenedVariant(load_network(spec, mx.float32), mx.float32, leave_alone)
         return
-    network = load_mmdit(spec, dtype)
-    network.apply(_through_float16)
-    with tapped(all_linears(network), _round_input):
-        yield OpenedVariant(network, dtype, _nothing)
+    network = load_network(spec, dtype)
+    network.module.apply(_through_float16)
+    with tapped(network.linears, _round_input):
+        yield OpenedVariant(network, dtype, leave_alone)
 
 
 @contextmanager
@@ -102,14 +97,14 @@ def open_variant(
         return
     asked = Variant.parse(name)
     if asked.recipe is None:
-        network = load_mmdit(spec, dtype)
+        network = load_network(spec, dtype)
     elif checkpoint is None:
         raise UserError(f"Variant {name} needs its recipe's checkpoint (model.safetensors).")
     else:
         network = load_quantized(spec, Path(checkpoint).parent, dtype, packed=asked.is_packed)
     if asked.scheme is None:
         with blocks_unpacked(network) if asked.is_packed else nullcontext():
-            yield OpenedVariant(network, dtype, _nothing)
+            yield OpenedVariant(network, dtype, leave_alone)
         return
     if quant_config is None:
         raise UserError(f"Variant {name} needs an activation configuration (quant_config.json).")

@@ -1,7 +1,8 @@
 """Files of models that others made: whether they are whole, before anything is read from them.
 
-The workflow asks this room while it plans, so it imports neither MLX nor DiffusionKit. A header of
-safetensors is checked in full: MLX reads past most of what can be wrong in one, and gives numbers.
+The workflow asks this module while it plans, so it imports neither MLX nor DiffusionKit. A header
+of safetensors is checked in full: MLX reads past most of what can be wrong in one, and gives
+numbers.
 """
 
 from __future__ import annotations

@@ -61,6 +61,12 @@ def mmdit_config(spec: ModelSpec) -> Any:
     return config.MMDiTConfig(**arguments, dtype=dtype, float16_dtype=dtype, low_memory_mode=False)
 
 
+def build_mmdit(spec: ModelSpec) -> nn.Module:
+    """DiffusionKit's MMDiT with random weights, which are not computed before they are used."""
+    import_diffusionkit()
+    return importlib.import_module("diffusionkit.mlx.mmdit").MMDiT(mmdit_config(spec))
+
+
 def reason(error: Exception) -> str:
     """What a loader complains of, in one line; MLX names the tensors on lines of their own."""
     first, *names = str(error).splitlines() or [type(error).__name__]

@@ -1,6 +1,6 @@
 """Sizes of an MM-DiT, and what follows from them before a weight is read.
 
-The workflow asks this room while it plans, so it imports neither MLX nor DiffusionKit. Names and
+The workflow asks this module while it plans, so it imports neither MLX nor DiffusionKit. Names and
 shapes are those that `network.blocks` reads off a loaded model.
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,30 @@ def read_spec(name: str, checkpoint: str | None = None) -> ModelSpec:
     if folder is None:
         raise UserError("model.name is 'local': set model.checkpoint to the model's folder.")
     return _read_folder(folder)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A configuration's `model:` section, as jobs get it.
+
+    Attributes:
+        name, checkpoint: see `read_spec`.
+        dtype: "float32", "float16" or "bfloat16", of weights and activations.
+        identity: what tells its checkpoint from others, see `identity`.
+    """
+
+    name: str
+    checkpoint: str | None
+    dtype: str
+    identity: str = ""
+
+    @classmethod
+    def from_params(cls, section: Mapping[str, str | None]) -> Model:
+        return cls(**section)  # type: ignore[arg-type]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return read_spec(self.name, self.checkpoint)
 
 
 def _read_folder(folder: Path) -> ModelSpec:

@@ -73,9 +73,9 @@ class T5Tokenizer:
     def tokenize(self, text: str) -> list[int]:
         """At most `max_length` ids; what a text has more is cut off, with a message."""
         ids: list[int] = self._pieces.encode(text)
-        room = self.max_length - 1
-        if len(ids) > room:
+        longest = self.max_length - 1
+        if len(ids) > longest:
             _LOG.warning(
-                "A prompt has %d tokens, T5 reads the first %d: %.60s...", len(ids), room, text
+                "A prompt has %d tokens, T5 reads the first %d: %.60s...", len(ids), longest, text
             )
-        return [*ids[:room], self._pieces.eos_id()]
+        return [*ids[:longest], self._pieces.eos_id()]

@@ -42,13 +42,13 @@ def tokenize(tokenizer: Any, text: str) -> list[int]:
     for piece in pieces:
         word = "".join(symbols[byte] for byte in piece.encode("utf-8"))
         ids.extend(tokenizer.vocab[token] for token in tokenizer.bpe(word))
-    room = tokenizer.max_length - 2
-    if len(ids) > room:
+    longest = tokenizer.max_length - 2
+    if len(ids) > longest:
         _LOG.warning(
             "A prompt has %d tokens, the text encoder reads the first %d: %.60s...",
-            len(ids), room, text,
+            len(ids), longest, text,
         )  # fmt: skip
-    return [tokenizer.bos_token, *ids[:room], tokenizer.eos_token]
+    return [tokenizer.bos_token, *ids[:longest], tokenizer.eos_token]
 
 
 def token_batch(tokenizer: Any, texts: Sequence[str]) -> mx.array:

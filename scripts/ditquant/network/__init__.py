@@ -1,6 +1,7 @@
-"""The transformer as everything else sees it.
+"""The transformer as the tracks see it, whatever its family.
 
-blocks          names of blocks and linears, taps on them, modulation
+blocks          `Network`, its blocks, streams and linears by name, and taps on them
+diffusionkit    the adapter for DiffusionKit's classes
 sampling        sigma schedule, classifier-free guidance, the Euler loop
 calibration     conditioning and trajectories, as files hold them
 """

@@ -1,20 +1,33 @@
-"""Names of blocks and linears, taps on them, and a block as a pure function.
+"""What the tracks know of a transformer: its blocks, their streams and linears, and one step.
 
-A multimodal block is "mm03", a unified one (FLUX) "uni07". Their linears are named by stream and
-place: "mm03.img.attn.q_proj", "mm03.txt.mlp.fc1", "uni07.mlp.fc2". The order of blocks is the order
-of computation. What differs between models (the last text block of SD3 has neither o_proj nor
-mlp, k_proj has no bias, qk_norm) is read off the modules, never assumed.
+A `Network` is a model of any family behind one interface. A block has the streams "img" and "txt"
+(multimodal, "mm03") or one stream "uni" of text and then image tokens (unified, "uni07"). Linears
+are named by stream and place: "mm03.img.attn.q_proj", "mm03.txt.mlp.fc1", "uni07.mlp.fc2". The
+order of blocks is the order of computation. What differs between models of a family (the last text
+block of SD3 has neither o_proj nor mlp, k_proj has no bias, qk_norm) is read off the modules.
+
+`diffusionkit` has the adapter for DiffusionKit's classes. Another family is one more subclass of
+`Network`, `Block` and `Stream`, whose linears have the names above.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ..backend import mx, nn
-from ..models.shapes import PLACES, STREAMS, block_path
+
+Streams = Sequence[mx.array]
+Activation = Callable[[mx.array], mx.array]
+# In a block's place: its streams and the positional encodings -> the streams behind it.
+Compute = Callable[[Streams, mx.array | None], tuple[mx.array, ...]]
+
+# Which linears a recipe quantizes: the blocks' attention and MLP; also what modulates every stream
+# and the final layer; also the embedders and the final layer's own.
+SCOPES = ("blocks", "blocks+adaln", "all")
 
 
 def _child(parent: Any, name: str) -> Any:
@@ -28,12 +41,12 @@ def rotation_of(module: nn.Module) -> Any:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer of an MMDiT.
+    """A linear layer of a network.
 
     Attributes:
         name: "mm03.img.attn.q_proj"; outside attention and MLP the path itself.
-        path: module path in the MMDiT, "multimodal_transformer_blocks.3.image_transformer...".
-        parent, attribute: where the module hangs, so that it can be exchanged; inside an
+        path: module path in the network's module.
+        parent, attribute: where the layer hangs, so that it can be exchanged; inside an
             `nn.Sequential` its list of layers and the index in it.
     """
 
@@ -47,106 +60,20 @@ class Linear:
         return _child(self.parent, self.attribute)
 
     @property
-    def is_post_gelu(self) -> bool:
-        """True for fc2: its input has passed GELU and is never below -0.17, unless rotated."""
-        return self.attribute == "fc2" and rotation_of(self.module) is None
-
-
-@dataclass(frozen=True)
-class Block:
-    """A transformer block of an MMDiT.
-
-    Attributes:
-        name: "mm03" or "uni07".
-        module: DiffusionKit's MultiModalTransformerBlock or UnifiedTransformerBlock.
-        path: module path in the MMDiT.
-        streams: stream name -> TransformerBlock; ("img", "txt") or ("uni",).
-    """
-
-    name: str
-    module: nn.Module
-    path: str
-    streams: dict[str, nn.Module]
+    def place(self) -> str:
+        """One of "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"."""
+        return self.name.rpartition(".")[2]
 
     @property
-    def is_unified(self) -> bool:
-        return "uni" in self.streams
-
-
-def walk_blocks(model: nn.Module) -> list[Block]:
-    """All blocks of an MMDiT in order of computation."""
-    blocks = []
-    for index, module in enumerate(model.multimodal_transformer_blocks):
-        streams = {"img": module.image_transformer_block, "txt": module.text_transformer_block}
-        path = f"multimodal_transformer_blocks.{index}"
-        blocks.append(Block(f"mm{index:02d}", module, path, streams))
-    for index, module in enumerate(getattr(model, "unified_transformer_blocks", [])):
-        path = f"unified_transformer_blocks.{index}"
-        blocks.append(Block(f"uni{index:02d}", module, path, {"uni": module.transformer_block}))
-    return blocks
-
-
-def walk_linears(block: Block) -> list[Linear]:
-    """The attention and MLP linears of a block; places that hold something else are left out."""
-    linears = []
-    for stream, transformer in block.streams.items():
-        prefix = block.name if stream == "uni" else f"{block.name}.{stream}"
-        for place in PLACES:
-            group, attribute = place.split(".")
-            parent = getattr(transformer, group, None)
-            module = getattr(parent, attribute, None)
-            # Identity stands where SD3's last text block has no o_proj.
-            if parent is None or module is None or isinstance(module, nn.Identity):
-                continue
-            path = f"{block.path}.{STREAMS[stream]}.{place}"
-            linears.append(Linear(f"{prefix}.{place}", path, parent, attribute))
-    return linears
+    def is_post_gelu(self) -> bool:
+        """True for fc2: its input has passed GELU and is never below -0.17, unless rotated."""
+        return self.place == "fc2" and rotation_of(self.module) is None
 
 
 def shared_input(linear: Linear) -> str:
     """Names the array that a linear reads: that of query, key and value is one."""
-    name, _, place = linear.name.rpartition(".")
-    return f"{name}.qkv" if place in ("q_proj", "k_proj", "v_proj") else linear.name
-
-
-def linear_path(name: str) -> str:
-    """A block linear's module path: "multimodal_transformer_blocks.3.image_..." of "mm03.img...".
-
-    Without a model: what `walk_linears` reads off one.
-    """
-    block, *place = name.split(".")
-    stream = "uni" if block.startswith("uni") else place.pop(0)
-    return ".".join([block_path(block), STREAMS[stream], *place])
-
-
-def all_linears(model: nn.Module) -> list[Linear]:
-    """The block linears of a whole MMDiT: 69 of the demo model, 285 of SD3-medium."""
-    return [linear for block in walk_blocks(model) for linear in walk_linears(block)]
-
-
-# Which linears a recipe quantizes: the blocks' attention and MLP; also the adaLN of every stream
-# and of the final layer; also the embedders and the final layer's own.
-SCOPES = ("blocks", "blocks+adaln", "all")
-
-
-def other_linears(model: nn.Module, scope: str = "all") -> list[Linear]:
-    """The linears outside attention and MLP that a scope of `SCOPES` adds, sorted by path.
-
-    There are 49 adaLN linears in SD3-medium and 6 others. Convolutions and embeddings are none.
-    """
-    learned = {linear.path for linear in all_linears(model)}
-    linears = []
-    for path, module in sorted(model.named_modules(), key=lambda item: item[0]):
-        is_adaln = ".adaLN_modulation." in f".{path}"
-        if not isinstance(module, nn.Linear | nn.QuantizedLinear) or path in learned:
-            continue
-        if scope == "all" or (scope == "blocks+adaln" and is_adaln):
-            *above, attribute = path.split(".")
-            parent: Any = model
-            for name in above:
-                parent = _child(parent, name)
-            linears.append(Linear(path, path, parent, attribute))
-    return linears
+    name = linear.name.rpartition(".")[0]
+    return f"{name}.qkv" if linear.place in ("q_proj", "k_proj", "v_proj") else linear.name
 
 
 def set_linear(linear: Linear, module: nn.Module) -> None:
@@ -157,59 +84,181 @@ def set_linear(linear: Linear, module: nn.Module) -> None:
         setattr(linear.parent, linear.attribute, module)
 
 
-# ------------------------------------------------------------------------------- modulation
+def stream_names(block: str) -> tuple[str, ...]:
+    """The streams that enter the block of a name, in the order in which it takes them."""
+    return ("uni",) if block.startswith("uni") else ("img", "txt")
 
 
-class _AnyKey(dict[float, mx.array]):
-    """Gives one value for every key: DiffusionKit looks modulation up by time step."""
+class Stream(ABC):
+    """One residual stream inside a block.
 
-    def __init__(self, value: mx.array):
-        super().__init__()
-        self._value = value
-
-    def __getitem__(self, key: float) -> mx.array:
-        return self._value
-
-    def __contains__(self, key: object) -> bool:
-        return True
-
-
-def modulated_modules(model: nn.Module) -> list[nn.Module]:
-    """Every module with an adaLN: the streams of all blocks, and the final layer."""
-    streams = [stream for block in walk_blocks(model) for stream in block.streams.values()]
-    return [*streams, model.final_layer]
-
-
-def set_modulation(module: nn.Module, parameters: mx.array) -> None:
-    """Makes `parameters` (B, 1, 1, n * hidden) the modulation of `module` for every time step.
-
-    DiffusionKit's own cache empties the adaLN weights after the last step, so that a second image
-    fails; this one is set before each forward pass and empties nothing.
+    Attributes:
+        modulation_path: path inside the block of the linear that gives its modulation: rows in
+            chunks of the width, the shift and scale in front of attention, its gate, and the same
+            three for the MLP, as far as the stream has them.
+        parallel_mlp: whether attention and MLP read the same array.
+        activation: the function between fc1 and fc2; None where there is no MLP. May be set.
     """
-    object.__setattr__(module, "_modulation_params", _AnyKey(parameters))
+
+    modulation_path: str
+    parallel_mlp: bool
+    activation: Activation | None
+
+    @abstractmethod
+    def modulation(self, inputs: mx.array) -> mx.array:
+        """(B, 1, 1, chunks * hidden) from `Network.modulation_inputs` (B, 1, 1, hidden)."""
+
+    @abstractmethod
+    def set_modulation(self, parameters: mx.array) -> None:
+        """Makes what `modulation` gave the modulation of every following call of the block."""
 
 
-# The time step that models and blocks are called with: its modulation is whatever `set_modulation`
-# set. DiffusionKit reads the value of its time step in every stream of every block; a constant is
-# there already, where a computed one would make the host wait for the device each time.
-ANY_TIMESTEP = mx.array([0.0])
+class Block(ABC):
+    """A transformer block.
 
-
-def call_block(
-    block: Block, streams: Sequence[mx.array], positional_encodings: mx.array | None = None
-) -> tuple[mx.array, ...]:
-    """Applies a block whose modulation has been set.
-
-    Args:
-        streams: (img, txt) each (B, tokens, 1, hidden), or (uni,) for a unified block.
-        positional_encodings: RoPE tables for models that have them.
-
-    Returns:
-        The streams after the block; the text stream is left out where the block drops it.
+    Attributes:
+        name: "mm03" or "uni07".
+        module: with the block's parameters.
+        path: module path in the network's module.
+        streams: name -> stream; ("img", "txt") or ("uni",).
+        linears: of attention and MLP; places that hold something else are left out.
+        attention: function of (q, k, v, scale), each (B, heads, tokens, channels). May be set.
     """
-    output = block.module(*streams, ANY_TIMESTEP, positional_encodings=positional_encodings)
-    outputs = output if isinstance(output, tuple) else (output,)
-    return tuple(stream for stream in outputs if stream is not None)
+
+    name: str
+    module: nn.Module
+    path: str
+    streams: dict[str, Stream]
+    linears: list[Linear]
+    attention: Callable[..., mx.array]
+
+    @abstractmethod
+    def __call__(
+        self, streams: Streams, positional_encodings: mx.array | None = None
+    ) -> tuple[mx.array, ...]:
+        """Applies the block whose modulation has been set.
+
+        Args:
+            streams: (img, txt) each (B, tokens, 1, hidden), or (uni,) for a unified block.
+            positional_encodings: see `Network.positional_encodings`.
+
+        Returns:
+            The streams after the block; the text stream is left out where the block drops it.
+        """
+
+
+class Network(ABC):
+    """A diffusion transformer of any family.
+
+    Attributes:
+        module: all its parameters.
+        blocks: in order of computation.
+    """
+
+    module: nn.Module
+    blocks: list[Block]
+
+    # ------------------------------------------------------------------------------- one step
+
+    @abstractmethod
+    def modulation_inputs(self, pooled: mx.array, timestep: mx.array) -> mx.array:
+        """(B, 1, 1, hidden): the vector that modulates every stream.
+
+        Args:
+            pooled: pooled texts (B, channels).
+            timestep: in the activations' dtype; a scalar for all rows, or (B,).
+        """
+
+    @abstractmethod
+    def modulate(self, inputs: mx.array) -> None:
+        """Computes and sets the modulation of the whole network from `modulation_inputs`."""
+
+    @abstractmethod
+    def forward(self, latents: mx.array, tokens: mx.array) -> mx.array:
+        """The velocity dx/dsigma (B, h, w, channels) once `modulate` was called.
+
+        Args:
+            latents: (B, h, w, channels) in the activations' dtype.
+            tokens: encoded texts (B, tokens, channels) in the same dtype.
+        """
+
+    @abstractmethod
+    def positional_encodings(
+        self, latent_size: tuple[int, int], text_tokens: int
+    ) -> mx.array | None:
+        """What the blocks take beside their streams, or None where positions are learned."""
+
+    # ------------------------------------------------------------------------------- schedule
+
+    @abstractmethod
+    def sigmas(self, num_steps: int) -> mx.array:
+        """(num_steps + 1,) float32 noise levels from 1 to 0."""
+
+    @abstractmethod
+    def timesteps(self, sigmas: mx.array, dtype: mx.Dtype) -> mx.array:
+        """The time steps that the network knows noise levels by, in the activations' dtype."""
+
+    # ---------------------------------------------------------------------- blocks and linears
+
+    @abstractmethod
+    def blocks_replaced(self, replace: Callable[[Block], Compute]) -> AbstractContextManager[None]:
+        """Within the context, `replace(block)` is called in each block's place by `forward`.
+
+        Contexts may be nested: the block that `replace` is given computes as it did outside.
+        """
+
+    @abstractmethod
+    def is_modulation(self, path: str) -> bool:
+        """Whether the linear at a module path gives the modulation of a stream or final layer."""
+
+    def block(self, name: str) -> Block:
+        return next(block for block in self.blocks if block.name == name)
+
+    @property
+    def linears(self) -> list[Linear]:
+        """The block linears: 69 of the demo model, 285 of SD3-medium."""
+        return [linear for block in self.blocks for linear in block.linears]
+
+    def other_linears(self, scope: str = "all") -> list[Linear]:
+        """The linears outside attention and MLP that a scope of `SCOPES` adds, sorted by path.
+
+        There are 49 for modulation in SD3-medium and 6 others. Convolutions and embeddings are
+        none.
+        """
+        in_blocks = {linear.path for linear in self.linears}
+        linears = []
+        for path, module in sorted(self.module.named_modules(), key=lambda item: item[0]):
+            if not isinstance(module, nn.Linear | nn.QuantizedLinear) or path in in_blocks:
+                continue
+            if scope == "all" or (scope == "blocks+adaln" and self.is_modulation(path)):
+                *above, attribute = path.split(".")
+                parent: Any = self.module
+                for name in above:
+                    parent = _child(parent, name)
+                linears.append(Linear(path, path, parent, attribute))
+        return linears
+
+
+@contextmanager
+def boundaries(
+    network: Network, note: Callable[[str, tuple[mx.array, ...]], None]
+) -> Iterator[None]:
+    """Within the context, `note(name, streams)` is called at each block's input and output.
+
+    `name` is "mm03" for the input of block mm03 and "mm03.out" for its output.
+    """
+
+    def recorded(block: Block) -> Compute:
+        def compute(streams: Streams, positions: mx.array | None) -> tuple[mx.array, ...]:
+            note(block.name, tuple(streams))
+            outputs = block(streams, positions)
+            note(f"{block.name}.out", outputs)
+            return outputs
+
+        return compute
+
+    with network.blocks_replaced(recorded):
+        yield
 
 
 # ------------------------------------------------------------------------------------- taps
@@ -238,7 +287,7 @@ class Tap(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         return self.product(x if self.rotation is None else self.rotation(x))
 
-    # DiffusionKit's unified blocks read fc2's bias and set it to zero in every call.
+    # Blocks may read and set the bias of a linear (DiffusionKit's unified ones do, of fc2).
     def __getattr__(self, key: str) -> Any:
         return self.module.bias if key == "bias" else super().__getattr__(key)
 
@@ -274,66 +323,3 @@ def tapped(
     finally:
         for linear, module in zip(linears, before, strict=True):
             set_linear(linear, module)
-
-
-class InPlace:
-    """Is called in a block's place, and has its attributes: modulation is set on its streams."""
-
-    def __init__(self, block: Block):
-        self._block = block
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._block.module, name)
-
-
-class _Recorder(InPlace):
-    """Notes the streams before and after the block."""
-
-    def __init__(self, block: Block, note: Callable[[str, tuple[mx.array, ...]], None]):
-        super().__init__(block)
-        self._note = note
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        count = len(self._block.streams)
-        self._note(self._block.name, tuple(arguments[:count]))
-        output = self._block.module(*arguments, **options)
-        outputs = output if isinstance(output, tuple) else (output,)
-        self._note(f"{self._block.name}.out", tuple(s for s in outputs if s is not None))
-        return output
-
-
-@contextmanager
-def blocks_replaced(model: nn.Module, replace: Callable[[Block], Any]) -> Iterator[None]:
-    """Within the context, `replace(block)` is called in each block's place by the model.
-
-    It has to give the block's own attributes, as `InPlace` does.
-    """
-    lists = [
-        blocks
-        for blocks in (
-            model.multimodal_transformer_blocks,
-            getattr(model, "unified_transformer_blocks", None),
-        )
-        if blocks is not None
-    ]
-    others = iter([replace(block) for block in walk_blocks(model)])
-    before = [list(blocks) for blocks in lists]
-    for blocks in lists:
-        blocks[:] = [next(others) for _ in blocks]
-    try:
-        yield
-    finally:
-        for blocks, modules in zip(lists, before, strict=True):
-            blocks[:] = modules
-
-
-@contextmanager
-def boundaries(
-    model: nn.Module, note: Callable[[str, tuple[mx.array, ...]], None]
-) -> Iterator[None]:
-    """Within the context, `note(name, streams)` is called at each block's input and output.
-
-    `name` is "mm03" for the input of block mm03 and "mm03.out" for its output.
-    """
-    with blocks_replaced(model, lambda block: _Recorder(block, note)):
-        yield

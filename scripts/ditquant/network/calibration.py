@@ -27,6 +27,24 @@ class Conditioning:
     pooled: mx.array
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What a job knows of its prompt.
+
+    Attributes:
+        text, negative: the prompt and the negative one.
+        row: of the prompt's conditioning in its shard.
+    """
+
+    text: str
+    negative: str
+    row: int
+
+    @classmethod
+    def from_params(cls, parameters: Mapping[str, Any]) -> Prompt:
+        return cls(**parameters)
+
+
 def load_conditioning(
     shards: Sequence[str | Path], rows: Sequence[int], guided: bool, dtype: mx.Dtype
 ) -> Conditioning:

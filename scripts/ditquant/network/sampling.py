@@ -7,14 +7,15 @@ where they are, and an observer sees every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from mlx.utils import tree_flatten
 
 from ..backend import mx, nn
 from ..finite import check_finite
-from .blocks import ANY_TIMESTEP, modulated_modules, set_modulation
+from .blocks import Network
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Step:
 
 
 Observer = Callable[[Step], None]
+# Called with (index, sigma) before each forward pass of a step.
+BeforeStep = Callable[[int, float], None]
+
+
+def leave_alone(index: int, sigma: float) -> None:
+    """`BeforeStep` where nothing is done to activations."""
 
 
 def sigma_schedule(num_steps: int, shift: float) -> mx.array:
@@ -56,7 +63,12 @@ def sigma_schedule(num_steps: int, shift: float) -> mx.array:
     return mx.array([sigma(timestep) for timestep in timesteps] + [0.0])
 
 
-def latent_shape(image_size: tuple[int, int], channels: int = 16) -> tuple[int, int, int, int]:
+def strided_steps(num_steps: int, stride: int) -> list[int]:
+    """Every `stride`-th step from the first: 0, stride, 2 stride, ..."""
+    return list(range(0, num_steps, stride))
+
+
+def latent_shape(image_size: Sequence[int], channels: int = 16) -> tuple[int, int, int, int]:
     """(1, height / 8, width / 8, channels) for an image of (height, width) pixels."""
     height, width = image_size
     return (1, height // 8, width // 8, channels)
@@ -75,28 +87,8 @@ def initial_latents(seed: int, shape: tuple[int, int, int, int], sigma: mx.array
     return sigma * initial_noise(seed, shape) + (1.0 - sigma) * empty
 
 
-def modulation_inputs(model: nn.Module, pooled: mx.array, timestep: mx.array) -> mx.array:
-    """(B, 1, 1, hidden): the vector that every adaLN reads, from pooled text and time step.
-
-    Args:
-        pooled: (B, channels).
-        timestep: in the activations' dtype; a scalar for all rows, or (B,).
-    """
-    timesteps = mx.broadcast_to(timestep, pooled.shape[:1])
-    return model.y_embedder(pooled)[:, None, None, :] + model.t_embedder(timesteps)
-
-
-def modulate(model: nn.Module, inputs: mx.array) -> None:
-    """Computes and sets the modulation of every block and of the final layer, in one evaluation."""
-    modules = modulated_modules(model)
-    parameters = [module.adaLN_modulation(inputs) for module in modules]
-    mx.eval(parameters)
-    for module, values in zip(modules, parameters, strict=True):
-        set_modulation(module, values)
-
-
 def predict(
-    model: nn.Module,
+    network: Network,
     latents: mx.array,
     sigma: mx.array,
     timestep: mx.array,
@@ -108,16 +100,17 @@ def predict(
 
     Args:
         latents: (N, h, w, channels).
+        sigma, timestep: scalars () of the schedule.
         conditioning: (2N, tokens, channels): the texts, then their negative texts; (N, ...) if
             `cfg_weight` is not positive. Its dtype is the activations' dtype.
         pooled: rows as in `conditioning`.
     """
-    modulate(model, modulation_inputs(model, pooled, timestep))
+    network.modulate(network.modulation_inputs(pooled, timestep))
     guided = cfg_weight > 0
     inputs = (mx.concatenate([latents] * 2, axis=0) if guided else latents).astype(
         conditioning.dtype
     )
-    output = model(inputs, mx.expand_dims(conditioning, 2), ANY_TIMESTEP)
+    output = network.forward(inputs, conditioning)
     denoised = inputs - output * sigma.reshape(sigma.shape[:1] + (1,) * (output.ndim - 1))
     if not guided:
         return denoised
@@ -126,7 +119,7 @@ def predict(
 
 
 def velocity_at(
-    model: nn.Module,
+    network: Network,
     latents: mx.array,
     sigma: mx.array,
     timestep: mx.array,
@@ -135,19 +128,19 @@ def velocity_at(
     cfg_weight: float,
 ) -> mx.array:
     """The guided velocity d = (x - denoised) / sigma that an Euler step follows; see `predict`."""
-    denoised = predict(model, latents, sigma, timestep, conditioning, pooled, cfg_weight)
+    denoised = predict(network, latents, sigma, timestep, conditioning, pooled, cfg_weight)
     return (latents - denoised) / sigma
 
 
 def sample_euler(
-    model: nn.Module,
+    network: Network,
     latents: mx.array,
     sigmas: mx.array,
     conditioning: mx.array,
     pooled: mx.array,
     cfg_weight: float,
     observer: Observer | None = None,
-    before_step: Callable[[int, float], None] | None = None,
+    before_step: BeforeStep = leave_alone,
 ) -> mx.array:
     """Integrates from sigmas[0] to sigmas[-1] and returns the final latents, in the model's format.
 
@@ -156,19 +149,17 @@ def sample_euler(
         sigmas: (steps + 1,), see `sigma_schedule`.
         conditioning, pooled, cfg_weight: see `predict`.
         observer: called after each step's velocity is known.
-        before_step: called with (index, sigma) before each forward pass; simulated activation
-            quantization looks its scales up by this sigma.
+        before_step: simulated activation quantization looks its scales up by this sigma.
 
     Raises:
         UserError: the latents behind a step are NaN or infinite.
     """
-    timesteps = (sigmas * 1000).astype(conditioning.dtype)
+    timesteps = network.timesteps(sigmas, conditioning.dtype)
     levels = sigmas.tolist()[:-1]
     for index, value in enumerate(levels):
         sigma, timestep = sigmas[index], timesteps[index]
-        if before_step is not None:
-            before_step(index, value)
-        velocity = velocity_at(model, latents, sigma, timestep, conditioning, pooled, cfg_weight)
+        before_step(index, value)
+        velocity = velocity_at(network, latents, sigma, timestep, conditioning, pooled, cfg_weight)
         if observer is not None:
             observer(Step(index, sigma, timestep, latents, velocity))
         latents = latents + velocity * (sigmas[index + 1] - sigma)
@@ -188,7 +179,8 @@ def decode(decoder: nn.Module, latents: mx.array, scale: float, shift: float) ->
     Raises:
         UserError: the decoder's output is NaN or infinite.
     """
-    images = decoder(to_vae(latents, scale, shift).astype(decoder.conv_in.weight.dtype))
+    dtype = tree_flatten(decoder.parameters())[0][1].dtype
+    images = decoder(to_vae(latents, scale, shift).astype(dtype))
     check_finite({"the picture": images}, "behind the VAE's decoder")
     images = mx.clip(images / 2 + 0.5, 0, 1).astype(mx.float32)
     return np.array((images * 255).astype(mx.uint8))

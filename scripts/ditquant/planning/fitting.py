@@ -1,6 +1,6 @@
 """Whether recipes and activation configurations fit the linears of the model.
 
-The workflow asks this room while it plans: what would end the first job of a block ends the plan.
+The workflow asks this module while it plans: what would end the first job of a block ends the plan.
 """
 
 from __future__ import annotations
@@ -51,15 +51,12 @@ def check_recipe(key: str, recipe: Recipe, linears: Linears, model: str) -> None
                 f"{key}.rotation: {name} of {model} has {inputs} inputs, which a rotation of "
                 f"{recipe.rotation} does not divide. Use a smaller power of two that does, or null."
             )
-        if grids[name] is None:
-            continue
-        # A row's one scale is stored for each of MLX's groups, of any size that divides it.
-        sizes = (recipe.group_size,) if recipe.grid == "group" else MLX_GROUPS
-        if all(inputs % size for size in sizes):
+        grid = grids[name]
+        if grid is not None and grid.storage_size(inputs) is None:
+            sizes = ", ".join(map(str, grid.storage_sizes))
             raise UserError(
-                f"{key}.group_size: {name} of {model} has {inputs} inputs, which groups of "
-                f"{', '.join(map(str, sizes))} do not divide: {_dividing(inputs)}, or leave the "
-                "linear alone with layers."
+                f"{key}.group_size: {name} of {model} has {inputs} inputs, which groups of {sizes} "
+                f"do not divide: {_dividing(inputs)}, or leave the linear alone with layers."
             )
 
 

@@ -6,10 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import UserError
-from .recipes import ROUNDINGS, Condition
-
-# Read by nothing, but part of every recipe's record.
-_OTHER_BITS = Condition("quantize", ("blocks+adaln", "all"))
+from .recipes import ROUNDINGS
 
 
 def _why_unread(key: str, options: Mapping[str, Any]) -> str | None:
@@ -20,7 +17,7 @@ def _why_unread(key: str, options: Mapping[str, Any]) -> str | None:
         readers = [name for name, other in ROUNDINGS.items() if key in other.option_names()]
         verb = "does" if len(readers) == 1 else "do"
         return f"{rounding} does not read it; {' and '.join(readers)} {verb}."
-    condition = _OTHER_BITS if key == "other_bits" else kind.conditions.get(key)
+    condition = kind.conditions.get(key)
     if condition is None or condition.holds(options) or key == condition.option:
         return None
     return f"{rounding} reads it only with {condition}."

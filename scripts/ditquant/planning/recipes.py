@@ -34,8 +34,16 @@ class Grid:
     group_size: int = 64
 
     @property
-    def levels(self) -> int:
-        return 2**self.bits
+    def storage_sizes(self) -> tuple[int, ...]:
+        """Group sizes that a matrix may be packed with, the first that divides its inputs.
+
+        A row's one scale is stored for each of MLX's groups, of any size.
+        """
+        return (self.group_size,) if self.kind == "group" else MLX_GROUPS
+
+    def storage_size(self, inputs: int) -> int | None:
+        """Group size that a matrix of so many inputs is packed with; None: it cannot be."""
+        return next((size for size in self.storage_sizes if inputs % size == 0), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What follows from a configuration: prompts and their ids, recipes, counts.
 
-The workflow asks this room while it plans, so it imports nothing heavy. All checks that a schema
+The workflow asks this module while it plans, so it imports nothing heavy. All checks that a schema
 cannot express are here, each with a message that names the key.
 """
 

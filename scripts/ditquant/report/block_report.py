@@ -20,14 +20,12 @@ from ..plots.charts import (
     styled,
 )
 from ..weights.divergence import kept_text
-from .what_was_run import BLOCK_FORMAT, block_files
+from .what_was_run import BLOCK_FORMAT, Section, block_files
 
 TUNING_FORMAT = "ditquant.tuning"
 
-Data = dict[str, Any]
 
-
-def _block(document: Mapping[str, Any]) -> Data:
+def _block(document: Mapping[str, Any]) -> Section:
     """One block's held-out errors; `error` is that of the codes that were kept."""
     learned = document["recipe"]["rounding"] != "rtn"
     rtn = document["hard_error"]["rtn"]["held_out"]
@@ -50,7 +48,7 @@ def _grid(options: Mapping[str, Any]) -> str:
     return "per channel" if options["grid"] == "channel" else f"groups of {options['group_size']}"
 
 
-def _tuning(results: Path, recipe: str) -> Data:
+def _tuning(results: Path, recipe: str) -> Section:
     """Held-out velocity error before and after the tuning of a whole network."""
     document = read_json(results / "weights" / recipe / "tuned.json", TUNING_FORMAT)
     start, tuned = document["error"]["start"], document["error"].get("tuned")
@@ -63,7 +61,7 @@ def _tuning(results: Path, recipe: str) -> Data:
     }
 
 
-def recipe_results(results: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Data]:
+def recipe_results(results: Path, recipes: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     """One entry a recipe with its blocks in order.
 
     Args:
@@ -95,7 +93,7 @@ def recipe_results(results: Path, recipes: Mapping[str, Mapping[str, Any]]) -> l
     return entries
 
 
-def divergences(recipes: Sequence[Data]) -> list[Data]:
+def divergences(recipes: Sequence[Section]) -> list[Section]:
     """Where learning diverged: recipe, place, reason, advice and what was kept instead.
 
     Args:

@@ -8,11 +8,10 @@ from typing import Any
 from ..evaluation.table import error_ratio
 from ..planning.variants import Variant
 from ..readable import fmt
+from .what_was_run import Section
 
-Data = dict[str, Any]
 
-
-def _card(label: str, value: str, detail: str) -> Data:
+def _card(label: str, value: str, detail: str) -> Section:
     return {"label": label, "value": value, "detail": detail}
 
 
@@ -21,8 +20,8 @@ def _between(low: float, high: float, how: str) -> str:
 
 
 def headline_cards(
-    recipe: str, rows: Mapping[str, Data], documents: Mapping[str, Data]
-) -> list[Data]:
+    recipe: str, rows: Mapping[str, Section], documents: Mapping[str, Section]
+) -> list[Section]:
     """The numbers that answer: how small, how close, what learning and activations change.
 
     Args:
@@ -65,7 +64,11 @@ def headline_cards(
 
 
 def lede(
-    recipe: str, options: Data, kinds: Collection[str], bits: int | None, sizes: Sequence[Data]
+    recipe: str,
+    options: Section,
+    kinds: Collection[str],
+    bits: int | None,
+    sizes: Sequence[Section],
 ) -> str:
     """One or two sentences on what was done to what.
 

@@ -26,8 +26,7 @@ from ..readable import fmt
 from . import report_data
 from .block_report import block_chart, divergences, recipe_results, weight_sqnr
 from .headlines import headline_cards, lede
-from .report_data import Data
-from .what_was_run import Shown, block_files, check_run, facts, what_was_run
+from .what_was_run import Section, Shown, block_files, check_run, facts, what_was_run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -35,12 +34,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 _PALE, _DEEP = np.array([232, 241, 248.0]), np.array([6, 64, 115.0])
 
 
-def _heat(values: Mapping[str, float], darker_is_larger: bool) -> Data:
+def _heat(values: Mapping[str, float], darker_is_larger: bool) -> Section:
     """Numbers by linear name -> a `layer_grid` of cells with text, background and readable ink."""
     grid = report_data.layer_grid(values)
     span = (grid["high"] - grid["low"]) or 1.0
 
-    def cell(value: float | None) -> Data | None:
+    def cell(value: float | None) -> Section | None:
         if value is None:
             return None
         place = (value - grid["low"]) / span
@@ -54,8 +53,8 @@ def _heat(values: Mapping[str, float], darker_is_larger: bool) -> Data:
     return {"columns": grid["columns"], "rows": rows}
 
 
-def _sizes(results: Path, recipes: Sequence[str], full_bytes: float | None) -> list[Data]:
-    sizes: list[Data] = []
+def _sizes(results: Path, recipes: Sequence[str], full_bytes: float | None) -> list[Section]:
+    sizes: list[Section] = []
     if full_bytes:
         parts = dict.fromkeys(("quantized", "quantized_ratio", "rest"))
         sizes.append({"name": "float16", **parts, "total": full_bytes})
@@ -69,7 +68,7 @@ def _sizes(results: Path, recipes: Sequence[str], full_bytes: float | None) -> l
     return sizes
 
 
-def collect(results: Path, shown: Shown) -> Data:
+def collect(results: Path, shown: Shown) -> Section:
     """Everything that the template shows of a run's folder.
 
     Raises:
@@ -119,7 +118,9 @@ def collect(results: Path, shown: Shown) -> Data:
     }
 
 
-def _lede(results: Path, shown: Shown, recipes: Mapping[str, Data], sizes: Sequence[Data]) -> str:
+def _lede(
+    results: Path, shown: Shown, recipes: Mapping[str, Section], sizes: Sequence[Section]
+) -> str:
     options = recipes.get(shown.recipe)
     if options is None:
         return ""
@@ -128,7 +129,7 @@ def _lede(results: Path, shown: Shown, recipes: Mapping[str, Data], sizes: Seque
     return lede(shown.recipe, options, kinds, bits, sizes)
 
 
-def _evaluation_charts(folder: Path) -> list[Data]:
+def _evaluation_charts(folder: Path) -> list[Section]:
     return [
         {
             "title": chart.title,
@@ -156,7 +157,7 @@ def render(data: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(data, style=style)
 
 
-def stage_table(stages: Sequence[Data]) -> list[str]:
+def stage_table(stages: Sequence[Section]) -> list[str]:
     """The times of all stages as lines for the log."""
     width = max((len(stage["rule"]) for stage in stages), default=0)
     lines = [

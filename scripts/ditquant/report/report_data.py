@@ -12,7 +12,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,8 +24,7 @@ from ..planning.recipes import Recipe
 from ..planning.variants import Variant
 from ..plots.activation_density import made_by
 from ..seals import damaged
-
-Data = dict[str, Any]
+from .what_was_run import Section
 
 EXPLANATIONS = {
     "full": "nothing quantized",
@@ -63,7 +61,7 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def pictures(results: Path, prompts: Sequence[str], variants: Sequence[str]) -> list[Data]:
+def pictures(results: Path, prompts: Sequence[str], variants: Sequence[str]) -> list[Section]:
     """One entry a prompt: its text, the full-precision picture, and each variant's with numbers.
 
     Args:
@@ -106,7 +104,7 @@ def pictures(results: Path, prompts: Sequence[str], variants: Sequence[str]) -> 
 # ---------------------------------------------------------------------------------- sizes
 
 
-def checkpoint_sizes(config: Path) -> Data:
+def checkpoint_sizes(config: Path) -> Section:
     """What a native checkpoint takes, from its config.json.
 
     Returns:
@@ -126,7 +124,7 @@ def checkpoint_sizes(config: Path) -> Data:
 # ---------------------------------------------------------------------------------- times
 
 
-def stage_times(benchmarks: Path) -> list[Data]:
+def stage_times(benchmarks: Path) -> list[Section]:
     """One entry a rule, the longest first: jobs, seconds (sum and longest), peak memory in bytes.
 
     The files are those that Snakemake's `benchmark:` wrote; a job that was not run again keeps the
@@ -181,7 +179,7 @@ def _number(text: str | None) -> float:
 _KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
 
 
-def activation_plots(folder: Path, notes: Mapping[str, str]) -> list[Data]:
+def activation_plots(folder: Path, notes: Mapping[str, str]) -> list[Section]:
     """The plots of the activation track that there are, the smaller of PNG and SVG of each.
 
     Args:
@@ -216,9 +214,9 @@ def activation_ranges(results: Path) -> dict[str, float]:
     return {name: max(layer["absmax"]) for name, layer in layers.items()}
 
 
-def _chosen(folder: Path) -> Data:
+def _chosen(folder: Path) -> Section:
     """Of the configurations in a folder: `single` (bits, how ranges are made) and `tiers`."""
-    chosen: Data = {"single": None, "tiers": None}
+    chosen: Section = {"single": None, "tiers": None}
     single = folder / "quant_config.json"
     if single.is_file():
         document = read_json(single, "ditquant.quant_config")
@@ -229,7 +227,7 @@ def _chosen(folder: Path) -> Data:
     return chosen
 
 
-def activation_bits(results: Path, recipe: str, options: Data) -> int | None:
+def activation_bits(results: Path, recipe: str, options: Section) -> int | None:
     """Bits of the single-tier activations that a recipe's variants have."""
     own = results / "weights" / recipe / "activations"
     has_own = Recipe.from_params(options).has_own_activations
@@ -237,7 +235,7 @@ def activation_bits(results: Path, recipe: str, options: Data) -> int | None:
     return single["bits"] if single else None
 
 
-def own_activations(results: Path, recipes: Mapping[str, Data]) -> list[Data]:
+def own_activations(results: Path, recipes: Mapping[str, Section]) -> list[Section]:
     """Of each recipe with activations of its own: `recipe`, `why`, and what `_chosen` says.
 
     Args:
@@ -262,8 +260,8 @@ def why_own_activations(recipe: Recipe) -> str:
 
 
 def activation_summary(
-    results: Path, notes: Mapping[str, str], recipes: Mapping[str, Data]
-) -> Data | None:
+    results: Path, notes: Mapping[str, str], recipes: Mapping[str, Section]
+) -> Section | None:
     """What was measured, how ranges drift, the shares of the tiers, and the plots.
 
     An absent part is None, an absent track is None altogether.
@@ -276,7 +274,7 @@ def activation_summary(
     own = own_activations(results, recipes)
     if not folder.is_dir() and not own:
         return None
-    summary: Data = dict.fromkeys(("drift", "measured"))
+    summary: Section = dict.fromkeys(("drift", "measured"))
     temporal = folder / "layer_temporal_analysis.json"
     if temporal.is_file():
         document = read_json(temporal, "ditquant.layer_temporal_analysis")
@@ -289,7 +287,7 @@ def activation_summary(
 # --------------------------------------------------------------------------------- heat maps
 
 
-def layer_grid(values: Mapping[str, float]) -> Data:
+def layer_grid(values: Mapping[str, float]) -> Section:
     """Per-layer numbers as a table: one row a place in the block, one column a block.
 
     Args:

@@ -16,12 +16,13 @@ from ..artifacts import read_json
 from ..errors import UserError
 from ..evaluation.table import FORMAT
 from ..planning.recipes import Recipe
-from ..provenance import Together, check_alike, check_options, made_by
+from ..provenance import Lineage, check_alike, check_options, made_by
 
 BLOCK_FORMAT = "ditquant.block_result"
 # How pictures are drawn, in every document that is about some.
 DRAWN = ("num_steps", "cfg_weight")
-Data = dict[str, Any]
+# A part of the page, as the template reads it.
+Section = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def block_files(results: Path, recipe: str) -> list[Path]:
     return [results / place for place in sorted(places)]
 
 
-def recipe_options(results: Path, recipe: str) -> Data:
+def recipe_options(results: Path, recipe: str) -> Section:
     """The options that a recipe's checkpoint was made by."""
     config = read_json(
         results / "weights" / recipe / "model" / "config.json", "ditquant.checkpoint"
@@ -100,7 +101,7 @@ def _check_same_job(one: Path, other: Path) -> None:
         )
 
 
-def check_run(results: Path, shown: Shown) -> Data | None:
+def check_run(results: Path, shown: Shown) -> Section | None:
     """Checks that all that a page reads was made of one piece.
 
     Returns:
@@ -109,10 +110,10 @@ def check_run(results: Path, shown: Shown) -> Data | None:
     Raises:
         UserError: naming two files that do not belong together.
     """
-    together = Together(results)
+    lineage = Lineage(results)
     for file in _files(results, shown):
         if file.is_file():
-            together.check(file)
+            lineage.check(file)
     activations = results / "activations"
     for name in ("layer_temporal_analysis.json", "layer_statistics.safetensors"):
         _check_same_job(activations / "layer_statistics.json", activations / name)
@@ -123,7 +124,7 @@ def check_run(results: Path, shown: Shown) -> Data | None:
         options = Recipe.from_params(recipe_options(results, recipe)).of_block().params()
         for file in block_files(results, recipe):
             check_options(file, f"the checkpoint of {recipe}", recipe=options)
-    return together.model
+    return lineage.model
 
 
 def _agreed(values: Mapping[Path, Any]) -> Any:
@@ -147,13 +148,13 @@ def _seeds(entries: Sequence[Mapping[str, Any]]) -> str:
     return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
 
 
-def what_was_run(results: Path, shown: Shown, model: Data | None) -> Data:
+def what_was_run(results: Path, shown: Shown, model: Section | None) -> Section:
     """The options of everything that a page shows, by part; what was not made is left out.
 
     Args:
         model: of `check_run`.
     """
-    run: Data = {"run": results.name} | ({"model": model} if model else {})
+    run: Section = {"run": results.name} | ({"model": model} if model else {})
     manifest = results / "calibration" / "manifest.json"
     if manifest.is_file():
         images = read_json(manifest, "ditquant.calibration_manifest")["images"]

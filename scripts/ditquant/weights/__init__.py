@@ -1,6 +1,6 @@
 """The weight track: from a block's stored inputs and outputs to its packed codes.
 
-grids, rounding, rounding_kernels
+grids, rounding
                             codes and their values; the soft rounding of AdaRound
 roundings, gptq, adaround, lsq, other_linears
                             how codes are chosen

@@ -17,7 +17,7 @@ rounding (TaQ-DiT, arXiv 2411.14172; `lsq`).
 State is float32 whatever the model's dtype; float16's gradients are scaled (`loss_scale`). They are
 taken by automatic differentiation down to the weights (`block_gradients`), and from there to alpha
 by the closed forms in `rounding`. What an iteration does to each weight is compiled
-(`rounding_kernels`); the block's own passes stay uncompiled, because compiling them as one graph
+(`rounding`); the block's own passes stay uncompiled, because compiling them as one graph
 takes minutes on CUDA. The host runs one backward pass ahead of the device, since what it has
 ordered occupies memory, and reads nothing back but for the history.
 """
@@ -36,12 +36,20 @@ from ..backend import device_arrays, mx
 from ..planning.recipes import Learned
 from . import learning
 from .block_gradients import cheap_gradients
-from .learning import Resume, State, new_state
+from .learning import Resume, State
 from .loss_scale import LossScale
 from .lsq import Joint, dropped
 from .reconstruct import BlockProblem, dealt_rows, stream_errors, weights_restored
-from .rounding import bits_of, hard_codes, is_binary, start_alpha
-from .rounding_kernels import advance, advance_where, softening, stored_line
+from .rounding import (
+    advance,
+    advance_where,
+    bits_of,
+    hard_codes,
+    is_binary,
+    softening,
+    start_alpha,
+    stored_line,
+)
 
 _BETA_START, _BETA_END = 20, 2
 _HISTORY_POINTS = 50
@@ -137,7 +145,7 @@ class Learner:
         values = [start_alpha(start) for start in self._starts]
         if self._joint:
             values += [one.step_size for one in self._joint.quantizers.values()]
-        return new_state(values, self.loss_scale.start())
+        return State.before(values, self.loss_scale.start())
 
     def _scaled_error(
         self,
@@ -151,7 +159,7 @@ class Learner:
         weighting = None if self._row_weights is None else self._row_weights[rows]
         inputs = self._entering(rows, key)
         errors = stream_errors(self._problem, weights, rows, inputs, weighting, see)
-        return self.loss_scale.scaled(sum(errors) / len(errors), scaling)
+        return sum(errors) / len(errors) * scaling[0]
 
     def _entering(self, rows: mx.array, key: mx.array) -> list[mx.array]:
         data = self._problem.data

@@ -31,9 +31,7 @@ from dataclasses import dataclass
 from mlx.utils import tree_flatten
 
 from ..backend import mx
-from ..network.blocks import Block, Linear, walk_linears
-
-_ADALN = "adaLN_modulation.layers.1"
+from ..network.blocks import Block, Linear
 
 
 @dataclass(frozen=True)
@@ -65,24 +63,18 @@ def path_inside(block: Block, linear: Linear) -> str:
 def _by_place(block: Block, stream: str) -> dict[str, Linear]:
     """A stream's linears by their attribute: "q_proj", ..., "fc2"."""
     prefix = block.name if stream == "uni" else f"{block.name}.{stream}"
-    linears = walk_linears(block)
-    return {li.attribute: li for li in linears if li.name.startswith(f"{prefix}.")}
-
-
-def _stream_path(block: Block, linears: Mapping[str, Linear]) -> str:
-    return path_inside(block, linears["q_proj"]).removesuffix(".attn.q_proj")
+    return {li.place: li for li in block.linears if li.name.startswith(f"{prefix}.")}
 
 
 def folds(block: Block) -> list[Fold]:
     """The folds that are valid in a block, in order of computation."""
     found, values, readers = [], [], []
-    for stream, module in block.streams.items():
-        linears = _by_place(block, stream)
-        adaln = f"{_stream_path(block, linears)}.{_ADALN}"
+    for stream, own in block.streams.items():
+        linears, adaln = _by_place(block, stream), own.modulation_path
         attention = tuple(linears[f"{part}_proj"] for part in "qkv")
         channels = attention[0].module.weight.shape[1]
         fc1 = (linears["fc1"],) if "fc1" in linears else ()
-        if module.parallel_mlp:
+        if own.parallel_mlp:
             attention, fc1 = attention + fc1, ()
         found.append(Fold(f"{stream}.qkv", channels, attention, modulation=adaln))
         if fc1:

@@ -28,7 +28,7 @@ from .grids import Grid, fit_scales, fractional_codes, nearest_codes, values_of
 from .layer_inputs import sampled_inputs
 from .reconstruct import BlockProblem
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75)
+STRENGTHS = (0.25, 0.5, 0.75)
 AWQ_STRENGTHS = tuple(tenth / 10 for tenth in range(11))
 # Factors lie within its inverse and it.
 LIMIT = 100.0
@@ -38,14 +38,13 @@ _SAMPLED_TOKENS = 1024
 # ----------------------------------------------------------------------------------- factors
 
 
-def normalized(factors: np.ndarray, limit: float = LIMIT) -> np.ndarray:
+def normalized(factors: np.ndarray) -> np.ndarray:
     """Scales positive factors to a geometric mean of 1 and clamps them, float32.
 
     Channels whose factor is 0 or not finite (an input or a column that is always 0) get 1.
 
     Args:
         factors: (channels,).
-        limit: the result lies in [1 / limit, limit].
     """
     factors = np.asarray(factors, dtype=np.float64)
     usable = np.isfinite(factors) & (factors > 0)
@@ -53,14 +52,11 @@ def normalized(factors: np.ndarray, limit: float = LIMIT) -> np.ndarray:
     logarithms[usable] = np.log(factors[usable])
     if usable.any():
         logarithms[usable] -= logarithms[usable].mean()
-    return np.clip(np.exp(logarithms), 1 / limit, limit).astype(np.float32)
+    return np.clip(np.exp(logarithms), 1 / LIMIT, LIMIT).astype(np.float32)
 
 
 def smoothquant_factors(
-    activation_absmax: np.ndarray,
-    weight_absmax: np.ndarray,
-    strength: float,
-    limit: float = LIMIT,
+    activation_absmax: np.ndarray, weight_absmax: np.ndarray, strength: float
 ) -> np.ndarray:
     """b = a^strength / w^(1 - strength), normalized; (channels,) float32.
 
@@ -68,13 +64,12 @@ def smoothquant_factors(
         activation_absmax, weight_absmax: a and w, (channels,).
         strength: 1 makes all channels of the input equally large, 0 all columns of the weight, 0.5
             both alike.
-        limit: see `normalized`.
     """
     activation = np.asarray(activation_absmax, dtype=np.float64)
     weight = np.asarray(weight_absmax, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = activation**strength / weight ** (1.0 - strength)
-    return normalized(np.where((activation > 0) & (weight > 0), factors, 0.0), limit)
+    return normalized(np.where((activation > 0) & (weight > 0), factors, 0.0))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -90,26 +85,21 @@ def spearman(one: np.ndarray, other: np.ndarray) -> float:
     return float((ranks[0] * ranks[1]).sum() / power) if power > 0 else 0.0
 
 
-def salience_weights(
-    activation_absmax: np.ndarray, weight_absmax: np.ndarray, temperature: float = 1.0
-) -> np.ndarray:
-    """eta = softmax(-rho_t / tau) over steps t (PTQ4DiT), (S,) float64.
+def salience_weights(activation_absmax: np.ndarray, weight_absmax: np.ndarray) -> np.ndarray:
+    """eta = softmax(-rho_t) over steps t (PTQ4DiT), (S,) float64.
 
     Balancing can do most at steps where large inputs do not meet large weights; those count more.
 
     Args:
         activation_absmax: (S, channels), by step.
         weight_absmax: (channels,).
-        temperature: tau; the paper's is 1. A large one averages over steps.
     """
     rho = np.array([spearman(row, weight_absmax) for row in activation_absmax])
-    weights = np.exp(-(rho - rho.min()) / temperature)
+    weights = np.exp(-(rho - rho.min()))
     return weights / weights.sum()
 
 
-def csb_factors(
-    activation_absmax: np.ndarray, weight_absmax: np.ndarray, temperature: float = 1.0
-) -> np.ndarray:
+def csb_factors(activation_absmax: np.ndarray, weight_absmax: np.ndarray) -> np.ndarray:
     """Channel-wise salience balancing: b = (sum_t eta_t a_t / w)^0.5, see `salience_weights`.
 
     Args:
@@ -119,24 +109,8 @@ def csb_factors(
     Returns:
         (channels,) float32.
     """
-    eta = salience_weights(activation_absmax, weight_absmax, temperature)
+    eta = salience_weights(activation_absmax, weight_absmax)
     return smoothquant_factors(eta @ activation_absmax, weight_absmax, 0.5)
-
-
-def awq_factors(mean_magnitude: np.ndarray, strength: float, limit: float = LIMIT) -> np.ndarray:
-    """b = mean|x|^strength for each channel, normalized; (channels,) float32.
-
-    Args:
-        mean_magnitude: mean|x| (channels,); 0 gives b = 1.
-        strength: AWQ's alpha in 0..1; 0 is no scaling.
-        limit: see `normalized`.
-    """
-    return normalized(np.asarray(mean_magnitude, dtype=np.float64) ** strength, limit)
-
-
-def mean_magnitude(x: mx.array) -> np.ndarray:
-    """mean|x| of each channel of (rows, channels) inputs, float32 (channels,)."""
-    return to_numpy(mx.mean(mx.abs(x.astype(mx.float32)), axis=0))
 
 
 def weight_absmax(weights: Sequence[mx.array]) -> np.ndarray:
@@ -241,41 +215,38 @@ def choose_factors(
     return Choice(best, mx.array(tried[best]), errors)
 
 
-def smoothquant_candidates(
-    readers: Sequence[Reader], activation_absmax: np.ndarray
+def candidates(
+    kind: str, readers: Sequence[Reader], absmax: np.ndarray | None
 ) -> dict[str | float, np.ndarray]:
-    """SmoothQuant's factors by strength.
+    """The factors that a way to balance tries, no balancing (b = 1) first.
 
     Args:
-        activation_absmax: (channels,) largest |x| in calibration; the samples of `readers` may be
-            few.
+        kind: "awq", "smoothquant" or "csb".
+        absmax: (S, channels) largest |x| in calibration by step; the samples of `readers` may be
+            few. `awq` needs none.
 
     Returns:
-        Strength -> b. Here 0 is no balancing at all (b = 1), where the formula would give 1 / w.
+        Strength, or "none" and "csb" -> b, (channels,) float32.
+
+    Raises:
+        ValueError: `absmax` is missing.
     """
+    if kind == "awq":
+        distinct = list({id(reader.x): reader.x for reader in readers}.values())
+        x = mx.concatenate(distinct).astype(mx.float32)
+        magnitude = to_numpy(mx.mean(mx.abs(x), axis=0)).astype(np.float64)
+        return {strength: normalized(magnitude**strength) for strength in AWQ_STRENGTHS}
+    if absmax is None:
+        raise ValueError(f"balance: {kind} needs activation statistics")
     weights = weight_absmax([reader.weight for reader in readers])
-    return {
-        strength: smoothquant_factors(activation_absmax, weights, strength)
-        if strength > 0
-        else np.ones(len(weights), dtype=np.float32)
-        for strength in STRENGTHS
-    }
-
-
-def awq_candidates(readers: Sequence[Reader]) -> dict[str | float, np.ndarray]:
-    """AWQ's alpha -> b = mean|x|^alpha over the samples of all readers."""
-    distinct = list({id(reader.x): reader.x for reader in readers}.values())
-    magnitude = mean_magnitude(mx.concatenate(distinct))
-    return {strength: awq_factors(magnitude, strength) for strength in AWQ_STRENGTHS}
-
-
-def csb_candidates(
-    readers: Sequence[Reader], activation_absmax: np.ndarray
-) -> dict[str | float, np.ndarray]:
-    """No balancing, and the factors of CSB by (S, channels) largest |x| of each step."""
-    weights = weight_absmax([reader.weight for reader in readers])
-    ones = np.ones(len(weights), np.float32)
-    return {"none": ones, "csb": csb_factors(activation_absmax, weights)}
+    ones = np.ones(len(weights), dtype=np.float32)
+    if kind == "csb":
+        return {"none": ones, "csb": csb_factors(absmax, weights)}
+    # The formula would give 1 / w for a strength of 0.
+    tried: dict[str | float, np.ndarray] = {0.0: ones}
+    for strength in STRENGTHS:
+        tried[strength] = smoothquant_factors(absmax.max(axis=0), weights, strength)
+    return tried
 
 
 # ------------------------------------------------------------------------------------- blocks
@@ -311,8 +282,6 @@ def balanced_block(
         statistics: of the activation track, at full precision; `awq` needs none.
         seed: of the sampled tokens.
     """
-    if kind != "awq" and statistics is None:
-        raise ValueError(f"balance: {kind} needs activation statistics")
     grids = {one.name: grid for one, grid in zip(problem.linears, problem.grids, strict=True)}
     samples = sampled_inputs(problem, problem.train, _SAMPLED_TOKENS, seed)
     choices: dict[str, Choice] = {}
@@ -322,12 +291,8 @@ def balanced_block(
         if not quantized:
             continue
         readers = [Reader(samples[shared_input(one)], one.module.weight) for one in quantized]
-        if statistics is None or kind == "awq":
-            tried = awq_candidates(readers)
-        elif kind == "smoothquant":
-            tried = smoothquant_candidates(readers, fold_absmax(statistics, fold).max(axis=0))
-        else:
-            tried = csb_candidates(readers, fold_absmax(statistics, fold))
+        absmax = None if statistics is None else fold_absmax(statistics, fold)
+        tried = candidates(kind, readers, absmax)
         grid = grids[quantized[0].name]
         choices[fold.name] = choose_factors(readers, tried, grid, activation_bits)
     factors = {name: choice.factors for name, choice in choices.items()}

@@ -14,12 +14,12 @@ Results differ from DiffusionKit's own by float rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
 from ..backend import backend_name, is_accelerated, mx, nn, normal_cdf, normal_density
-from ..network.blocks import Block
+from ..network.blocks import Block, Stream
 
 # ---------------------------------------------------------------------------------------- GELU
 
@@ -99,7 +99,7 @@ def cheap_gradients(block: Block, multiple: int | None = None) -> Iterator[None]
         multiple: of tokens, for attention in 16 bits; None: `attention_multiple()`.
     """
     to_fill = attention_multiple() if multiple is None else multiple
-    attend: Callable[..., mx.array] = block.module.sdpa
+    attend = block.attention
 
     def attend_filled(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
         if to_fill == 1 or q.dtype == mx.float32:
@@ -110,20 +110,19 @@ def cheap_gradients(block: Block, multiple: int | None = None) -> Iterator[None]
         return gelu(x) if x.dtype == mx.float32 else nn.gelu(x)
 
     streams = [] if is_accelerated() else block.streams.values()
-    mlps = [stream.mlp for stream in streams if _has_exact_gelu(stream)]
-    before = [mlp.act_fn for mlp in mlps]
-    block.module.sdpa = attend_filled
-    for mlp in mlps:
-        mlp.act_fn = activate
+    exact = [stream for stream in streams if _has_exact_gelu(stream)]
+    before = [stream.activation for stream in exact]
+    block.attention = attend_filled
+    for stream in exact:
+        stream.activation = activate
     try:
         yield
     finally:
-        block.module.sdpa = attend
-        for mlp, function in zip(mlps, before, strict=True):
-            mlp.act_fn = function
+        block.attention = attend
+        for stream, function in zip(exact, before, strict=True):
+            stream.activation = function
 
 
-def _has_exact_gelu(stream: nn.Module) -> bool:
-    # The last text block of SD3 has no mlp.
-    function = getattr(getattr(stream, "mlp", None), "act_fn", None)
+def _has_exact_gelu(stream: Stream) -> bool:
+    function = stream.activation
     return isinstance(function, nn.GELU) and function._approx == "none"

@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..artifacts import load_metadata, load_tensors
-from ..backend import mx, nn
+from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import Block, boundaries, call_block, set_modulation
+from ..network.blocks import Block, Network, boundaries, stream_names
 from ..network.calibration import Trajectory
-from ..network.sampling import modulation_inputs, predict
+from ..network.sampling import predict
 
 BLOCK_IO = "ditquant.block_io"
 
@@ -55,12 +57,7 @@ class BlockData:
         return self.inputs if self.prefix is None else self.prefix
 
 
-def stream_names(block: str) -> tuple[str, ...]:
-    """The streams that enter a block, in the order in which it takes them."""
-    return ("uni",) if block.startswith("uni") else ("img", "txt")
-
-
-def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dict[str, mx.array]:
+def boundary_streams(model: Network, trajectory: Trajectory, step: int) -> dict[str, mx.array]:
     """The streams at every block boundary in one full-precision forward pass, and `modulation`.
 
     Args:
@@ -87,8 +84,8 @@ def boundary_streams(model: nn.Module, trajectory: Trajectory, step: int) -> dic
 
     with boundaries(model, note):
         output = predict(model, *trajectory.at(step))
-    streams["modulation"] = modulation_inputs(
-        model, trajectory.conditioning.pooled, trajectory.timesteps[step]
+    streams["modulation"] = model.modulation_inputs(
+        trajectory.conditioning.pooled, trajectory.timesteps[step]
     )
     mx.eval(output)
     check_finite(_places(streams), f"at step {step + 1} of {trajectory.num_steps}")
@@ -107,20 +104,10 @@ def _places(streams: Mapping[str, mx.array]) -> dict[str, mx.array]:
     return places
 
 
-def cached_steps(num_steps: int, stride: int) -> list[int]:
-    """Every `stride`-th step, the first among them."""
-    return list(range(0, num_steps, stride))
-
-
 def join_steps(steps: Iterator[dict[str, mx.array]]) -> dict[str, mx.array]:
     """Rows of several steps under each other."""
     rows = list(steps)
     return {name: mx.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
-def _next_boundary(block: str, block_names: Sequence[str]) -> str:
-    following = block_names.index(block) + 1
-    return block_names[following] if following < len(block_names) else "out"
 
 
 def read_block(
@@ -145,32 +132,38 @@ def read_block(
     def rows(name: str) -> mx.array:
         return mx.concatenate([image[name] for image in images])
 
-    after = _next_boundary(block, block_names)
+    after = [*block_names, "out"][block_names.index(block) + 1]
     if not block.startswith("uni") and f"{after}.uni" in images[0]:
         joined = rows(f"{after}.uni")
         targets: tuple[mx.array, ...] = (joined[:, text_tokens:], joined[:, :text_tokens])
     else:
         present = [f"{after}.{s}" for s in stream_names(block) if f"{after}.{s}" in images[0]]
         targets = tuple(rows(name) for name in present)
+    counts = tuple(image["modulation"].shape[0] for image in images)
+    # A row is one half of a guided pair, or a whole step of an unguided model.
+    sigmas = [
+        mx.repeat(image["sigmas"].astype(mx.float32), count // image["sigmas"].size)
+        for image, count in zip(images, counts, strict=True)
+    ]
     height, width = json.loads(metadata["latent_size"])
     data = BlockData(
         inputs=tuple(rows(f"{block}.{stream}") for stream in stream_names(block)),
         targets=targets,
         modulation=rows("modulation"),
-        rows_per_image=tuple(image["modulation"].shape[0] for image in images),
+        rows_per_image=counts,
         latent_size=(height, width),
         text_tokens=text_tokens,
-        # A row is one half of a guided pair, or a whole step of an unguided model.
-        sigmas=mx.concatenate([_row_sigmas(image) for image in images]),
+        sigmas=mx.concatenate(sigmas),
         prefix=prefix,
     )
     mx.eval(data.inputs, data.targets, data.modulation, data.sigmas)
     return data
 
 
-def _row_sigmas(image: Mapping[str, mx.array]) -> mx.array:
-    sigmas = image["sigmas"].astype(mx.float32)
-    return mx.repeat(sigmas, image["modulation"].shape[0] // sigmas.size)
+def in_parts(rows: np.ndarray, size: int = 16) -> Iterator[np.ndarray]:
+    """Some rows at a time, to bound the memory."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def run_block(
@@ -189,17 +182,5 @@ def run_block(
         positions: `positional_encodings`.
     """
     for stream, parameters in zip(block.streams.values(), modulation, strict=True):
-        set_modulation(stream, parameters[rows])
-    return call_block(block, inputs, positions)
-
-
-def positional_encodings(model: nn.Module, data: BlockData) -> mx.array | None:
-    """The rotary tables that the model gives its blocks, or None where positions are learned."""
-    if hasattr(model, "x_pos_embedder"):
-        return None
-    patch = model.config.patch_size
-    height, width = data.latent_size
-    return model.pre_sdpa_rope(
-        text_sequence_length=data.text_tokens,
-        latent_image_resolution=(height // patch, width // patch),
-    )
+        stream.set_modulation(parameters[rows])
+    return block(inputs, positions)

@@ -8,8 +8,7 @@ was learned is lost, and the recipe has to be changed. Then the result says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import UserError
@@ -20,6 +19,9 @@ from ..errors import UserError
 # as 4 rows and without a regularizer, hard errors were at most 1.4 times those of the start or of
 # rounding to nearest, whichever was larger; above 4 only with rates from 0.5.
 LIMIT = 4.0
+
+
+SMALLER_RATE = "Take a smaller learning rate"
 
 
 class Diverged(UserError):
@@ -53,16 +55,6 @@ def kept_text(document: Mapping[str, Any]) -> str:
     return f"{kept}, learning diverged" if document["diverged"] else kept
 
 
-@contextmanager
-def history_kept(history: list[dict[str, float]]) -> Iterator[None]:
-    """A learning that diverges within the context leaves its history."""
-    try:
-        yield
-    except Diverged as error:
-        error.history = history
-        raise
-
-
 def check_error(error: float, start: float) -> None:
     """Compares errors on the rows that were learned from.
 
@@ -77,7 +69,7 @@ def check_error(error: float, start: float) -> None:
         raise Diverged(
             f"Its error on the rows that it learned from is {error:.3g}, {error / start:.3g} times "
             "that without learning",
-            "Take a smaller learning rate",
+            SMALLER_RATE,
         )
 
 

@@ -82,23 +82,6 @@ class Packed:
         return int(self.weight.nbytes + self.scales.nbytes + self.biases.nbytes)
 
 
-def storage_group_size(grid: Grid, columns: int, name: str) -> int:
-    """Group size that a layer of `columns` inputs is packed with.
-
-    Raises:
-        UserError: the grid's group size does not divide `columns`, or no MLX group size does.
-    """
-    sizes = (grid.group_size,) if grid.kind == "group" else MLX_GROUPS
-    for size in sizes:
-        if columns % size == 0:
-            return size
-    asked = f"a group size of {grid.group_size}" if grid.kind == "group" else "MLX's packed storage"
-    raise UserError(
-        f"{name} has {columns} inputs, which {asked} does not divide: set group_size of the recipe "
-        f"to a divisor among {', '.join(map(str, reversed(MLX_GROUPS)))}."
-    )
-
-
 def _unit(magnitude: mx.array, bits: int) -> mx.array:
     """The last significant bit that the storage keeps of positive scales."""
     kept = _SCALE_PRECISION - bits if bits <= 6 else _SCALE_PRECISION
@@ -152,7 +135,7 @@ def stored_affine(
 
 
 def _squared_error(
-    groups: mx.array, scales: mx.array, zeros: mx.array, levels: int, importance: mx.array | None
+    groups: mx.array, scales: mx.array, zeros: mx.array, bits: int, importance: mx.array | None
 ) -> mx.array:
     """(rows, groups): squared error e of rounding (rows, groups, size) weights to nearest.
 
@@ -160,8 +143,7 @@ def _squared_error(
     a group.
     """
     fractional = groups / scales[..., None] + zeros[..., None]
-    codes = mx.clip(mx.round(fractional), 0, levels - 1)
-    error = (codes - fractional) * scales[..., None]
+    error = (nearest_codes(fractional, bits) - fractional) * scales[..., None]
     if importance is None:
         return (error**2).sum(-1)
     if importance.ndim == 2:
@@ -173,14 +155,14 @@ def _squared_error(
 def _best(
     groups: mx.array,
     candidates: list[tuple[mx.array, mx.array]],
-    levels: int,
+    bits: int,
     importance: mx.array | None,
 ) -> tuple[mx.array, mx.array]:
     """Of (scales, zeros) candidates, group by group, the one with the smallest squared error."""
     scales, zeros = candidates[0]
-    error = _squared_error(groups, scales, zeros, levels, importance)
+    error = _squared_error(groups, scales, zeros, bits, importance)
     for other_scales, other_zeros in candidates[1:]:
-        other = _squared_error(groups, other_scales, other_zeros, levels, importance)
+        other = _squared_error(groups, other_scales, other_zeros, bits, importance)
         better = other < error
         scales = mx.where(better, other_scales, scales)
         zeros = mx.where(better, other_zeros, zeros)
@@ -195,7 +177,7 @@ def _group_candidates(
     """Scales from the range of each group, with the zero point below and above its exact place.
 
     For a zero point z the lower end is on the grid with scale -low / z and the upper end with
-    high / (levels - 1 - z). The larger scale covers the range; the smaller is finer and clips the
+    high / (2^bits - 1 - z). The larger scale covers the range; the smaller is finer and clips the
     other end by less than a step, which is what `mx.quantize` does and pays off at 2 and 3 bits.
     Shrunken ranges have the same zero point, so only the scale shrinks.
     """
@@ -265,16 +247,22 @@ def fit_scales(
         shrink: factors below 1 by which ranges may be clipped as well.
 
     Raises:
-        UserError: see `storage_group_size`.
+        UserError: no group size that the grid may be stored with divides `columns`.
     """
     rows, columns = weight.shape
-    size = storage_group_size(grid, columns, name)
+    size = grid.storage_size(columns)
+    if size is None:
+        raise UserError(
+            f"{name} has {columns} inputs, which groups of "
+            f"{', '.join(map(str, grid.storage_sizes))} do not divide: set group_size of the "
+            f"recipe to a divisor among {', '.join(map(str, reversed(MLX_GROUPS)))}."
+        )
     is_group = grid.kind == "group"
     groups = weight.astype(mx.float32).reshape(rows, -1, size if is_group else columns)
     if importance is not None:
         importance = _importance_of_groups(importance.astype(mx.float32), groups.shape[1])
     candidates = (_group_candidates if is_group else _channel_candidates)(groups, grid.bits, shrink)
-    scales, zeros = _best(groups, candidates, grid.levels, importance)
+    scales, zeros = _best(groups, candidates, grid.bits, importance)
     if not is_group:
         scales = mx.repeat(scales, columns // size, axis=1)
         zeros = mx.repeat(zeros, columns // size, axis=1)

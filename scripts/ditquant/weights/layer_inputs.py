@@ -12,8 +12,8 @@ import numpy as np
 
 from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import Linear, shared_input, tapped, walk_linears
-from .block_io import run_block
+from ..network.blocks import Linear, shared_input, tapped
+from .block_io import in_parts, run_block
 from .gptq import moment
 from .reconstruct import BlockProblem
 
@@ -22,14 +22,14 @@ _ROWS_AT_ONCE = 16
 
 def _passes(problem: BlockProblem, rows: np.ndarray) -> Iterator[dict[str, mx.array]]:
     """Inputs of the block's linears by `shared_input`, some rows at a time."""
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        part = mx.array(rows[start : start + _ROWS_AT_ONCE])
+    for some in in_parts(rows, _ROWS_AT_ONCE):
+        part = mx.array(some)
         seen: dict[str, mx.array] = {}
 
         def note(linear: Linear, x: mx.array, seen: dict[str, mx.array] = seen) -> None:
             seen.setdefault(shared_input(linear), x)
 
-        with tapped(walk_linears(problem.block), note):
+        with tapped(problem.block.linears, note):
             inputs = [stream[part] for stream in problem.data.entering]
             block, modulation = problem.block, problem.modulation
             mx.eval(run_block(block, modulation, part, inputs, problem.positions), seen)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..artifacts import load_metadata, load_tensors, remove, save_tensors
+from ..artifacts import load_metadata, load_tensors, save_tensors
 from ..backend import mx
 from ..errors import UserError
+from ..files import remove
 from ..progress import ticking
 from ..seals import recorded_digest
-from .divergence import history_kept
+from .divergence import Diverged
 from .loss_scale import LossScale, Moved
 
 STATE = "ditquant.learning_state"
@@ -48,6 +49,12 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
     pending: list[float] = field(default_factory=list)
 
+    @classmethod
+    def before(cls, values: list[mx.array], scaling: mx.array) -> State:
+        """The state before the first iteration."""
+        means, squares = ([mx.zeros_like(one) for one in values] for _ in range(2))
+        return cls(values, means, squares, scaling)
+
     def arrays(self) -> list[mx.array]:
         return [*self.values, *self.means, *self.squares, self.scaling]
 
@@ -63,12 +70,6 @@ class State:
     def cosine(self, rate: float, iterations: int) -> mx.array:
         """A learning rate that falls to 0 over all iterations as a cosine does."""
         return mx.array(rate * (1 + math.cos(math.pi * self.iteration / iterations)) / 2)
-
-
-def new_state(values: list[mx.array], scaling: mx.array) -> State:
-    """The state before the first iteration."""
-    means, squares = ([mx.zeros_like(one) for one in values] for _ in range(2))
-    return State(values, means, squares, scaling)
 
 
 def resume_key(files: Mapping[str, Sequence[str | Path]], params: Mapping[str, Any]) -> str:
@@ -182,11 +183,15 @@ def run(
         Diverged: see `LossScale`.
     """
     state = (resume.load() if resume else None) or learner.start()
-    with history_kept(state.history), ticking(label, iterations, state.iteration) as tick:
-        while state.iteration < iterations:
-            learner.iterate(state)
-            if resume and state.iteration < iterations and resume.is_due():
-                learner.loss_scale.check(state.scaling, state.values)
-                resume.save(state)
-            tick()
+    try:
+        with ticking(label, iterations, state.iteration) as tick:
+            while state.iteration < iterations:
+                learner.iterate(state)
+                if resume and state.iteration < iterations and resume.is_due():
+                    learner.loss_scale.read(state.scaling, state.values)
+                    resume.save(state)
+                tick()
         return state, learner.loss_scale.finished(state.scaling, state.values)
+    except Diverged as error:
+        error.history = state.history
+        raise

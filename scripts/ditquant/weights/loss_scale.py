@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..backend import are_finite, mx
-from .divergence import Diverged
-from .rounding_kernels import ADAM_DECAY
+from .divergence import SMALLER_RATE, Diverged
+from .rounding import ADAM_DECAY
 
 # Room for loud channels: where there are none S doubles as far as it can, and gradients of a small
 # block are exact enough from S = 1 to 2^20.
@@ -68,14 +68,6 @@ class Scaling:
     error: float
 
 
-def start_scale(outputs: int) -> float:
-    """S of the first step: a power of two, `START_SHARE` of the outputs that an error averages.
-
-    With S = outputs the gradient of an output would be about as large as its own error.
-    """
-    return 2.0 ** math.floor(math.log2(START_SHARE * outputs))
-
-
 class LossScale:
     """The scale of one learning; its state is an array that `judge` advances.
 
@@ -87,24 +79,18 @@ class LossScale:
 
     def __init__(self, dtype: mx.Dtype, outputs: int, iterations: int):
         self.is_dynamic = dtype == mx.float16
-        self._start = start_scale(outputs) if self.is_dynamic else 1.0
+        # With S = outputs the gradient of an output would be about as large as its own error.
+        start = 2.0 ** math.floor(math.log2(START_SHARE * outputs))
+        self._start = start if self.is_dynamic else 1.0
         self._iterations = iterations
         # From the host, whose float64 it takes: 1 - 0.999 in float32 is off by 5e-5.
-        self._corrections = mx.array(
-            [
-                [1 / (1 - keep**taken) for keep in ADAM_DECAY]
-                for taken in range(1, iterations + 1)
-            ],
-            dtype=mx.float32,
-        )  # fmt: skip
+        counts = range(1, iterations + 1)
+        corrections = [[1 / (1 - keep**taken) for keep in ADAM_DECAY] for taken in counts]
+        self._corrections = mx.array(corrections, dtype=mx.float32)
 
     def start(self) -> mx.array:
         """The state before the first step: S, taken steps in a row, taken steps, last error."""
         return mx.array([self._start, 0.0, 0.0, 0.0], dtype=mx.float32)
-
-    def scaled(self, error: mx.array, state: mx.array) -> mx.array:
-        """What is differentiated."""
-        return error * state[0]
 
     def judge(
         self, state: mx.array, error: mx.array, slopes: Sequence[mx.array], parts: int = 1
@@ -136,23 +122,26 @@ class LossScale:
         after = mx.concatenate([scale, run, taken + is_taken, last])
         return after, Update(own if self.is_dynamic else None, unscale, (both[0], both[1]))
 
-    def read(self, state: mx.array) -> Scaling:
+    def read(self, state: mx.array, values: Sequence[mx.array] = ()) -> Scaling:
         """What the state says; waits for it.
 
+        Args:
+            values: what was learned, where that is to be looked at too.
+
         Raises:
-            Diverged: the scale is used up, or the error is not finite.
+            Diverged: the scale is used up, or the error or a value is not finite.
         """
         scale, _, taken, error = state.tolist()
-        steps = f"{int(taken)} of {self._iterations} steps"
+        after = f"After {int(taken)} of {self._iterations} steps"
         if scale < SMALLEST_SCALE:
             raise Diverged(
-                f"After {steps} its gradients overflow float16 even without a loss scale",
+                f"{after} its gradients overflow float16 even without a loss scale",
                 f"{_OTHER_DTYPE}, or take a smaller learning rate",
             )
         if not math.isfinite(error):
-            raise Diverged(
-                f"After {steps} its error is no finite number", "Take a smaller learning rate"
-            )
+            raise Diverged(f"{after} its error is no finite number", SMALLER_RATE)
+        if not all(are_finite(values)):
+            raise Diverged(f"{after} what it learned is no finite number", SMALLER_RATE)
         return Scaling(scale, int(taken), error)
 
     def noted(self, scaling: Scaling, iteration: int) -> dict[str, float]:
@@ -161,21 +150,6 @@ class LossScale:
             return {}
         return {"loss_scale": scaling.scale, "skipped": iteration - scaling.taken}
 
-    def check(self, state: mx.array, values: Sequence[mx.array]) -> Scaling:
-        """What the state says, after a look at all that was learned.
-
-        Raises:
-            Diverged: as `read`, or a value is no number.
-        """
-        scaling = self.read(state)
-        if not all(are_finite(values)):
-            raise Diverged(
-                f"After {scaling.taken} of {self._iterations} steps what it learned is no finite "
-                "number",
-                "Take a smaller learning rate",
-            )
-        return scaling
-
     def finished(self, state: mx.array, values: Sequence[mx.array]) -> dict[str, float] | None:
         """The last scale and how many steps of all were not taken; None without scaling.
 
@@ -183,9 +157,9 @@ class LossScale:
             values: all that was learned.
 
         Raises:
-            Diverged: as `check`, or no step was taken.
+            Diverged: as `read`, or no step was taken.
         """
-        scaling = self.check(state, values)
+        scaling = self.read(state, values)
         if scaling.taken == 0:
             raise Diverged(
                 f"Its gradients overflowed float16 in each of its {self._iterations} steps",

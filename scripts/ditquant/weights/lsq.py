@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ..backend import mx
 from ..network.blocks import Linear
 from .loss_scale import Moved, Update, where_taken
-from .rounding_kernels import adam_step
+from .rounding import adam_step
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..backend import nn
-from ..network.blocks import other_linears
+from ..network.blocks import Network
 from ..planning.recipes import MLX_GROUPS, Grid, Recipe
 from .grids import Packed, round_to_nearest
 
@@ -31,12 +30,7 @@ class RoundedLinears:
     kept: list[str]
 
 
-def dividing_group_size(columns: int, wanted: int) -> int | None:
-    """`wanted` if it divides `columns`, else the largest MLX group size that does, or None."""
-    return next((size for size in (wanted, *MLX_GROUPS) if columns % size == 0), None)
-
-
-def quantize_other_linears(model: nn.Module, recipe: Recipe) -> RoundedLinears:
+def quantize_other_linears(model: Network, recipe: Recipe) -> RoundedLinears:
     """Rounds the linears that a recipe quantizes beside the blocks' own (`blocks.other_linears`).
 
     Args:
@@ -48,9 +42,10 @@ def quantize_other_linears(model: nn.Module, recipe: Recipe) -> RoundedLinears:
     packed: dict[str, Packed] = {}
     regrouped: dict[str, int] = {}
     kept = []
-    for linear in other_linears(model, recipe.others.quantize):
+    for linear in model.other_linears(recipe.others.quantize):
         weight = linear.module.weight
-        size = dividing_group_size(weight.shape[1], recipe.group_size)
+        sizes = (recipe.group_size, *MLX_GROUPS)
+        size = next((size for size in sizes if weight.shape[1] % size == 0), None)
         if size is None:
             kept.append(linear.path)
             continue

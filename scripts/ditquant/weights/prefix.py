@@ -13,18 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..backend import mx, nn
+from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import walk_blocks, walk_linears
+from ..network.blocks import Network, stream_names
 from .block_files import read_packed, read_parameters
-from .block_io import BlockData, positional_encodings, read_block, run_block, stream_names
+from .block_io import BlockData, in_parts, read_block, run_block
 from .grids import Packed, dequantize
-
-_ROWS_AT_ONCE = 16
 
 
 def streams_after(
-    model: nn.Module,
+    model: Network,
     block: str,
     following: str,
     data: BlockData,
@@ -46,17 +44,17 @@ def streams_after(
     Raises:
         UserError: a stream is NaN or infinite.
     """
-    own = next(one for one in walk_blocks(model) if one.name == block)
+    own = model.block(block)
     dtype = data.inputs[0].dtype
-    model.load_weights(list(parameters.items()), strict=False)
-    for linear in walk_linears(own):
+    model.module.load_weights(list(parameters.items()), strict=False)
+    for linear in own.linears:
         if linear.name in packed:
             linear.module.weight = dequantize(packed[linear.name], dtype)
-    modulation = [stream.adaLN_modulation(data.modulation) for stream in own.streams.values()]
-    positions = positional_encodings(model, data)
+    modulation = [stream.modulation(data.modulation) for stream in own.streams.values()]
+    positions = model.positional_encodings(data.latent_size, data.text_tokens)
     parts: list[tuple[mx.array, ...]] = []
-    for start in range(0, len(data.modulation), _ROWS_AT_ONCE):
-        rows = mx.array(np.arange(start, min(start + _ROWS_AT_ONCE, len(data.modulation))))
+    for part in in_parts(np.arange(len(data.modulation))):
+        rows = mx.array(part)
         inputs = [stream[rows] for stream in data.entering]
         outputs = run_block(own, modulation, rows, inputs, positions)
         names = (f"the {stream} stream" for stream in own.streams)
@@ -70,7 +68,7 @@ def streams_after(
 
 
 def prefix_streams(
-    model: nn.Module,
+    model: Network,
     block_names: Sequence[str],
     files: Sequence[str | Path],
     weights: Sequence[str | Path],

@@ -18,7 +18,7 @@ from ..backend import mx
 from ..planning.recipes import Learned, Recipe
 from .balance_search import Choice, balanced_block
 from .divergence import Diverged, check_error, check_finite
-from .grids import Packed, pack
+from .grids import Packed, dequantize, pack
 from .learning import Resume
 from .reconstruct import BlockProblem, block_error, quantized_weights, weights_restored
 from .roundings import ROUNDINGS, Proposal, Task, nearest_of, rtn_codes
@@ -49,6 +49,27 @@ class Judged:
     proposal: Proposal
     errors: Errors
     parameters: Mapping[str, mx.array]
+
+    def packed(self) -> dict[str, Packed]:
+        """Linear's name -> its quantized weight."""
+        parts = (self.problem.linears, self.proposal.codes, self.problem.scales)
+        return {one.name: pack(code, scales) for one, code, scales in zip(*parts, strict=True)}
+
+    def linear_rows(self) -> dict[str, dict[str, Any]]:
+        """Weight error of each linear: relative mean square, and the same as SQNR in dB."""
+        rows, problem = {}, self.problem
+        for linear, weight, packed in zip(
+            problem.linears, problem.weights, self.packed().values(), strict=True
+        ):
+            power = mx.maximum(mx.mean(weight**2), 1e-30)
+            error = (mx.mean((dequantize(packed) - weight) ** 2) / power).item()
+            rows[linear.name] = {
+                "shape": list(weight.shape),
+                "bits": packed.bits,
+                "weight_error": error,
+                "weight_sqnr_db": -10 * mx.log10(mx.array(max(error, 1e-30))).item(),
+            }
+        return rows
 
 
 @dataclass(frozen=True)
@@ -125,25 +146,6 @@ def _tried(
     return result, None
 
 
-def _linear_rows(kept: Judged) -> dict[str, dict[str, Any]]:
-    """Weight error of each linear: relative mean square, and the same as SQNR in dB."""
-    rows, problem = {}, kept.problem
-    values = quantized_weights(problem, kept.proposal.codes)
-    for linear, weight, value, scales in zip(
-        problem.linears, problem.weights, values, problem.scales, strict=True
-    ):
-        power = mx.mean(weight**2)
-        error = (mx.mean((value - weight) ** 2) / mx.maximum(power, 1e-30)).item()
-        sqnr = -10 * mx.log10(mx.array(max(error, 1e-30))).item()
-        rows[linear.name] = {
-            "shape": list(weight.shape),
-            "bits": scales.bits,
-            "weight_error": error,
-            "weight_sqnr_db": sqnr,
-        }
-    return rows
-
-
 def _balancing(choices: Mapping[str, Choice]) -> dict[str, dict[str, Any]]:
     """Fold's name -> {"chosen", "errors"} of the search."""
     return {
@@ -190,7 +192,7 @@ def quantize_block(
         kept = min(judged, key=lambda one: one.errors.held_out)
         proposal = result.proposal if result else None
         return BlockResult(
-            _packed(kept),
+            kept.packed(),
             {f"{problem.block.path}.{path}": array for path, array in kept.parameters.items()},
             {
                 name: (quantizer.step_size.item(), quantizer.zero)
@@ -212,17 +214,8 @@ def quantize_block(
                 "kept_error": vars(kept.errors),
                 "binary_share": proposal and proposal.binary_share,
                 "balance": _balancing(choices),
-                "linears": _linear_rows(kept),
+                "linears": kept.linear_rows(),
                 "loss_scale": proposal and proposal.loss_scale,
                 "history": list(proposal.history) if proposal else diverged and diverged.history,
             },
         )
-
-
-def _packed(kept: Judged) -> dict[str, Packed]:
-    return {
-        linear.name: pack(code, scales)
-        for linear, code, scales in zip(
-            kept.problem.linears, kept.proposal.codes, kept.problem.scales, strict=True
-        )
-    }

@@ -16,13 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from mlx.utils import tree_map
 
-from ..backend import mx, nn
-from ..network.blocks import Block, Linear, tapped, walk_blocks, walk_linears
+from ..backend import mx
+from ..network.blocks import Block, Linear, Network, tapped
 from ..planning.recipes import Recipe
-from .block_io import BlockData, positional_encodings, run_block
+from .block_io import BlockData, in_parts, run_block
 from .grids import Grid, Scales, dequantize, fit_scales, pack
-
-_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class BlockProblem:
             for weight, grid, linear in zip(weights, self.grids, self.linears, strict=True)
         )
         modulation = tuple(
-            stream.adaLN_modulation(self.data.modulation) for stream in self.block.streams.values()
+            stream.modulation(self.data.modulation) for stream in self.block.streams.values()
         )
         mx.eval(weights, modulation, [(one.scales, one.zeros) for one in scales])
         return replace(self, weights=weights, scales=scales, modulation=modulation)
@@ -111,7 +109,7 @@ def _update_energies(data: BlockData, rows: np.ndarray) -> tuple[float, ...]:
     return tuple(energies)
 
 
-def block_problem(model: nn.Module, name: str, data: BlockData, recipe: Recipe) -> BlockProblem:
+def block_problem(model: Network, name: str, data: BlockData, recipe: Recipe) -> BlockProblem:
     """Sets up the block called `name` of a full-precision model; see `BlockProblem`.
 
     Args:
@@ -120,8 +118,8 @@ def block_problem(model: nn.Module, name: str, data: BlockData, recipe: Recipe) 
     Raises:
         UserError: the grid does not fit one of the block's linears.
     """
-    block = next(block for block in walk_blocks(model) if block.name == name)
-    grids = [(linear, recipe.grid_of(linear.name)) for linear in walk_linears(block)]
+    block = model.block(name)
+    grids = [(linear, recipe.grid_of(linear.name)) for linear in block.linears]
     quantized = [(linear, grid) for linear, grid in grids if grid is not None]
     train, held_out = split_rows(data.rows_per_image, recipe.holdout)
     return BlockProblem(
@@ -132,7 +130,7 @@ def block_problem(model: nn.Module, name: str, data: BlockData, recipe: Recipe) 
         scales=(),
         data=data,
         modulation=(),
-        positions=positional_encodings(model, data),
+        positions=model.positional_encodings(data.latent_size, data.text_tokens),
         energies=_update_energies(data, train),
         train=train,
         held_out=held_out,
@@ -198,8 +196,7 @@ def block_error(problem: BlockProblem, weights: Sequence[mx.array], rows: np.nda
     """
     total = 0.0
     with weights_restored(problem):
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
+        for part in in_parts(rows):
             own, index = problem, mx.array(part)
             if problem.data.inputs[0].dtype != mx.float32:
                 own, index = _in_float32(problem, index), mx.arange(len(part))

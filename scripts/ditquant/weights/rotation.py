@@ -31,7 +31,7 @@ import numpy as np
 from ..backend import backend_name, compiled, device_arrays, mx, nn
 from ..errors import UserError
 from ..kernels.cuda.rotation import rotation_of_size
-from ..network.blocks import Linear, shared_input, walk_blocks, walk_linears
+from ..network.blocks import Network, shared_input
 
 
 @cache
@@ -117,16 +117,7 @@ class RotatedLinear(nn.Linear):
         return self.product(self.rotation(x))
 
 
-def _check_width(linear: Linear, size: int) -> None:
-    channels = linear.module.weight.shape[1]
-    if size < 2 or size & (size - 1) or channels % size:
-        raise UserError(
-            f"rotation: {size} does not divide the {channels} inputs of {linear.name}: use a power "
-            "of two that does, such as 64."
-        )
-
-
-def mark_rotated(model: nn.Module, size: int | None) -> None:
+def mark_rotated(model: Network, size: int | None) -> None:
     """Makes every block linear of a model a `RotatedLinear`, and leaves the weights as they are.
 
     For weights that are rotated already, as those of a checkpoint; see `rotate`.
@@ -139,18 +130,23 @@ def mark_rotated(model: nn.Module, size: int | None) -> None:
     """
     if size is None:
         return
-    for block in walk_blocks(model):
-        linears = walk_linears(block)
+    for block in model.blocks:
+        linears = block.linears
         names = [shared_input(linear) for linear in linears]
         rotations = {name: InputRotation(size, names.count(name)) for name in names}
         for linear, name in zip(linears, names, strict=True):
-            _check_width(linear, size)
+            channels = linear.module.weight.shape[1]
+            if size < 2 or size & (size - 1) or channels % size:
+                raise UserError(
+                    f"rotation: {size} does not divide the {channels} inputs of {linear.name}: use "
+                    "a power of two that does, such as 64."
+                )
             # The module stays where it is, with its parameters: only what it computes changes.
             linear.module.__class__ = RotatedLinear
             linear.module.rotation = rotations[name]
 
 
-def rotate(model: nn.Module, size: int | None) -> None:
+def rotate(model: Network, size: int | None) -> None:
     """Rotates the block linears of a full-precision model in place; it computes what it did before.
 
     The weights are lazy: a job that needs one block of the model neither reads nor rotates others.
@@ -166,7 +162,7 @@ def rotate(model: nn.Module, size: int | None) -> None:
     _turn_weights(model, size, rotated)
 
 
-def unrotate_weights(model: nn.Module, size: int | None) -> None:
+def unrotate_weights(model: Network, size: int | None) -> None:
     """Turns the weights of a rotated model back, for linears that read x itself.
 
     Args:
@@ -175,10 +171,10 @@ def unrotate_weights(model: nn.Module, size: int | None) -> None:
     _turn_weights(model, size, unrotated)
 
 
-def _turn_weights(model: nn.Module, size: int | None, turn: Callable[..., mx.array]) -> None:
+def _turn_weights(model: Network, size: int | None, turn: Callable[..., mx.array]) -> None:
     if size is None:
         return
-    for block in walk_blocks(model):
-        for linear in walk_linears(block):
+    for block in model.blocks:
+        for linear in block.linears:
             weight = linear.module.weight
             linear.module.weight = turn(weight.astype(mx.float32), size).astype(weight.dtype)

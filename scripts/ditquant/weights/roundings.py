@@ -90,21 +90,6 @@ class Task(Generic[Kind]):
         }
 
 
-# By their names in the configuration.
-ROUNDINGS: dict[str, Callable[[Task[Any]], Proposal]] = {}
-_Rounding = Callable[[Task[Kind]], Proposal]
-
-
-def _rounds(kind: type[Kind]) -> Callable[[_Rounding[Kind]], _Rounding[Kind]]:
-    """Registers the rounding of a kind of recipe."""
-
-    def register(function: _Rounding[Kind]) -> _Rounding[Kind]:
-        ROUNDINGS[kind.rounding] = function
-        return function
-
-    return register
-
-
 def _fractional(problem: BlockProblem) -> list[mx.array]:
     pairs = zip(problem.weights, problem.scales, strict=True)
     return [fractional_codes(weight, scales) for weight, scales in pairs]
@@ -174,19 +159,16 @@ def _gptq_fractional(task: Task[Any]) -> list[mx.array]:
     ]
 
 
-@_rounds(Rtn)
 def _rtn(task: Task[Rtn]) -> Proposal:
     return Proposal(rtn_codes(task.problem), task.problem.scales)
 
 
-@_rounds(Awq)
 def _awq(task: Task[Awq]) -> Proposal:
     """Round-to-nearest on clipped ranges; the scale search is the recipe's `balance_kind`."""
     problem = _clipped(task, within_groups=True).problem
     return Proposal(rtn_codes(problem), problem.scales)
 
 
-@_rounds(Gptq)
 def _gptq(task: Task[Gptq]) -> Proposal:
     return Proposal(nearest_of(task.problem, _gptq_fractional(task)), task.problem.scales)
 
@@ -213,12 +195,10 @@ def _learn(task: Task[Any], joint: Joint | None = None) -> Proposal:
     )
 
 
-@_rounds(AdaRound)
 def _adaround(task: Task[AdaRound]) -> Proposal:
     return _learn(_clipped(task, within_groups=False) if task.recipe.clip else task)
 
 
-@_rounds(TaqDit)
 def _taqdit(task: Task[TaqDit]) -> Proposal:
     """Rounding and step sizes together, from the calibrated ranges (arXiv 2411.14172)."""
     recipe, problem = task.recipe, task.problem
@@ -231,3 +211,13 @@ def _taqdit(task: Task[TaqDit]) -> Proposal:
         for name in dict.fromkeys(input_of.values())
     }
     return _learn(task, Joint(quantizers, input_of, recipe.activation_learning_rate, recipe.drop))
+
+
+# By their names in the configuration.
+ROUNDINGS: dict[str, Callable[[Task[Any]], Proposal]] = {
+    Rtn.rounding: _rtn,
+    Awq.rounding: _awq,
+    Gptq.rounding: _gptq,
+    AdaRound.rounding: _adaround,
+    TaqDit.rounding: _taqdit,
+}

@@ -27,26 +27,20 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import mx, nn
-from ..network.blocks import (
-    ANY_TIMESTEP,
-    Block,
-    InPlace,
-    blocks_replaced,
-    walk_blocks,
-    walk_linears,
-)
+from ..backend import mx
+from ..network.blocks import Block, Network, Streams
 from ..network.calibration import Trajectory
 from ..planning.recipes import Recipe, Tuning
 from . import learning
 from .block_gradients import cheap_gradients
-from .divergence import Diverged, check_error, check_finite
+from .block_io import in_parts
+from .divergence import SMALLER_RATE, Diverged, check_error, check_finite
 from .grids import Packed, dequantize
-from .learning import Resume, State, new_state
+from .learning import Resume, State
 from .loss_scale import LossScale, where_taken
 from .other_linears import quantize_other_linears
 from .reconstruct import dealt_rows, split_rows
-from .rounding_kernels import adam_step
+from .rounding import adam_step
 from .tuned_grids import TunedGrid, stored_grid, tuned_grid, tuned_weight
 from .velocity_rows import ROWS_AT_ONCE, VelocityRows, enter, row_errors, velocity_rows
 
@@ -56,7 +50,7 @@ _JUDGED_POINTS = 5
 _NO_WEIGHT = mx.array(0.0)
 
 
-class _TunedBlock(InPlace):
+class _TunedBlock:
     """Computes with tuned weights, and again in the backward pass.
 
     Attributes:
@@ -64,31 +58,21 @@ class _TunedBlock(InPlace):
     """
 
     def __init__(self, block: Block, grids: Sequence[TunedGrid]):
-        super().__init__(block)
-        self._grids = grids
+        self._block, self._grids = block, grids
         self.offsets: Sequence[mx.array] = ()
 
-    def __call__(self, *arguments: mx.array, positional_encodings: mx.array | None = None) -> Any:
-        is_dropped: list[bool] = []
-
+    def __call__(self, streams: Streams, positions: mx.array | None) -> tuple[mx.array, ...]:
         def compute(streams: list[mx.array], offsets: list[mx.array]) -> list[mx.array]:
             for index, grid in enumerate(self._grids):
                 weight = tuned_weight(grid, *offsets[2 * index : 2 * index + 2])
                 grid.linear.module.weight = weight.astype(streams[0].dtype)
-            output = self._block.module(
-                *streams, ANY_TIMESTEP, positional_encodings=positional_encodings
-            )
+            outputs = self._block(streams, positions)
             # The graph holds the weights as long as it needs them, the modules hold none.
             for grid in self._grids:
                 grid.linear.module.weight = _NO_WEIGHT
-            outputs = output if isinstance(output, tuple) else (output,)
-            is_dropped[:] = [stream is None for stream in outputs]
-            return [stream for stream in outputs if stream is not None]
+            return list(outputs)
 
-        streams = list(arguments[: len(self._block.streams)])
-        kept = iter(mx.checkpoint(compute)(streams, list(self.offsets)))
-        outputs = tuple(None if dropped else next(kept) for dropped in is_dropped)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return tuple(mx.checkpoint(compute)(list(streams), list(self.offsets)))
 
 
 class Tuner:
@@ -96,7 +80,7 @@ class Tuner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         packed: Mapping[str, Packed],
         rows: VelocityRows,
         recipe: Recipe,
@@ -107,13 +91,13 @@ class Tuner:
         self.grids = {
             block.name: [
                 tuned_grid(linear, packed[linear.name], recipe.grid)
-                for linear in walk_linears(block)
+                for linear in block.linears
                 if linear.name in packed
             ]
-            for block in walk_blocks(model)
+            for block in model.blocks
         }
         self._blocks = {
-            block.name: _TunedBlock(block, self.grids[block.name]) for block in walk_blocks(model)
+            block.name: _TunedBlock(block, self.grids[block.name]) for block in model.blocks
         }
         self.train, self.held_out = split_rows(rows.rows_per_image, recipe.holdout)
         self._batch = min(options.batch_size, len(self.train))
@@ -127,11 +111,11 @@ class Tuner:
         """Its values are the offsets of scale and of value, linear by linear."""
         shapes = [grid.shape for grids in self.grids.values() for grid in grids]
         offsets = [mx.zeros(shape) for shape in shapes for _ in range(2)]
-        return new_state(offsets, self.loss_scale.start())
+        return State.before(offsets, self.loss_scale.start())
 
     def tuned_blocks(self) -> AbstractContextManager[None]:
         """Within the context the network computes with the offsets."""
-        return blocks_replaced(self._model, lambda block: self._blocks[block.name])
+        return self._model.blocks_replaced(lambda block: self._blocks[block.name])
 
     def _scaled_error(
         self,
@@ -145,8 +129,8 @@ class Tuner:
         left = iter(offsets)
         for name, block in self._blocks.items():
             block.offsets = [next(left) for _ in range(2 * len(self.grids[name]))]
-        output = self._model(latents, tokens, ANY_TIMESTEP)
-        return self.loss_scale.scaled(mx.mean(row_errors(self._rows, output, index)), scaling)
+        output = self._model.forward(latents, tokens)
+        return mx.mean(row_errors(self._rows, output, index)) * scaling[0]
 
     def iterate(self, state: State) -> None:
         """One step: advances `state`."""
@@ -189,7 +173,7 @@ class Tuner:
                 if not math.isfinite(point["held_out"]):
                     raise Diverged(
                         f"After {done} steps its error on held-out rows is no finite number",
-                        "Take a smaller learning rate, or set model.dtype to float32 or bfloat16",
+                        f"{SMALLER_RATE}, or set model.dtype to float32 or bfloat16",
                     )
             state.history.append(point)
             state.pending = []
@@ -215,9 +199,8 @@ class Tuner:
             for grid in grids:
                 grid.linear.module.weight = dequantize(packed[grid.linear.name], dtype)
         total = 0.0
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = rows[start : start + ROWS_AT_ONCE]
-            output = self._model(*enter(self._model, self._rows, part), ANY_TIMESTEP)
+        for part in in_parts(rows, ROWS_AT_ONCE):
+            output = self._model.forward(*enter(self._model, self._rows, part))
             total += mx.sum(row_errors(self._rows, output, mx.array(part))).item()
         return total / len(rows)
 
@@ -236,7 +219,7 @@ class Tuned:
 
 
 def tune(
-    model: nn.Module,
+    model: Network,
     packed: Mapping[str, Packed],
     rows: VelocityRows,
     recipe: Recipe,
@@ -258,7 +241,7 @@ def tune(
         UserError: the error of the start is NaN or infinite.
     """
     with ExitStack() as cheap:
-        for block in walk_blocks(model):
+        for block in model.blocks:
             cheap.enter_context(cheap_gradients(block))
         tuner = Tuner(model, packed, rows, recipe, seed)
         errors = {"start": tuner.judged(packed)}
@@ -313,7 +296,7 @@ def tuning_of(recipe: Recipe) -> Tuning:
 
 
 def tune_recipe(
-    model: nn.Module,
+    model: Network,
     packed: Mapping[str, Packed],
     parameters: Mapping[str, mx.array],
     trajectories: Sequence[Trajectory],
@@ -330,8 +313,8 @@ def tune_recipe(
         recipe: one that is tuned.
     """
     rows = velocity_rows(model, trajectories, tuning_of(recipe).stride)
-    model.load_weights(list(parameters.items()), strict=False)
-    modules = dict(model.named_modules())
+    model.module.load_weights(list(parameters.items()), strict=False)
+    modules = dict(model.module.named_modules())
     for path, one in quantize_other_linears(model, recipe).packed.items():
         modules[path].weight = dequantize(one, modules[path].weight.dtype)
     return tune(model, packed, rows, recipe, seed, resume)

@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backend import mx, nn
+from ..backend import mx
 from ..finite import check_finite
-from ..network.blocks import ANY_TIMESTEP
+from ..network.blocks import Network
 from ..network.calibration import Trajectory
-from ..network.sampling import modulate, modulation_inputs
+from ..network.sampling import strided_steps
 from ..progress import ticking
-from .block_io import cached_steps
+from .block_io import in_parts
 
 ROWS_AT_ONCE = 8
 
@@ -56,7 +56,7 @@ class VelocityRows:
     rows_per_image: tuple[int, ...]
 
 
-def enter(model: nn.Module, rows: VelocityRows, index: np.ndarray) -> tuple[mx.array, mx.array]:
+def enter(model: Network, rows: VelocityRows, index: np.ndarray) -> tuple[mx.array, mx.array]:
     """Sets the modulation of some rows; returns latents and texts as the model takes them.
 
     The model sees all prompts of the rows, and then all their negative prompts.
@@ -68,10 +68,10 @@ def enter(model: nn.Module, rows: VelocityRows, index: np.ndarray) -> tuple[mx.a
         return mx.concatenate([array[images, side] for side in range(sides)])
 
     timesteps = mx.concatenate([rows.timesteps[points]] * sides)
-    modulate(model, modulation_inputs(model, by_side(rows.pooled), timesteps))
+    model.modulate(model.modulation_inputs(by_side(rows.pooled), timesteps))
     tokens = by_side(rows.tokens)
     latents = mx.concatenate([rows.latents[points]] * sides)
-    return latents.astype(tokens.dtype), mx.expand_dims(tokens, 2)
+    return latents.astype(tokens.dtype), tokens
 
 
 def guided(rows: VelocityRows, output: mx.array) -> mx.array:
@@ -83,9 +83,7 @@ def guided(rows: VelocityRows, output: mx.array) -> mx.array:
     return negative + rows.guidance * (text - negative)
 
 
-def velocity_rows(
-    model: nn.Module, trajectories: Sequence[Trajectory], stride: int
-) -> VelocityRows:
+def velocity_rows(model: Network, trajectories: Sequence[Trajectory], stride: int) -> VelocityRows:
     """Rows of every `stride`-th step of the trajectories, with the model's velocities as targets.
 
     Args:
@@ -95,7 +93,7 @@ def velocity_rows(
     Raises:
         UserError: a velocity is NaN or infinite.
     """
-    steps = mx.array(cached_steps(trajectories[0].num_steps, stride))
+    steps = mx.array(strided_steps(trajectories[0].num_steps, stride))
     count, images = steps.size, len(trajectories)
     rows = VelocityRows(
         latents=mx.concatenate([one.latents[steps] for one in trajectories]),
@@ -110,9 +108,8 @@ def velocity_rows(
     )
     parts = []
     with ticking("full-precision velocities", count * images) as tick:
-        for start in range(0, count * images, ROWS_AT_ONCE):
-            index = np.arange(start, min(start + ROWS_AT_ONCE, count * images))
-            parts.append(guided(rows, model(*enter(model, rows, index), ANY_TIMESTEP)))
+        for index in in_parts(np.arange(count * images), ROWS_AT_ONCE):
+            parts.append(guided(rows, model.forward(*enter(model, rows, index))))
             seen = sorted({f"{image:04d}" for image in rows.image_of[index]})
             check_finite({"the full-precision velocity": parts[-1]}, f"of image {', '.join(seen)}")
             for _ in index:
