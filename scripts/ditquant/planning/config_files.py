@@ -1,4 +1,4 @@
-"""Finds in configuration files what a reader of YAML would pass over in silence.
+"""Finds mistakes in configuration files that YAML accepts silently.
 
     python -m ditquant.planning.config_files my.yaml
 

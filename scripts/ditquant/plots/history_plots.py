@@ -1,4 +1,4 @@
-"""How the learning of a recipe went block by block, and the tuning of the whole network."""
+"""Plots of the learning of each block, and of the tuning of the whole network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The page that a person opens.
+"""The report of a run: one HTML page.
 
-page                        lays it out, with `templates/`
-what_was_run                that its files belong together, and by which options they were made
-report_data, block_report   what it shows, read from a run's folder
-headlines                   what it says first
+page                        collects the data and fills `templates/`
+what_was_run                checks that the files belong together, and reads their options
+report_data, block_report   the data of the sections, read from a run's folder
+headlines                   the numbers at the top
 """

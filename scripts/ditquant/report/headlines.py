@@ -1,4 +1,4 @@
-"""What a report says first: the few numbers that answer how small, how close and at what price."""
+"""The numbers at the top of the report: how small, how close, and at what price."""
 
 from __future__ import annotations
 
