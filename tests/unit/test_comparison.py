@@ -45,7 +45,7 @@ def test_side_by_side_has_the_pixels_of_both_pictures(caption, size):
     rng = np.random.default_rng(0)
     reference = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    shown = np.asarray(comparison.stacked(reference, image, caption, "rtn-a8", "PSNR 9 dB"))
+    shown = np.asarray(comparison.side_by_side(reference, image, caption, "rtn-a8", "PSNR 9 dB"))
     zoom = max(1, comparison.PANEL // size[1])
     width = size[1] * zoom
     for column, panel in enumerate([reference, image, comparison.difference(image, reference)]):

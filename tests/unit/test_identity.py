@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ditquant.models import identity
-from ditquant.models.spec import PUBLISHED
+from ditquant.models.spec import PUBLISHED, read_spec
+from support.models import write_folder
 
 
 @pytest.fixture
@@ -74,3 +75,18 @@ def test_small_files_the_hub_and_nothing(checkpoint, monkeypatch):
     assert identity_of(checkpoint) != first
     assert identity_of(None) == PUBLISHED["sd3-medium"].repository
     assert identity_of(checkpoint.with_name("absent")) == "absent"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["clip_l/config.json", "clip_l/model.fp16.safetensors", "tokenizer_l/vocab.json",
+     "tokenizer_l/merges.txt"],
+)  # fmt: skip
+def test_every_file_of_a_text_encoder_counts(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = read_spec("demo", str(write_folder(tmp_path / "model")))
+    first = identity.text_identity(spec)
+    assert identity.text_identity(spec) == first
+    path = spec.folder / name
+    path.write_bytes(path.read_bytes() + b" ")
+    assert identity.text_identity(spec) != first

@@ -227,6 +227,19 @@ def test_stage_times_add_up(data):
     assert "2 min 21 s" in lines[-1]
 
 
+def test_a_file_of_seconds_that_a_power_cut_emptied_is_left_out(tmp_path):
+    for name, text in (("draw/0000.tsv", ""), ("draw/0001.tsv", "s\tmax_rss\n2.5\t100\n")):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert [(one["rule"], one["jobs"]) for one in report_data.stage_times(tmp_path)] == [
+        ("draw", 1)
+    ]
+    path.write_text("s\n")
+    with pytest.raises(UserError, match=r"0001\.tsv is damaged"):
+        report_data.stage_times(tmp_path)
+
+
 def test_a_run_without_evaluation_or_tiers_has_a_page(tmp_path):
     run = tmp_path / "results" / "bare"
     run_folder.write_calibration(run)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .spec import ModelSpec
+from .spec import ModelSpec, TextEncoder
 
 # Bits of a value, of the types that are read here.
 _BITS = {
@@ -223,6 +223,15 @@ def check_clip(config: Path, weights: Path, vocabulary: Path, merges: Path) -> N
     check_tokenizer(vocabulary, merges, read_clip_config(config)["vocab_size"])
 
 
+def clip_files(folder: Path, encoder: TextEncoder) -> tuple[Path, Path, Path, Path]:
+    """Where a CLIP text model lies in a folder: configuration, weights, vocabulary, merges."""
+    weights, tokenizer = folder / encoder.name, folder / encoder.tokenizer
+    return (
+        weights / "config.json", weights / "model.fp16.safetensors",
+        tokenizer / "vocab.json", tokenizer / "merges.txt",
+    )  # fmt: skip
+
+
 def check_local_files(spec: ModelSpec) -> None:
     """Checks what a model has on this disk beside the hub's cache, without reading a weight.
 
@@ -233,8 +242,4 @@ def check_local_files(spec: ModelSpec) -> None:
         read_header(spec.checkpoint)
     if spec.folder is not None:
         for encoder in spec.text.encoders:
-            weights, tokenizer = spec.folder / encoder.name, spec.folder / encoder.tokenizer
-            check_clip(
-                weights / "config.json", weights / "model.fp16.safetensors",
-                tokenizer / "vocab.json", tokenizer / "merges.txt",
-            )  # fmt: skip
+            check_clip(*clip_files(spec.folder, encoder))

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_text
-from ..seals import file_digest
+from ..seals import digest_of, file_digest
+from .files import clip_files
 from .spec import ModelSpec
 
 NOTES = Path(".snakemake") / "ditquant" / "checkpoints.json"
@@ -27,10 +28,11 @@ def checkpoint_identity(spec: ModelSpec) -> str:
 
 
 def text_identity(spec: ModelSpec) -> str:
-    """The same of the text encoders."""
+    """The same of the text encoders: of their weights, configurations and tokenizers."""
     if spec.folder is None:
         return spec.text_repository
-    return _identity(spec.folder / "clip_l" / "model.fp16.safetensors")
+    files = [path for one in spec.text.encoders for path in clip_files(spec.folder, one)]
+    return digest_of("".join(map(_identity, files)).encode())
 
 
 def _notes() -> dict[str, Any]:

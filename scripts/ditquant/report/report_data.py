@@ -128,16 +128,17 @@ def stage_times(benchmarks: Path) -> list[Section]:
     """One entry a rule, the longest first: jobs, seconds (sum and longest), peak memory in bytes.
 
     The files are those that Snakemake's `benchmark:` wrote; a job that was not run again keeps the
-    time of the run that made its result. That of an earlier report is left out.
+    time of the run that made its result. That of an earlier report is left out, and an empty file:
+    Snakemake does not sync what it writes, so that a power cut may leave one.
 
     Raises:
-        UserError: a file that holds no job's seconds.
+        UserError: a file that holds something else than jobs' seconds.
     """
     rules: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(benchmarks.rglob("*.tsv")):
         relative = path.relative_to(benchmarks)
         rule = relative.parts[0] if len(relative.parts) > 1 else relative.stem
-        if rule != "render_report":
+        if rule != "render_report" and path.stat().st_size:
             rules.setdefault(rule, []).extend(_jobs(path))
     stages = [
         {
