@@ -52,7 +52,7 @@ LATE_ORPHANS = frozenset(
 
 
 def damage_everything(bench: parts.Bench, seed: int) -> list[Count]:
-    """Every kind of file, in every way, by every reader."""
+    """Every kind of file in every way, and by every reader."""
     return [
         parts.damaged_files(bench, seed),
         parts.damaged_states(bench, seed),

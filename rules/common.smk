@@ -76,9 +76,15 @@ def code(script, without=()):
     return code_digest(ROOT / "scripts" / script, tuple(without))
 
 
-def model_params():
-    """What tells one model from another; part of every job's parameters that loads it."""
-    return {**config["model"], "identity": IDENTITY}
+def model_params(identity=IDENTITY):
+    """What tells one model from another; part of every job's parameters that loads it.
+
+    Where its files lie is none of it: a model may be moved. Jobs find that in the configuration.
+    """
+    chosen = {
+        key: value for key, value in config["model"].items() if key != "checkpoint"
+    }
+    return {**chosen, "identity": identity}
 
 
 def image_size():

@@ -19,7 +19,7 @@ rule encode_prompts:
         gpu=1,
         mem_mb=4000,
     params:
-        model=config["model"],
+        model=model_params(TEXT_IDENTITY),
         prompts=shard_set,
         negative=config["calibration"]["negative_prompt"],
         t5=config["text"]["t5"],

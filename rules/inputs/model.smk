@@ -7,8 +7,9 @@ from ditquant.records import recorded_params
 
 # What a shard's content depends on beside its prompts is part of its name: a shard file never has to
 # be made again for another model, and Snakemake plans what follows from the name.
+TEXT_IDENTITY = text_identity(SPEC)
 ENCODING = settings.short_digest(
-    text_identity(SPEC),
+    TEXT_IDENTITY,
     config["model"]["dtype"],
     config["text"]["t5"],
     config["calibration"]["negative_prompt"],

@@ -46,6 +46,15 @@ def _named(snakemake: Any, section: str) -> dict[str, Any]:
     }
 
 
+def _params(snakemake: Any) -> dict[str, Any]:
+    """A job's parameters, its model with the place of its files, which is no parameter."""
+    params = _named(snakemake, "params")
+    if params.get("model"):
+        checkpoint = snakemake.config["model"]["checkpoint"]
+        params["model"] = {**params["model"], "checkpoint": checkpoint}
+    return params
+
+
 def arguments(
     main: Callable[..., None], snakemake: Any, chosen: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -55,6 +64,7 @@ def arguments(
         TypeError: a keyword without a default that the rule does not have, or has twice.
     """
     sections = {section: _named(snakemake, section) for section in _SECTIONS}
+    sections["params"] = _params(snakemake)
     hints, found = get_type_hints(main), {}
     for keyword, parameter in inspect.signature(main).parameters.items():
         section, _, name = chosen.get(keyword, f".{keyword}").partition(".")

@@ -67,6 +67,9 @@ PROMPT_FILES = (
     _prompts("an unquoted comma behind others",
              "p.csv, line 2: 3 fields where the first line has 2",
              b"style,prompt\nflat,a star, red\n"),
+    _prompts("an unquoted comma above an empty column, as spreadsheets write them",
+             "p.csv, line 3: text in a column without a name in the first line. Put a prompt that"
+             " holds commas", b"prompt,\na star,\na star, red\n"),
     _prompts("a row with fewer fields", "p.csv, line 2: 1 field where the first line has 2",
              b"prompt,style\na star\nb,c\n"),
     _prompts("an unclosed quote",

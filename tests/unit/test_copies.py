@@ -222,8 +222,19 @@ def test_broken_notes_are_made_again(original, broken):
     assert str(RUN / "weights/model.txt") in json.loads(notes.read_text())
 
 
-def test_snakemakes_lost_records_are_filled_in(original):
-    shutil.rmtree(".snakemake")
+def test_records_that_come_after_their_files_count(original, elsewhere):
+    copy(original, "results")
+    records = (RUN / ".records").rename("records")
+    recognise_copies(RUN)
+    assert disowned() == set(JOBS)
+    records.rename(RUN / ".records")
+    recognise_copies(RUN)
+    assert disowned() == set()
+
+
+@pytest.mark.parametrize("lost", [".snakemake", ".snakemake/metadata"])
+def test_snakemakes_lost_records_are_filled_in(original, lost):
+    shutil.rmtree(lost)
     before = times()
     recognise_copies(RUN)
     assert times() == before

@@ -15,6 +15,7 @@ class Job:
     rule = "draw"
 
     def __init__(self, **sections):
+        self.config = {"model": {"checkpoint": MODEL["checkpoint"]}}
         for name, kind in (
             ("input", InputFiles), ("output", OutputFiles), ("params", Params),
             ("wildcards", Wildcards),
@@ -22,7 +23,9 @@ class Job:
             setattr(self, name, kind(fromdict=sections.get(name, {})))
 
 
-MODEL = {"name": "demo", "checkpoint": None, "dtype": "float32", "identity": "1"}
+# A rule's parameters do not hold where a model's files lie.
+IN_PARAMS = {"name": "demo", "dtype": "float32", "identity": "1"}
+MODEL = {**IN_PARAMS, "checkpoint": "moved/sd3.safetensors"}
 
 
 def main(*, shards: list[str], picture: str, model: Model, variant: str, extra: int = 3) -> None:
@@ -32,7 +35,7 @@ def main(*, shards: list[str], picture: str, model: Model, variant: str, extra: 
 def test_keywords_are_what_the_rule_calls_so():
     job = Job(
         input={"shards": ["a", "b"], "unused": "c"}, output={"picture": "p.png"},
-        params={"model": MODEL}, wildcards={"variant": "full"},
+        params={"model": IN_PARAMS}, wildcards={"variant": "full"},
     )  # fmt: skip
     found = arguments(main, job, {})
     assert found == {
@@ -44,7 +47,7 @@ def test_keywords_are_what_the_rule_calls_so():
 def test_a_place_can_be_chosen():
     job = Job(
         input={"shards": ["a"], "model": "m.safetensors"}, output={"png": "p.png"},
-        params={"model": MODEL, "variant": {"bits": 4}}, wildcards={"variant": "full"},
+        params={"model": IN_PARAMS, "variant": {"bits": 4}}, wildcards={"variant": "full"},
     )  # fmt: skip
     chosen = {"picture": "output.png", "model": "params.model", "variant": "wildcards.variant"}
     found = arguments(main, job, chosen)
@@ -59,7 +62,9 @@ def test_a_whole_section_can_be_chosen():
     def learn(*, files: dict[str, list[str]], params: dict[str, object]) -> None:
         raise AssertionError("never called")
 
-    job = Job(input={"blocks": ["a", "b"], "statistics": "s"}, params={"seed": 3, "model": MODEL})
+    job = Job(
+        input={"blocks": ["a", "b"], "statistics": "s"}, params={"seed": 3, "model": IN_PARAMS}
+    )
     assert arguments(learn, job, {"files": "input", "params": "params"}) == {
         "files": {"blocks": ["a", "b"], "statistics": ["s"]},
         "params": {"seed": 3, "model": MODEL},

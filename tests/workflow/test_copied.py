@@ -44,6 +44,13 @@ def test_a_copy_redoes_nothing(finished, tmp_path, names, run):
     assert copied(finished, tmp_path / "copy", *names, run=run).plan() == {}
 
 
+def test_a_model_that_was_moved_redoes_nothing(finished, model_folder, tmp_path):
+    copy = copied(finished, tmp_path / "copy", "results")
+    copy.config["model"]["checkpoint"] = str(shutil.copytree(model_folder, tmp_path / "moved"))
+    assert copy.plan() == {}
+    copy.snakemake("results/tiny/images/full/p00.png", "--forcerun", "generate_image")
+
+
 def test_another_configuration_redoes_what_it_changes_and_nothing_else(finished, tmp_path):
     copy = copied(finished, tmp_path / "copy", "results")
     copy.config["recipes"]["adaround"]["iterations"] += 1

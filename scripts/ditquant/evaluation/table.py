@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,8 +186,6 @@ def _is_row(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
 
     def is_same(name: str) -> bool:
         value, other = found[name], expected[name]
-        if isinstance(other, float) and isinstance(value, float) and math.isfinite(other):
-            return math.isclose(value, other, rel_tol=1e-5)
         return _field(value) == _field(other) or bool(value == other)
 
     return set(found) == set(expected) and all(map(is_same, expected))

@@ -163,11 +163,21 @@ def recognise_copies(folder: Path) -> list[str]:
     notes = NOTES / f"{folder.name}.json"
     noted, states = _noted(notes), dict(_states(folder))
     new = {path for path, state in states.items() if noted.get(path) != state}
-    if not new:
+    snakemake = SnakemakeRecords()
+    lost = {
+        path for path in states.keys() - new
+        if f"/{FOLDER}/" not in path and not snakemake.is_known(path)
+    }  # fmt: skip
+    if not new | lost:
         return []
-    run, snakemake = _Run(folder), SnakemakeRecords()
-    unfinished = snakemake.unfinished(new)
-    outputs = [path for path in new - unfinished if f"/{FOLDER}/" not in path]
+    run = _Run(folder)
+    # A record may come, or come back, after its files.
+    told = {path for file, one in run.records.items() if str(file) in new for path in one.outputs}
+    unfinished = snakemake.unfinished(new | lost)
+    outputs = [
+        path for path in (new | lost | (told & states.keys())) - unfinished
+        if f"/{FOLDER}/" not in path
+    ]  # fmt: skip
     copied = False
     for path in outputs:
         file = run.record_file(path)
@@ -177,7 +187,8 @@ def recognise_copies(folder: Path) -> list[str]:
             continue
         record, inode = run.records[file], states[path][0]
         if path in noted and noted[path][0] == inode:
-            arrived = str(file) in new  # written over, with its record; else it was only touched
+            # Written over, with its record, or unknown to Snakemake; else it was only touched.
+            arrived = str(file) in new or path in lost
         else:
             made_here = record.outputs[path].inode == inode
             arrived = not (made_here and snakemake.agrees(path, record))

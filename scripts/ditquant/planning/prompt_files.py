@@ -94,7 +94,8 @@ def read_prompts(path: str | Path, key: str) -> list[str]:
 
     Args:
         path: UTF-8, header line with a column `prompt`; other columns are not read. Quoted fields
-            may hold commas, quotes and newlines. Every row has as many fields as the header.
+            may hold commas, quotes and newlines. Every row has as many fields as the header,
+            and no text below an empty name.
         key: configuration key, for the message.
 
     Raises:
@@ -112,6 +113,11 @@ def read_prompts(path: str | Path, key: str) -> list[str]:
             fields = f"{len(row)} field{'s' if len(row) > 1 else ''}"
             raise UserError(
                 f"{where}, line {line}: {fields} where the first line has {len(header)}. {_QUOTES}"
+            )
+        if any(text.strip() and not name for name, text in zip(header, row, strict=True)):
+            raise UserError(
+                f"{where}, line {line}: text in a column without a name in the first line. "
+                f"{_QUOTES}"
             )
         prompts.append(row[column].strip())
         if not prompts[-1]:
