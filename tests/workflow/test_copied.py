@@ -45,7 +45,7 @@ def test_a_copy_redoes_nothing(finished, tmp_path, names, run):
 
 
 def test_a_model_that_was_moved_redoes_nothing(finished, model_folder, tmp_path):
-    copy = copied(finished, tmp_path / "copy", "results")
+    copy = finished.copy(tmp_path / "copy")
     copy.config["model"]["checkpoint"] = str(shutil.copytree(model_folder, tmp_path / "moved"))
     assert copy.plan() == {}
     copy.snakemake("results/tiny/images/full/p00.png", "--forcerun", "generate_image")
