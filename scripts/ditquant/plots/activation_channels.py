@@ -20,16 +20,17 @@ from .activation_panels import (
     Shown,
     block_axis,
     channel_absmax,
+    curve_panels,
+    head,
     legend,
+    log_range,
     most_outlying,
     new_figure,
     outlier_ratio,
-    panels,
-    panels_height,
     range_axis,
     sigma_axis,
 )
-from .charts import PALETTE, log_axis
+from .charts import PALETTE
 
 _BAND = "#9DBBD6"
 # Channels that a panel has columns for; more are drawn by the extremes of their neighbours.
@@ -42,8 +43,9 @@ _MARKERS = "os^D"
 def draw_channels(shown: Shown) -> Figure:
     """The ranges of every layer's channels: median, quartiles, bulk, and outliers above it."""
     statistics = shown.statistics
-    figure = new_figure(panels_height(statistics), "Ranges of the channels of every layer's input")
-    for panel, names in panels(figure, statistics):
+    title = "Ranges of the channels of every layer's input"
+    figure, made = curve_panels(statistics, title)
+    for panel, names in made:
         lowest, box, highest = np.inf, np.inf, 0.0
         for x, name in enumerate(names):
             ranges = channel_absmax(statistics.inputs[name]).max(axis=0).astype(np.float64)
@@ -61,9 +63,7 @@ def draw_channels(shown: Shown) -> Figure:
             highest = max(highest, float(ranges.max()))
         # Channels that are nearly always zero would press all others together.
         lowest = max(lowest, box / _DEEPEST)
-        panel.set_ylim(lowest / 1.2, highest * 1.3)
-        log_axis(panel, "y")
-        panel.set_ylim(lowest / 1.2, highest * 1.3)
+        log_range(panel, lowest / 1.2, highest * 1.3)
         block_axis(panel, names)
     figure.supylabel("max |x| of a channel over images, tokens and σ (logarithmic)", fontsize=9)
     handles = [
@@ -77,23 +77,16 @@ def draw_channels(shown: Shown) -> Figure:
     return figure
 
 
-def _columns(values: np.ndarray, reduce: np.ufunc) -> tuple[np.ndarray, np.ndarray]:
-    """(starts, values) of at most _MOST_COLUMNS neighbours' extremes: no outlier gets lost."""
-    every = -(-len(values) // _MOST_COLUMNS)
-    starts = np.arange(0, len(values), every)
-    return starts, reduce.reduceat(values, starts)
-
-
 def _draw_profile(axes: Axes, measured: InputStatistics) -> None:
     """The interval of every channel over the whole schedule, in the order of the model."""
     low, high = measured.channel_min.min(axis=0), measured.channel_max.max(axis=0)
     ranges = np.maximum(np.abs(low), np.abs(high))
     limit = OUTLIER * float(np.median(ranges))
-    starts, lowest = _columns(low, np.minimum)
-    _, highest = _columns(high, np.maximum)
+    # A column shows the extremes of its neighbours, so that no outlier gets lost.
+    starts = np.arange(0, len(ranges), -(-len(ranges) // _MOST_COLUMNS))
     edges = np.append(starts, len(ranges))
-    _, largest = _columns(ranges, np.maximum)
-    outlying = largest > limit
+    lowest, highest = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    outlying = np.maximum.reduceat(ranges, starts) > limit
     axes.stairs(highest, edges, baseline=lowest, fill=True, color=_BAND)
     # Where there is no outlier there is no number, so that nothing is drawn there.
     axes.stairs(
@@ -137,17 +130,14 @@ def draw_outliers(shown: Shown) -> Figure:
         measured = statistics.inputs[name]
         ranges = channel_absmax(measured).max(axis=0)
         count = int((ranges > OUTLIER * np.median(ranges)).sum())
-        profile.set_title(
+        head(
+            profile,
             f"{shown.label(name)}: {count} of {len(ranges)} channels are outliers, the "
             f"largest {outlier_ratio(measured):.1f} × the median",
-            fontsize=9,
         )
-        over_sigma.set_title("its largest channels, max |x|", fontsize=9)
+        head(over_sigma, "its largest channels, max |x|")
         _draw_profile(profile, measured)
         _draw_outliers(over_sigma, measured, statistics.sigmas)
-        for axes in (profile, over_sigma):
-            axes.grid(True)
-            axes.tick_params(labelsize=8)
         profile.set_ylabel("x", fontsize=9)
     rows[-1][0].set_xlabel("channel", fontsize=9)
     rows[-1][1].set_xlabel("noise level σ (no unit; 1 = noise)", fontsize=9)

@@ -22,26 +22,27 @@ from .activation_panels import (
     Shown,
     block_handles,
     bottom_labels,
+    curve_panels,
+    head,
     legend,
     new_figure,
-    panels,
-    panels_height,
+    power_label,
     shades,
     variable_of_both_kinds,
 )
 
 # Where a layer's range is smallest over the schedule, and where it is largest.
 _ENDS = (BLUE, VERMILION)
-_SMALLEST_SHARE = 1e-6
+_LOWEST_SHARE = 1e-6 / 10
 _COLUMNS = 240
 
 
-def _share_axis(axes: Axes, smallest: float) -> None:
+def _share_axis(axes: Axes, low: float, high: float) -> None:
     """A logarithmic vertical axis in percent, with plain labels every second power of ten."""
     axes.set_yscale("log")
-    ticks = [tick for tick in (1e-6, 1e-4, 1e-2, 1.0) if tick >= smallest]
-    axes.set_yticks(ticks, [f"{100 * tick:.6g} %".replace("1e-04", "0.0001") for tick in ticks])
+    axes.set_yticks([1e-6, 1e-4, 1e-2, 1.0], ["0.0001 %", "0.01 %", "1 %", "100 %"])
     axes.minorticks_off()
+    axes.set_ylim(low, high)
 
 
 def _largest_values(config: QuantConfig, name: str, statistics: Statistics) -> np.ndarray:
@@ -54,24 +55,17 @@ def _largest_values(config: QuantConfig, name: str, statistics: Statistics) -> n
     return np.array(ends)
 
 
-def _ranges(config: QuantConfig) -> str:
-    return "the widest ranges of the calibration" if config.granularity.is_dynamic else "ranges"
-
-
 def draw_distributions(shown: Shown) -> Figure:
     """Histograms of |x| of all steps by stream and kind of layer, and the configured ranges."""
     statistics = shown.statistics
     config = shown.config
-    figure = new_figure(
-        panels_height(statistics),
-        f"Distribution of |x| of every layer's input, and its ranges ({shown.made_by})",
-    )  # fmt: skip
     edges = bin_edges()
     # Two bins together are smooth enough to read; bin 0, exact zeros, has no place on a log axis.
     pairs = np.arange(1, NUM_BINS - 1, 2)
     centers = np.sqrt(np.maximum(edges[pairs], edges[2]) * edges[pairs + 2])
     octaves = np.log2(edges[pairs + 2] / np.maximum(edges[pairs], edges[2] * 2 ** (-1 / 16)))
-    made = panels(figure, statistics, sharey=True)
+    title = f"Distribution of |x| of every layer's input, and its ranges ({shown.made_by})"
+    figure, made = curve_panels(statistics, title, sharey=True)
     peak = 1.0
     for panel, names in made:
         for name, shade in zip(names, shades(len(names)), strict=True):
@@ -85,27 +79,25 @@ def draw_distributions(shown: Shown) -> Figure:
         panel.set_xscale("log", base=2)
         panel.set_xlim(2.0**-9, 2.0 ** np.ceil(np.log2(limits.max() * 1.2)))
         panel.minorticks_off()
-        panel.xaxis.set_major_formatter(
-            lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
-        )
+        panel.xaxis.set_major_formatter(lambda value, _: power_label(value))
     for panel, _ in made:
-        _share_axis(panel, _SMALLEST_SHARE)
-        panel.set_ylim(1e-7, 1.5 * peak)
+        _share_axis(panel, 1e-7, 1.5 * peak)
     bottom_labels(figure, "|x| of all images, tokens and steps")
     figure.supylabel("share of values per octave (doubling of |x|)", fontsize=9)
+    dynamic = config.granularity.is_dynamic
+    ranges = "the widest ranges of the calibration" if dynamic else "ranges"
     handles = [
         *block_handles(statistics),
         Patch(color=VERMILION, alpha=0.22,
-              label=f"where {_ranges(config)} end, over blocks and σ (dashed: median)"),
+              label=f"where {ranges} end, over blocks and σ (dashed: median)"),
     ]  # fmt: skip
     legend(figure, handles)
     return figure
 
 
 def _draw_shares(axes: Axes, shares: np.ndarray, edges: np.ndarray, colour: str) -> None:
-    lowest = _SMALLEST_SHARE / 10
     axes.stairs(
-        np.maximum(shares, lowest), edges, baseline=lowest, fill=True,
+        np.maximum(shares, _LOWEST_SHARE), edges, baseline=_LOWEST_SHARE, fill=True,
         facecolor=to_rgba(colour, 0.18), edgecolor=colour, linewidth=1.0,
     )  # fmt: skip
 
@@ -138,8 +130,7 @@ def _draw_density(
             transform=across, clip_on=False,
         )  # fmt: skip
     axes.set_xlim(low, high)
-    _share_axis(axes, _SMALLEST_SHARE)
-    axes.set_ylim(_SMALLEST_SHARE / 10, 2)
+    _share_axis(axes, _LOWEST_SHARE, 2)
     axes.tick_params(axis="x", pad=26)
 
 
@@ -153,8 +144,7 @@ def _draw_levels(axes: Axes, values: Sequence[Distribution], codes: Sequence[Cod
         carried.append(f"{entropy(shares):.1f}")
     axes.set_xlim(codes[-1].low - 0.5, codes[-1].high + 0.5)
     axes.set_xticks([codes[-1].low, 0, codes[-1].high])
-    _share_axis(axes, _SMALLEST_SHARE)
-    axes.set_ylim(_SMALLEST_SHARE / 10, 2)
+    _share_axis(axes, _LOWEST_SHARE, 2)
     return " and ".join(carried)
 
 
@@ -195,24 +185,17 @@ def draw_ranges(shown: Shown) -> Figure:
         raw = figure.add_subplot(grid[row, 0] if is_shifted else grid[row, :2])
         at = " and ".join(f"{statistics.sigmas[step]:.2g}" for step in steps)
         title = f"{shown.label(name)}: x at σ = {at}"
-        raw.set_title(
-            title if is_shifted else f"{title}; {_shift_label(numbers)}", fontsize=9, loc="left"
-        )
+        head(raw, title if is_shifted else f"{title}; {_shift_label(numbers)}", loc="left")
         _draw_density(raw, values, codes, [0.0, 0.0])
-        drawn = [raw]
         if is_shifted:
             shifted = figure.add_subplot(grid[row, 1])
             z = " and ".join(f"{shift:.3g}" for shift in shifts).replace("-", "−")
-            shifted.set_title(f"x − z, z = {z}", fontsize=9, loc="left")
+            head(shifted, f"x − z, z = {z}", loc="left")
             _draw_density(shifted, values, codes, shifts)
-            drawn.append(shifted)
         levels = figure.add_subplot(grid[row, 2])
         carried = _draw_levels(levels, values, codes)
         bits = " and ".join(dict.fromkeys(str(one.bits) for one in numbers))
-        levels.set_title(f"codes: {carried} of {bits} bits of entropy", fontsize=9, loc="left")
-        for axes in (*drawn, levels):
-            axes.grid(True)
-            axes.tick_params(labelsize=8)
+        head(levels, f"codes: {carried} of {bits} bits of entropy", loc="left")
     figure.supylabel("share of values (a 240th of the axis; a code)", fontsize=9)
     blue, vermilion = _ENDS
     handles = [

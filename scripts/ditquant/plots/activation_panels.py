@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -81,7 +82,11 @@ class Shown:
 
     def label(self, name: str) -> str:
         """What a plot calls an input, and whether that has passed GELU."""
-        return f"{input_label(name)}{after_gelu(self.statistics, name)}"
+        return f"{input_label(name)}{self.after_gelu(name)}"
+
+    def after_gelu(self, name: str) -> str:
+        """What is added to the label of an input that has passed GELU."""
+        return _after_gelu(self.statistics, name)
 
 
 def place(name: str) -> tuple[str, str, str]:
@@ -97,8 +102,7 @@ def input_label(name: str) -> str:
     return f"{block if stream == 'uni' else f'{block}.{stream}'} {_KINDS[kind]}"
 
 
-def after_gelu(statistics: Statistics, name: str) -> str:
-    """What is added to the label of an input that has passed GELU."""
+def _after_gelu(statistics: Statistics, name: str) -> str:
     return ", after GELU" if name in statistics.post_gelu else ""
 
 
@@ -113,6 +117,11 @@ def new_figure(height: float, title: str, width: float = 13.0) -> Figure:
     return figure
 
 
+def power_label(value: float) -> str:
+    """4, 1/2."""
+    return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
+
+
 def legend(figure: Figure, handles: Any, columns: int = 3) -> None:
     """A legend below the whole figure."""
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
@@ -124,19 +133,22 @@ def shades(count: int) -> np.ndarray:
     return colours
 
 
+def head(panel: Axes, title: str, **options: Any) -> None:
+    """A title, small labels and a grid: what every panel of curves has.
+
+    Args:
+        options: of `Axes.set_title`.
+    """
+    panel.set_title(title, fontsize=9, **options)
+    panel.tick_params(labelsize=8)
+    panel.grid(True)
+
+
 def paint(panel: Axes, colour: str) -> None:
     """A background that an SVG file keeps: of transparent figures the axes' own is left out."""
     panel.add_patch(
         Rectangle((0, 0), 1, 1, transform=panel.transAxes, color=colour, linewidth=0, zorder=-9)
     )
-
-
-def _groups(statistics: Statistics) -> dict[tuple[str, str], list[str]]:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name in statistics.inputs:
-        _, stream, kind = place(name)
-        groups.setdefault((stream, kind), []).append(name)
-    return groups
 
 
 def streams_of(statistics: Statistics) -> dict[str, list[str]]:
@@ -155,7 +167,10 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
         figure: a figure or a part of one.
         options: of `Figure.subplots`.
     """
-    groups, streams = _groups(statistics), list(streams_of(statistics))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in statistics.inputs:
+        groups.setdefault(place(name)[1:], []).append(name)
+    streams = list(streams_of(statistics))
     grid = figure.subplots(len(streams), len(_KINDS), squeeze=False, **options)
     made = []
     for row, stream in enumerate(streams):
@@ -164,10 +179,8 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
             if not names:
                 panel.set_axis_off()
                 continue
-            after = after_gelu(statistics, names[0])
-            panel.set_title(f"{_STREAMS[stream]}: {_KINDS[kind]}{after}", fontsize=9)
-            panel.tick_params(labelsize=8)
-            panel.grid(True)
+            after = _after_gelu(statistics, names[0])
+            head(panel, f"{_STREAMS[stream]}: {_KINDS[kind]}{after}")
             if after:
                 paint(panel, GELU_BACKGROUND)
             made.append((panel, names))
@@ -194,6 +207,14 @@ def panels_height(statistics: Statistics) -> float:
     return 1.1 + 2.5 * len(streams_of(statistics))
 
 
+def curve_panels(
+    statistics: Statistics, title: str, **options: Any
+) -> tuple[Figure, list[tuple[Axes, list[str]]]]:
+    """A figure of `panels` with this title; options are those of `Figure.subplots`."""
+    figure = new_figure(panels_height(statistics), title)
+    return figure, panels(figure, statistics, **options)
+
+
 def block_axis(panel: Axes, names: Sequence[str]) -> None:
     """Blocks along the axis, every one of them named where there is room."""
     every = 1 if len(names) <= 6 else -(-len(names) // 5)
@@ -216,11 +237,16 @@ def block_handles(statistics: Statistics) -> list[Patch]:
 def range_axis(panel: Axes, low: float, high: float) -> None:
     """A vertical axis for ranges from `low` to `high`: from zero, or logarithmic if they differ."""
     if low > 0 and high / low > _LINEAR_SPREAD:
-        panel.set_ylim(low / 1.15, high * 1.15)
-        log_axis(panel, "y")
-        panel.set_ylim(low / 1.15, high * 1.15)
+        log_range(panel, low / 1.15, high * 1.15)
     else:
         panel.set_ylim(0, 1.08 * max(high, 1e-12))
+
+
+def log_range(panel: Axes, low: float, high: float) -> None:
+    """A logarithmic vertical axis from `low` to `high`."""
+    panel.set_ylim(low, high)
+    log_axis(panel, "y")
+    panel.set_ylim(low, high)
 
 
 def sigma_axis(axes: Axes, sigmas: np.ndarray) -> None:
@@ -281,6 +307,26 @@ def matrix_panels(
         columns_axis(panel, statistics.sigmas, 6)
         made.append((panel, row_of))
     return image, made
+
+
+def matrix_figure(
+    statistics: Statistics,
+    title: str,
+    values: Mapping[str, np.ndarray],
+    clip: str,
+    **options: Any,
+) -> tuple[Figure, Colorbar, list[tuple[Axes, dict[str, int]]]]:
+    """A figure of `matrix_panels` with a colour bar, and the panels with their rows.
+
+    Args:
+        values: see `matrix_panels`.
+        clip: the ends of the bar beyond which values lie: "neither", "both", "min" or "max".
+        options: of `Axes.imshow`.
+    """
+    figure = new_figure(matrix_panels_height(statistics), title)
+    image, made = matrix_panels(figure, statistics, values, **options)
+    axes = [panel for panel, _ in made]
+    return figure, figure.colorbar(image, ax=axes, pad=0.01, aspect=40, extend=clip), made
 
 
 # Which steps and layers are shown where not all of them have room.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -29,13 +28,13 @@ from .activation_panels import (
     block_handles,
     bottom_labels,
     columns_axis,
+    curve_panels,
+    head,
     legend,
     matrix_panels,
     matrix_panels_height,
     most_variable,
     new_figure,
-    panels,
-    panels_height,
     range_axis,
     shades,
     sigma_axis,
@@ -76,13 +75,8 @@ def _sigmas_between(config: QuantConfig) -> np.ndarray:
     return np.unique(np.concatenate([sigmas[[0, -1]], *around]))[::-1]
 
 
-def _scale(params: QuantParams) -> np.ndarray:
-    """The scales of groups of channels, or the one of all."""
-    return np.asarray(np.nan if params.scale is None else params.scale)
-
-
 def _scale_of_channels(params: QuantParams, channels: int) -> np.ndarray:
-    scale = _scale(params)
+    scale = np.asarray(params.scale)
     return np.repeat(scale, channels // scale.size) if scale.size > 1 else scale
 
 
@@ -91,8 +85,9 @@ def scales_at(config: QuantConfig, name: str, sigmas: np.ndarray) -> np.ndarray:
 
     Not for dynamic ranges, which have none.
     """
-    scales = [_scale(one) for one in params_along(config, config.layers[name], sigmas.tolist())]
-    return np.array([[scale.min(), scale.max()] for scale in scales], dtype=np.float64).T
+    params = params_along(config, config.layers[name], sigmas.tolist())
+    ends = [[np.min(one.scale), np.max(one.scale)] for one in params if one.scale is not None]
+    return np.array(ends, dtype=np.float64).T
 
 
 def _run_time_scales(config: QuantConfig, name: str, measured: InputStatistics) -> np.ndarray:
@@ -114,8 +109,7 @@ def draw_scales(shown: Shown) -> Figure:
     dynamic = config.granularity.is_dynamic
     sigmas = np.array(config.sigmas) if dynamic else _sigmas_between(config)
     title = f"Scales of every layer's input ({shown.made_by})"
-    figure = new_figure(panels_height(statistics), title)
-    made = panels(figure, statistics, sharex=True)
+    figure, made = curve_panels(statistics, title, sharex=True)
     for panel, names in made:
         for name, shade in zip(names, shades(len(names)), strict=True):
             if dynamic:
@@ -186,36 +180,19 @@ def draw_coverage(shown: Shown) -> Figure:
         low, high = _draw_coverage(axes, config, name, statistics.inputs[name])
         range_axis(axes, low, high)
         sigma_axis(axes, statistics.sigmas)
-        axes.set_title(f"{shown.label(name)}", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(True)
+        head(axes, shown.label(name))
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
     bottom_labels(figure, SIGMA if columns == 1 else SHORT_SIGMA)
     figure.supylabel("|x|", fontsize=9)
+    reach = config.granularity.reach_label[bool(config.channel_group)]
     handles = [
-        Line2D(
-            [],
-            [],
-            color=VERMILION,
-            linewidth=1.4,
-            label=config.granularity.reach_label[bool(config.channel_group)],
-        ),
+        Line2D([], [], color=VERMILION, linewidth=1.4, label=reach),
         Line2D([], [], color="black", marker="o", markersize=3, linestyle="", label="max |x|"),
         Line2D([], [], color="#555555", linestyle=(0, (1, 1.2)), label="99.9 % of |x| lie below"),
     ]
     legend(figure, handles)
     return figure
-
-
-def bits_of(config: QuantConfig, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Input name -> (S,) bits of a configuration at its measured sigmas."""
-    return {
-        name: np.array(
-            [one.bits for one in params_along(config, config.layers[name], config.sigmas)]
-        )
-        for name in names
-    }
 
 
 def _percent(share: float) -> str:
@@ -250,11 +227,18 @@ def draw_tiers(shown: Shown) -> Figure:
     share.tick_params(labelsize=8)
     columns_axis(share, statistics.sigmas, 13)
     share.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    config = shown.config
+    tiers = {
+        name: np.array(
+            [one.bits for one in params_along(config, config.layers[name], config.sigmas)]
+        )
+        for name in statistics.inputs
+    }
     # One colour an entry of TIER_BITS: each bin starts at a tier's bits.
     matrix_panels(
         below,
         statistics,
-        bits_of(shown.config, list(statistics.inputs)),
+        tiers,
         cmap=ListedColormap(_TIER_COLOURS),
         norm=BoundaryNorm([*TIER_BITS, TIER_BITS[-1] + 1], len(TIER_BITS)),
     )
