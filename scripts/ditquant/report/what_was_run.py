@@ -63,12 +63,15 @@ def block_files(results: Path, recipe: str) -> list[Path]:
     return [results / place for place in sorted(places)]
 
 
-def recipe_options(results: Path, recipe: str) -> Section:
+def checkpoint_config(results: Path, recipe: str) -> Section:
+    """What a recipe's checkpoint says of itself."""
+    return read_json(results / "weights" / recipe / "model" / "config.json", "ditquant.checkpoint")
+
+
+def _recipe_options(results: Path, recipe: str) -> Section:
     """The options that a recipe's checkpoint was made by."""
-    config = read_json(
-        results / "weights" / recipe / "model" / "config.json", "ditquant.checkpoint"
-    )
-    return {key: value for key, value in config["recipe"].items() if key != "name"}
+    options = checkpoint_config(results, recipe)["recipe"]
+    return {key: value for key, value in options.items() if key != "name"}
 
 
 def _files(results: Path, shown: Shown) -> Iterator[Path]:
@@ -121,7 +124,7 @@ def check_run(results: Path, shown: Shown) -> Section | None:
         _check_same_job(file, results / "benchmarks" / "evaluation" / f"{variant}.json")
     check_alike(_evaluations(results, shown), "plan")
     for recipe in shown.recipes:
-        options = Recipe.from_params(recipe_options(results, recipe)).of_block().params()
+        options = Recipe.from_params(_recipe_options(results, recipe)).of_block().params()
         for file in block_files(results, recipe):
             check_options(file, f"the checkpoint of {recipe}", recipe=options)
     return lineage.model
@@ -167,7 +170,7 @@ def what_was_run(results: Path, shown: Shown, model: Section | None) -> Section:
     if blocks:
         streams = {file: read_json(file, BLOCK_FORMAT)["streams"] for file in blocks}
         run["weights"] = _agreed(streams)
-        run["recipes"] = {name: recipe_options(results, name) for name in shown.recipes}
+        run["recipes"] = {name: _recipe_options(results, name) for name in shown.recipes}
     measured = results / "activations" / "layer_temporal_analysis.json"
     if measured.is_file():
         document = read_json(measured, "ditquant.layer_temporal_analysis")
