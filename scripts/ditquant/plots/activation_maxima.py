@@ -8,26 +8,9 @@ import numpy as np
 from matplotlib.colors import LogNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from .activation_panels import (
-    COLUMNS,
-    SIGMA,
-    Shown,
-    block_axis,
-    curve_panels,
-    drift,
-    input_label,
-    legend,
-    matrix_figure,
-    most_variable,
-    nearest_steps,
-    new_figure,
-    power_label,
-    range_axis,
-    shades,
-    sigma_axis,
-    variation,
-)
+from . import layout
 from .charts import line_styles, log_axis
+from .layout import COLUMNS, SIGMA, Shown
 
 MAX_LABEL = "max |x| over images, tokens and channels"
 _OTHERS = "#B8B8B8"
@@ -40,8 +23,8 @@ def draw_absmax(shown: Shown) -> Figure:
     """One panel a stream and kind of layer, one line a chosen step over the blocks."""
     statistics = shown.statistics
     title = "Largest |x| of every layer's input at chosen steps"
-    figure, made = curve_panels(statistics, title)
-    positions = nearest_steps(statistics.steps, shown.options.snapshot_steps)
+    figure, made = layout.curve_panels(statistics, title)
+    positions = layout.nearest_steps(statistics.steps, shown.options.snapshot_steps)
     handles: list[Any] = []
     for panel, names in made:
         absmax = np.array([statistics.inputs[name].absmax for name in names])[:, positions]
@@ -52,21 +35,23 @@ def draw_absmax(shown: Shown) -> Figure:
                 f"(step {statistics.steps[position]})",
             )[0]
             for column, (position, shade) in enumerate(
-                zip(positions, shades(len(positions)), strict=True)
+                zip(positions, layout.shades(len(positions)), strict=True)
             )
         ]  # fmt: skip
-        range_axis(panel, float(absmax.min()), float(absmax.max()))
-        block_axis(panel, names)
+        layout.range_axis(panel, float(absmax.min()), float(absmax.max()))
+        layout.block_axis(panel, names)
     figure.supylabel(MAX_LABEL, fontsize=9)
-    legend(figure, handles, min(6, len(handles)))
+    layout.legend(figure, handles, min(6, len(handles)))
     return figure
 
 
 def draw_drift(shown: Shown) -> Figure:
     """Ranges of the most variable inputs against sigma; beside them all, over their smallest."""
     statistics = shown.statistics
-    chosen = most_variable(statistics, shown.options.layers)
-    figure = new_figure(4.6 + 0.185 * -(-len(chosen) // 3), "How ranges drift over the schedule")
+    chosen = layout.most_variable(statistics, shown.options.layers)
+    figure = layout.new_figure(
+        4.6 + 0.185 * -(-len(chosen) // 3), "How ranges drift over the schedule"
+    )
     ranges, relative = figure.subplots(1, 2)
     absmax = {name: measured.absmax for name, measured in statistics.inputs.items()}
     folds = {name: row / max(row.min(), 1e-12) for name, row in absmax.items()}
@@ -75,12 +60,12 @@ def draw_drift(shown: Shown) -> Figure:
     handles: list[Any] = []
     for name, style in zip(chosen, line_styles(chosen).values(), strict=False):
         style = {"markersize": 4, "linewidth": 1.4, "zorder": 3, **style}
-        fold = f"{drift(statistics.inputs[name]):.1f}-fold"
-        label = f"{input_label(name)} ({fold}{shown.after_gelu(name)})"
+        fold = f"{layout.drift(statistics.inputs[name]):.1f}-fold"
+        label = f"{layout.input_label(name)} ({fold}{shown.after_gelu(name)})"
         handles += ranges.plot(statistics.sigmas, absmax[name], label=label, **style)
         relative.plot(statistics.sigmas, folds[name], **style)
     drawn = np.array([absmax[name] for name in chosen])
-    range_axis(ranges, float(drawn.min()), float(drawn.max()))
+    layout.range_axis(ranges, float(drawn.min()), float(drawn.max()))
     ranges.set_title(f"The {len(chosen)} inputs whose range moves most")
     ranges.set_ylabel(MAX_LABEL)
     relative.set_title(f"All {len(absmax)} inputs (grey), each over its own smallest range")
@@ -92,8 +77,8 @@ def draw_drift(shown: Shown) -> Figure:
     for axes in (ranges, relative):
         axes.grid(True)
         axes.set_xlabel(SIGMA, fontsize=9)
-        sigma_axis(axes, statistics.sigmas)
-    legend(figure, handles)
+        layout.sigma_axis(axes, statistics.sigmas)
+    layout.legend(figure, handles)
     return figure
 
 
@@ -110,12 +95,12 @@ def draw_heatmap(shown: Shown) -> Figure:
     clip = "max" if everything.max() > high else "neither"
     values = {name: np.maximum(row, floor) for name, row in absmax.items()}
     norm = LogNorm(vmin=low, vmax=high)
-    figure, bar, _ = matrix_figure(
+    figure, bar, _ = layout.matrix_figure(
         statistics, "Range of every layer's input", values, clip, cmap="cividis", norm=norm
     )
     bar.set_label("max |x| (logarithmic)")
     powers = [power for power in 2.0 ** np.arange(-12, 18) if low <= power <= high]
-    bar.set_ticks(powers, labels=[power_label(power) for power in powers])
+    bar.set_ticks(powers, labels=[layout.power_label(power) for power in powers])
     bar.ax.minorticks_off()
     figure.supxlabel(COLUMNS, fontsize=9)
     return figure
@@ -134,10 +119,12 @@ def draw_variability(shown: Shown) -> Figure:
     clip = "both" if end > _MOST_OCTAVES else "neither"
     end = min(end, _MOST_OCTAVES)
     norm = TwoSlopeNorm(0.0, -end, end)
-    figure, bar, made = matrix_figure(statistics, title, octaves, clip, cmap="PuOr_r", norm=norm)
+    figure, bar, made = layout.matrix_figure(
+        statistics, title, octaves, clip, cmap="PuOr_r", norm=norm
+    )
     for panel, rows in made:
         for name, row in rows.items():
-            percent = 100 * variation(statistics.inputs[name])
+            percent = 100 * layout.variation(statistics.inputs[name])
             panel.text(
                 1.015, row, f"{percent:.0f} %", transform=panel.get_yaxis_transform(),
                 fontsize=6, va="center", clip_on=False,

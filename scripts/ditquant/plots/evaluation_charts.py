@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ..metrics import bootstrap_interval
 from ..planning.variants import FULL, NOISE_FLOOR, WEIGHTS, Variant
 from ..readable import fmt
-from .activation_panels import place
+from . import layout
 from .charts import (
     figure,
     legend_below,
@@ -76,7 +76,7 @@ class _Evaluation:
         """(stream, kind) -> (sigmas,) medians over blocks of the inputs' SQNR in dB."""
         found: dict[tuple[str, str], list[np.ndarray]] = {}
         for name, decibels in self.document["input_sqnr"].items():
-            found.setdefault(place(name)[1:], []).append(_numbers(decibels))
+            found.setdefault(layout.place(name)[1:], []).append(_numbers(decibels))
         return {key: np.nanmedian(np.array(rows), axis=0) for key, rows in found.items()}
 
 

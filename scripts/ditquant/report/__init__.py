@@ -1,7 +1,6 @@
 """The page that a person opens.
 
-page                        lays it out, with `templates/`
+page                        what it says first, and all of it laid out with `templates/`
 what_was_run                that its files belong together, and by which options they were made
 report_data, block_report   what it shows, read from a run's folder
-headlines                   what it says first
 """

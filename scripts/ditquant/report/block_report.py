@@ -115,6 +115,14 @@ class Weights:
         """Linear name -> dB, see `Block`."""
         return {name: decibels for block in self.blocks for name, decibels in block.sqnr.items()}
 
+    @property
+    def diverged(self) -> list[tuple[str, str, Mapping[str, str]]]:
+        """Where learning diverged, what was kept instead, and its reason and advice."""
+        places = [(f"block {b.name}", b.kept.partition(",")[0], b.diverged) for b in self.blocks]
+        if self.tuning:
+            places.append(("the tuning of all blocks", "start", self.tuning.diverged))
+        return [(place, kept, why) for place, kept, why in places if why]
+
 
 def _block(file: Path, learned: bool) -> Block:
     document = read_json(file, BLOCK_FORMAT)
@@ -152,31 +160,6 @@ def weight_results(results: Path, recipes: Mapping[str, Recipe]) -> list[Weights
             blocks = [_block(file, recipe.rounding != "rtn") for file in files]
             tuning = _tuned(results, name) if recipe.tuning else None
             found.append(Weights(name, recipe, blocks, tuning))
-    return found
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Where learning diverged, and what was kept instead."""
-
-    recipe: str
-    place: str
-    kept: str
-    reason: str
-    advice: str
-
-
-def divergences(weights: Sequence[Weights]) -> list[Divergence]:
-    """All of a run's, by recipe."""
-    found = []
-    for one in weights:
-        for block in one.blocks:
-            if block.diverged:
-                kept = block.kept.partition(",")[0]
-                found.append(Divergence(one.name, f"block {block.name}", kept, **block.diverged))
-        if one.tuning and one.tuning.diverged:
-            place = "the tuning of all blocks"
-            found.append(Divergence(one.name, place, "start", **one.tuning.diverged))
     return found
 
 

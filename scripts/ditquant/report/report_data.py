@@ -23,8 +23,8 @@ from ..evaluation.comparison import difference
 from ..evaluation.pictures import PICTURE, read_picture
 from ..planning.recipes import Recipe
 from ..planning.variants import Variant
-from ..plots.activation_density import made_by
 from ..plots.activation_names import ACTIVATION_PLOTS
+from ..plots.layout import made_by
 from ..readable import fmt
 from ..seals import damaged
 from .what_was_run import Section, checkpoint_config
@@ -90,13 +90,14 @@ def pictures(results: Path, prompts: Sequence[str], variants: Sequence[str]) -> 
                     **numbers,
                 }
             )
+        first = shown[0] if shown else {"prompt": name, "seed": None, "amplification": None}
         rows.append(
             {
                 "id": name,
-                "text": shown[0]["prompt"] if shown else name,
+                "text": first["prompt"],
                 "full": data_uri(read_file(full, PICTURE)),
-                "seed": shown[0]["seed"] if shown else None,
-                "factor": shown[0]["amplification"] if shown else None,
+                "seed": first["seed"],
+                "factor": first["amplification"],
                 "pixelated": reference.shape[1] < 256,
                 "variants": shown,
             }

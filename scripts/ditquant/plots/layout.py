@@ -18,19 +18,14 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from ..activations.granularity import GRANULARITIES
 from ..activations.input_statistics import InputStatistics, Statistics
 from ..activations.quant_config import QuantConfig, parse_quant_config
-from .activation_density import made_by
-from .charts import log_axis
+from .charts import PALETTE, log_axis
 
-_KINDS = {
-    "attn.q_proj": "q, k, v",
-    "attn.o_proj": "o_proj",
-    "mlp.fc1": "fc1",
-    "mlp.fc2": "fc2",
-}
+_KINDS = {"attn.q_proj": "q, k, v", "attn.o_proj": "o_proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
 _STREAMS = {"img": "image stream", "txt": "text stream", "uni": "unified blocks"}
-BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+BLUE, VERMILION = PALETTE[:2]
 GELU_BACKGROUND = "#FBF6EA"
 # There is no such layer: the last block of the text stream ends behind attention.
 ABSENT = "#E4E4E4"
@@ -41,6 +36,8 @@ COLUMNS = f"{SIGMA}; a column is a measured step"
 _TITLE_INCHES = 0.105
 # A linear axis hides what is smaller than this part of its end.
 _LINEAR_SPREAD = 15.0
+# Rules whose name alone says too little.
+_RULES = {"measured": "measured error", "mse": "predicted error"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,17 @@ class Shown:
     def after_gelu(self, name: str) -> str:
         """What is added to the label of an input that has passed GELU."""
         return _after_gelu(self.statistics, name)
+
+
+def made_by(document: Mapping[str, Any]) -> str:
+    """How a configuration's ranges are made, for a title."""
+    made = document["configuration"]
+    granularity = GRANULARITIES[made["granularity"]]
+    group, rule = made.get("channel_group"), made["range"]
+    words = granularity.label + (f" and group of {group} channels" if group else "")
+    if granularity.ranges_over is not None:
+        return words
+    return f"{words}, range by {_RULES.get(rule, rule)}"
 
 
 def place(name: str) -> tuple[str, str, str]:
@@ -190,15 +198,10 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
 def bottom_labels(figure: Any, text: str) -> None:
     """A label under every lowest panel: unlike `supxlabel` it leaves room for a legend."""
     for axes in figure.axes:
-        place_of = axes.get_subplotspec()
-        below = [
-            other
-            for other in figure.axes
-            if other.axison
-            and other.get_subplotspec().colspan.start == place_of.colspan.start
-            and other.get_subplotspec().rowspan.start > place_of.rowspan.start
-        ]
-        if axes.axison and not below:
+        own = axes.get_subplotspec()
+        others = [other.get_subplotspec() for other in figure.axes if other.axison]
+        column = [other for other in others if other.colspan.start == own.colspan.start]
+        if axes.axison and all(other.rowspan.start <= own.rowspan.start for other in column):
             axes.set_xlabel(text, fontsize=8.5)
 
 
@@ -364,21 +367,18 @@ def outlier_ratio(measured: InputStatistics) -> float:
     return float(largest.max() / max(float(np.median(largest)), _TINY))
 
 
-def _largest(values: Mapping[str, float], count: int) -> list[str]:
-    return sorted(values, key=lambda name: (-values[name], name))[:count]
-
-
 def most_variable(
     statistics: Statistics, count: int, among: Iterable[str] | None = None
 ) -> list[str]:
     """The inputs whose range drifts most, the one that drifts most first."""
     names = statistics.inputs if among is None else among
-    return _largest({name: drift(statistics.inputs[name]) for name in names}, count)
+    return sorted(names, key=lambda name: (-drift(statistics.inputs[name]), name))[:count]
 
 
 def most_outlying(statistics: Statistics, count: int) -> list[str]:
     """The inputs with the largest outlier channels, the largest first."""
-    return _largest({name: outlier_ratio(s) for name, s in statistics.inputs.items()}, count)
+    inputs = statistics.inputs
+    return sorted(inputs, key=lambda name: (-outlier_ratio(inputs[name]), name))[:count]
 
 
 def variable_of_both_kinds(statistics: Statistics, count: int) -> list[str]:
