@@ -24,7 +24,7 @@ REPORT := results/demo/report/index.html
 .PHONY: help setup demo run real-size tables test faults lint format lock clean-env
 
 help:
-	@echo 'make demo       set-up, then the whole pipeline on the embedded model; ends with the path of the report'
+	@echo 'make demo       set-up, then the whole workflow on the demo model; ends with the path of the report'
 	@echo 'make run        set-up, then Snakemake with CONFIGFILE=config/sd3-medium.yaml, TARGET=report, SNAKEMAKE_ARGS=-n'
 	@echo 'make test       set-up, then every check and test'
 	@echo 'make real-size  set-up, then the workflow on a random model of the size of SD3-medium (needs a GPU)'

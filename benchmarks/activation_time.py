@@ -4,7 +4,7 @@
         [--json benchmarks/results/activation_time.json --section sd3-medium]
 
 A step is what each step of the sampler does: the numbers of its sigma are selected, the modulation
-is computed, and the network runs on a guided pair. Sizes: `demo` is the embedded model, and
+is computed, and the network runs on a guided pair. Sizes: `demo` is the demo model, and
 `sd3-medium` one of that size with random weights (512 x 512 pixels; see `forward_time.py`). Weights
 are full precision, so every second that is added is the simulation's. Steps without and with it
 alternate, so that a machine that is slower for a while is so for both. Numbers are those of a
@@ -63,7 +63,7 @@ SHIFT = 3.0
 SIGMAS = tuple(sigma_schedule(STEPS, SHIFT).tolist()[:-1])
 MEASURED = tuple(sigma_schedule(50, SHIFT).tolist()[:-1:2])
 SIGMA_GROUPS = 5
-# Widths of the embedded model, as `forward_time.SIZES` has them.
+# Widths of the demo model, as `forward_time.SIZES` has them.
 DEMO = {"latent": 16, "tokens": 24, "channels": 128, "pooled": 128}
 
 

@@ -1,9 +1,9 @@
 """Artifacts: what jobs write for each other and for people, sealed and checked.
 
-`files` keeps files complete or absent, `seals` tells whole files from damaged ones; here stand
-tensors, JSON documents and pictures. Tensors are written in the safetensors layout, with sorted
-keys, so that equal contents give equal bytes. Every tensor has a digest of its own: a job that
-takes one block's tensors from a large file reads and checks those alone.
+`files` keeps files complete or absent, and `seals` tells whole files from damaged ones. This module
+reads and writes tensors, JSON documents and pictures. Tensors are in the safetensors layout, with
+sorted keys, so that equal contents give equal bytes. Every tensor has its own digest: a job that
+needs the tensors of one block reads and checks only those.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Values that are NaN or infinite are told where they arise, all in one kind of message."""
+"""Reports NaN and infinite values where they first occur, in one kind of message."""
 
 from __future__ import annotations
 

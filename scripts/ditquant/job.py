@@ -123,7 +123,7 @@ def job(snakemake: Any) -> Iterator[None]:
         LOG.error("Error in %s: %s", snakemake.rule, error)
         sys.exit(1)
     except KeyboardInterrupt:
-        LOG.error("%s was interrupted; the same command goes on from here", snakemake.rule)
+        LOG.error("%s was interrupted; the same command continues from here", snakemake.rule)
         sys.exit(130)
     except Exception as error:
         advice = None if backend is None else backend.compile_advice(error)

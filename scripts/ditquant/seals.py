@@ -122,7 +122,7 @@ def check_place(path: str | Path, place: str) -> None:
     """
     if place and place_of(path) not in ("", place):
         raise UserError(
-            f"{path} was written as {place} and stands in the wrong place: delete it and run the "
+            f"{path} was written as {place} and is in the wrong place: delete it and run the "
             "same command again."
         )
 

@@ -181,6 +181,8 @@ def _add_trials(count: Count, trials: Iterable[corruption.Trial]) -> None:
 def damaged_files(bench: Bench, seed: int, one_of_each: bool = False) -> Count:
     """Every kind of file damaged in every way, each read by every script that reads its kind.
 
+    The first reader of a kind meets every damage, each further one three of them.
+
     Args:
         one_of_each: of each kind of file one reader and one damage.
     """
@@ -190,9 +192,16 @@ def damaged_files(bench: Bench, seed: int, one_of_each: bool = False) -> Count:
     if one_of_each:
         chance.shuffle(uses)
         uses = list({use.kind: use for use in uses}.values())
+    seen: set[str] = set()
     for number, use in enumerate(uses):
-        ways = corruption.ways(use, bench.reference, random.Random(f"{seed} {use}"))
-        cases += [(use, *way) for way in (ways[number % len(ways) :][:1] if one_of_each else ways)]
+        own = random.Random(f"{seed} {use}")
+        ways = corruption.ways(use, bench.reference, own)
+        if one_of_each:
+            ways = ways[number % len(ways) :][:1]
+        elif use.kind in seen:
+            ways = own.sample(ways, 3)
+        seen.add(use.kind)
+        cases += [(use, *way) for way in ways]
 
     def attempt(case: Any, workspace: Workspace) -> corruption.Trial:
         return corruption.try_damage(*case, workspace, bench.reference)
@@ -208,7 +217,7 @@ def damaged_plans(bench: Bench, seed: int) -> Count:
     targets = everything(bench.reference.workspace.config)
     for use in {use.kind: use for use in corruption.uses(bench.jobs, bench.reference)}.values():
         ways = corruption.ways(use, bench.reference, chance)
-        cases += [(use.path, *way) for way in chance.sample(ways, 2)]
+        cases += [(use.path, *way) for way in chance.sample(ways, 1)]
 
     def attempt(case: Any, workspace: Workspace) -> corruption.Trial:
         return corruption.try_plan(*case, targets, workspace, bench.reference)

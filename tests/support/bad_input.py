@@ -115,8 +115,8 @@ PROMPT_FILES = (
 COMMAND_LINE = (
     _typed("prompt: null is text here. Leave prompt out", "prompt=null"),
     _typed("prompt: ~ is text here", "prompt=~"),
-    _typed("prompt: 'a star' stands in quotes inside the shell's", "prompt='a star'"),
-    _typed('prompt: "a: b" stands in quotes', 'prompt="a: b"'),
+    _typed("prompt: 'a star' has quotes inside the shell's", "prompt='a star'"),
+    _typed('prompt: "a: b" has quotes', 'prompt="a: b"'),
     _typed("half of a surrogate pair, or bytes that are not UTF-8", "prompt=caf\udce9"),
     _typed("seed: nan is not a finite number.", "seed=nan"),
     _typed("num_images: inf is not a finite number.", "num_images=inf"),
@@ -145,11 +145,11 @@ COMMAND_LINE = (
 )  # fmt: skip
 
 CONFIGURATION_FILES = (
-    _file("a key twice", "line 3: 'run' stands a second time (first in line 1)",
+    _file("a key twice", "line 3: 'run' appears a second time (first in line 1)",
           b"run: a\nseed: 2\nrun: b\n"),
-    _file("a key twice in a group", "line 2: 'stride' stands a second time",
+    _file("a key twice in a group", "line 2: 'stride' appears a second time",
           b"weights:\n  {stride: 2, stride: 3}\n"),
-    _file("a key twice in JSON", "'run' stands twice in one group", b'{"run": "a", "run": "b"}'),
+    _file("a key twice in JSON", "'run' appears twice in one group", b'{"run": "a", "run": "b"}'),
     _file("a bomb of lists", "more than 20,000 values, each use of an alias", _LISTS),
     _file("a bomb of groups", "more than 20,000 values, each use of an alias", _GROUPS, False),
     _file("an alias inside itself", "line 1: an alias inside what it stands for.", b"a: &a [*a]\n"),
@@ -196,9 +196,9 @@ CONFIGURATION_FILES = (
     _file("two documents", "not YAML", b"seed: 1\n---\nseed: 2\n", False),
     _file("a tag", "line 1: could not determine a constructor", b"run: !mine x\n", False),
     _file("no such date", "line 1: month must be in 1..12.", b"run: 2026-13-01\n", False),
-    _file("a list for a name", "a list or a group stands where a name must.", b"? [a]\n: 1\n",
+    _file("a list for a name", "a list or a group is in the place of a name.", b"? [a]\n: 1\n",
           False),
-    _file("nothing behind <<", "behind << stands an alias of a group: *name.",
+    _file("nothing behind <<", "<< needs an alias of a group: *name.",
           b"weights: {<<: 3}\n", False),
 )  # fmt: skip
 

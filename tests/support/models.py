@@ -110,7 +110,7 @@ def _text_encoder(folder: Path, name: str, width: int, seed: int, vocabulary: di
 
 
 def write_folder(folder: Path, seed: int = 0, name: str = "tiny", **mmdit: Any) -> Path:
-    """A local model folder in the embedded model's format; `mmdit` changes the MM-DiT's options."""
+    """A local model folder in the demo model's format; `mmdit` changes the MM-DiT's options."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, "name": name, "mmdit": {**CONFIG["mmdit"], **mmdit}}
     (folder / "config.json").write_text(json.dumps(config))

@@ -72,7 +72,7 @@ def test_names_are_taken_as_they_were_typed():
 def test_an_option_that_stands_twice_is_told():
     check_options(["snakemake", "--config", "a=1", "b=2", "--configfile", "x", "y"])
     for words in (["--config", "a=1", "-C", "b=2"], ["--configfile=x", "--configfiles", "y"]):
-        with pytest.raises(UserError, match="Snakemake reads the last alone"):
+        with pytest.raises(UserError, match="Snakemake uses only the last"):
             check_options(["snakemake", *words])
 
 

@@ -272,7 +272,16 @@ def test_local_links_resolve(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_files_named_in_code_exist(document):
-    folders = ("config/", "docs/", "envs/", "profiles/", "resources/", "rules/", "scripts/")
+    folders = (
+        "config/",
+        "docs/",
+        "envs/",
+        "profiles/",
+        "resources/",
+        "rules/",
+        "scripts/",
+        "tests/",
+    )
     for word in code(document.read_text("utf-8")):
         if word.startswith((*folders, "benchmarks/")) and " " not in word and "{" not in word:
             assert (ROOT / word).exists(), word

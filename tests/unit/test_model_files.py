@@ -88,7 +88,7 @@ SOUND_HEADER = header_of(SOUND)
         (b"[" * 100_000, b"", None, "is no safetensors file"),
         (SOUND_HEADER.decode().encode("utf-16"), bytes(32), None, "is no safetensors file"),
         (SOUND_HEADER.replace(b'"b"', b'"\xff"'), bytes(32), None, "is no safetensors file"),
-        (SOUND_HEADER.replace(b'"b"', b'"a"'), bytes(32), None, "('a' stands twice)"),
+        (SOUND_HEADER.replace(b'"b"', b'"a"'), bytes(32), None, "('a' appears twice)"),
     ],
 )
 def test_a_wrong_header_or_length_is_told(tmp_path, header, data, length, message):

@@ -127,7 +127,7 @@ def test_damaged_and_exchanged_files_are_told_as_such(run, name):
         write(run / "d.svg")
     path = run / name
     exchanged = path.rename(run / f"moved{path.suffix}")
-    with pytest.raises(UserError, match=f"was written as {name} and stands in the wrong place"):
+    with pytest.raises(UserError, match=f"was written as {name} and is in the wrong place"):
         made_by(exchanged)
     data = exchanged.read_bytes()
     path.write_bytes(data.replace(b'"rule', b'"ruse'))

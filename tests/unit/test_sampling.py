@@ -136,7 +136,7 @@ def test_rows_of_a_batch_are_independent_images(model, conditioning):
 
 
 def test_on_the_demo_model_too():
-    """The embedded model: DiffusionKit's own sampler against ours, same bits."""
+    """The demo model: DiffusionKit's own sampler against ours, same bits."""
     from ditquant.models.spec import read_spec
     from ditquant.network.diffusionkit import load_network
 

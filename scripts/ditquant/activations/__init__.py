@@ -1,11 +1,11 @@
-"""The activation track: from what linears read to scales by sigma, and what those do.
+"""The activation track: statistics of the linears' inputs, scales by sigma, and their simulation.
 
 histogram, input_statistics, observe, measuring, summary
-                            what linears read, measured along trajectories and added up exactly
-scheme, granularity         how activations are to be quantized, and how scales follow sigma
+                            statistics of the inputs, measured along trajectories, merged exactly
+scheme, granularity         how activations are quantized, and how their scales follow sigma
 intervals, channel_ranges, learned_ranges, clip_errors
-                            where a range ends, and its middle
-segments, polynomials       how ranges follow sigma, for the granularities
+                            the ends and the middle of a range
+segments, polynomials       groups of sigma, and polynomials in sigma
 fit                         a scheme fitted to statistics
 tiers, velocity_errors, budget
                             4, 6 or 8 bits by threshold or by error

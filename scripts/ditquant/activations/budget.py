@@ -3,11 +3,11 @@
 minimise sum_u errors[u, k_u] subject to sum_u sizes[u] bits[k_u] <= average sum_u sizes[u]
 
 Of each unit only the options on the lower convex hull of error over bits can be best for some price
-of a bit (the Lagrange multiplier), and going along a hull the error saved per bit only falls. So
-taking the steps of all hulls by falling saving per bit is optimal whenever the budget is used up
-exactly (Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers"), and
-else misses the optimum by less than the one step that did not fit any more. Exchanges between two
-units make that rest smaller.
+of a bit (the Lagrange multiplier), and along a hull the error saved per bit only falls. So taking
+the steps of all hulls in order of their saving per bit is optimal if the budget is used up exactly
+(Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers"). Otherwise
+it misses the optimum by less than the first step that no longer fits. Exchanges between two units
+reduce this difference.
 """
 
 from __future__ import annotations

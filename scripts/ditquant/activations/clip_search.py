@@ -1,4 +1,4 @@
-"""Tries shorter ranges on held-out rows: what they do to what the linears compute.
+"""Tries shorter ranges on held-out images, and measures the errors of the linears' outputs.
 
 With an input i quantized to b bits at sigma_t, and its range cut to a share r of the largest value,
 

@@ -1,7 +1,7 @@
-"""From activation statistics to scales: a scheme fitted to what was measured.
+"""From activation statistics to scales: fits a scheme to what was measured.
 
-Ranges drift over the schedule, so scales follow sigma (TaQ-DiT's "time-aware", arXiv 2411.14172) in
-the way that the scheme's granularity says. Inference looks up by sigma, since it may use other
+Ranges change along the schedule, so scales follow sigma (TaQ-DiT's "time-aware", arXiv 2411.14172),
+as the granularity of the scheme says. Inference looks scales up by sigma, because it may use other
 steps.
 """
 

@@ -1,8 +1,7 @@
 """What an activation configuration says of its inputs at any sigma.
 
 Rows are looked up by the nearest measured sigma; a polynomial is evaluated at the sigma itself. All
-inputs are looked up at once, because a step needs the numbers of hundreds, and one by one that
-would take a tenth of it.
+inputs are looked up at once, because a step needs the scales of hundreds of inputs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Simulated activation quantization: what a linear reads is rounded to the codes it would have.
+"""Simulated activation quantization: rounds the input of each linear to its codes.
 
-MLX has no W4A8 product, so activations are quantized and dequantized in front of each linear
-("fake quantization"): the pictures are those of a W4A8 kernel, the speed is not.
+MLX cannot multiply 4-bit weights by 8-bit activations, so activations are quantized and dequantized
+in front of each linear ("fake quantization"). The pictures are those of a W4A8 kernel; the speed is
+not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Activation statistics as people read them: by layer and step, and how they move over sigma."""
+"""Activation statistics for readers: by layer and step, and how they change along sigma."""
 
 from __future__ import annotations
 

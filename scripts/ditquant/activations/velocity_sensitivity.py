@@ -1,4 +1,4 @@
-"""Measured sensitivity: what the quantization of one input alone does to the velocity.
+"""Measured sensitivity: how the velocity changes if a single input is quantized.
 
 With one input i quantized to b bits at sigma_t, and everything else at full precision, the guided
 velocity moves from v(x_t) to v_(i,b)(x_t), and an Euler step carries

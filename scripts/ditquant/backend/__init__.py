@@ -1,7 +1,7 @@
 """The platform: the only place that knows what MLX and DiffusionKit need to run.
 
-Every other module takes `mx` and `nn` from here, because what is done on import (a real BLAS
-before the first `import mlx`) only works when it happens first.
+Every other module imports `mx` and `nn` from here, because a real BLAS must be loaded before the
+first `import mlx`.
 
 blas            a real BLAS for the Linux CPU
 diffusionkit    DiffusionKit without what it does not need here

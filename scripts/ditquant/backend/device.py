@@ -1,4 +1,4 @@
-"""What this machine computes on, and how much memory it took."""
+"""The device that this machine computes on, and the memory that was used."""
 
 from __future__ import annotations
 

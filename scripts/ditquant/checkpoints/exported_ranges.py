@@ -1,8 +1,8 @@
-"""What a W4A8 kernel would need of the activations, beside a checkpoint.
+"""The ranges of the activations, for a W4A8 kernel, in a file of the checkpoint.
 
-MLX has no product of 4-bit weights with 8-bit activations yet; the ranges are measured all the
-same, and `activations.safetensors` in the checkpoint's folder keeps them under the linears' module
-paths, with one row for each sigma group of the configuration (or each measured sigma, or one):
+MLX has no kernel yet that multiplies 4-bit weights by 8-bit activations. For those who write one,
+`activations.safetensors` in the checkpoint's folder holds the measured ranges by module path, with
+one row for each sigma group of the configuration (or each measured sigma, or one row):
 
     "<path>.input_amax"         (rows,) the largest |x| that was measured
     "<path>.input_scale"        (rows,), or (rows, groups of channels); not for ranges at run time,

@@ -1,9 +1,9 @@
 """Blocks of packed linears that unpack all their weights at once.
 
 On an H200 the host prepares a forward pass of SD3-medium more slowly than the device computes it,
-and unpacking layer by layer adds an operation for each of its 285 layers. Here the codes of a
-block's layers lie one after the other, and one operation for each number of bits unpacks them all,
-into a temporary that is gone when the block is done.
+and unpacking layer by layer adds an operation for each of its 285 layers. Here the codes of all
+layers of a block are in one array, and one operation for each number of bits unpacks them into a
+temporary that is freed after the block.
 """
 
 from __future__ import annotations

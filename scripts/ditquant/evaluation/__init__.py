@@ -1,7 +1,7 @@
-"""What a variant draws, and how far that is from full precision.
+"""Pictures and errors of a variant.
 
-variants                    opens a model as a variant's name says
-trajectories, block_errors  what it does on captions, and block by block
-pictures, comparison        pictures, alone and side by side
+variants                    opens the model that a variant's name describes
+trajectories, block_errors  errors of latents and velocities, and of each block
+pictures, comparison        pictures, and side-by-side comparisons
 table                       numbers by caption and variant, and the table
 """

@@ -1,8 +1,8 @@
 """The side-by-side picture: full precision, quantized, and where they differ.
 
-The difference is amplified by a factor that is the same for every picture and stands in it, so two
-comparisons can be held against each other. Dark means equal; the scale is inferno's, ordered by
-lightness, so it reads in grey and by the colour-blind too.
+The difference is amplified by the same factor in every picture, and the picture shows this factor,
+so two comparisons can be compared. Dark means equal. The colour map is inferno, which is ordered by
+lightness, so it also works in grey and for colour-blind readers.
 """
 
 from __future__ import annotations

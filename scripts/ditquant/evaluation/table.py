@@ -176,7 +176,7 @@ def checked_summary(
         is_same = False
     if not is_same:
         raise UserError(
-            f"{path} is not the table of the evaluations that lie beside it: delete it and run the "
+            f"{path} is not the table of the evaluations beside it: delete it and run the "
             "same command again."
         )
     return found

@@ -1,4 +1,4 @@
-"""Opens a model as a variant's name says: which weights it has, and what happens to activations.
+"""Opens the model that a variant's name describes: its weights and its activation quantization.
 
     full               the full-precision model, the reference of every comparison
     {recipe}-weights   quantized weights, full-precision activations ("V1")

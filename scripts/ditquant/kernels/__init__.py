@@ -1,1 +1,1 @@
-"""Kernels of our own, for what MLX's are slow at: `cuda`."""
+"""Kernels for operations that MLX's own kernels compute slowly: `cuda`."""

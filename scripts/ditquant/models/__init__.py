@@ -1,14 +1,14 @@
 """Models as files.
 
-spec            what a model is
-plan            what a configuration asks of it, checked before anything is planned
-shapes          its sizes, and what follows from them before a weight is read
-identity        what tells one checkpoint from another
-load            how its parts are loaded
-files           whether the files are whole
-weights         how their tensors are read
-hub             what went wrong on the way from the Hugging Face hub
-text            how it reads prompts
+spec            descriptions of models
+plan            checks that a configuration fits a model, before anything runs
+shapes          sizes of a model, known before a weight is read
+identity        identifies a checkpoint by its content
+load            loads the parts of a model
+files           checks that files are whole
+weights         reads tensors
+hub             errors of the Hugging Face hub
+text            text encoders: from prompts to conditioning
 t5              T5's configuration and tokenizer
 layout          how the original SD3 file names its tensors
 """

@@ -1,9 +1,9 @@
 """Loads the parts of a model separately, through DiffusionKit's own loader functions.
 
-A job takes what it needs: the MM-DiT for trajectories and block work, the VAE decoder for
-pictures, the text encoders in one job alone. Published models, local checkpoints and model folders
-take the same path: DiffusionKit's tables get an entry for the specification, and file requests are
-answered from disk where the file is there.
+A job loads only what it needs: the MM-DiT for trajectories and blocks, the VAE decoder for
+pictures, the text encoders in a single job. Published models, local checkpoints and model folders
+are loaded in the same way: DiffusionKit's tables get an entry for the specification, and requests
+for files are answered from the disk if the file is there.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ PUBLISHED: dict[str, ModelSpec] = {
     ),
 }
 
-# The embedded model lies beside the workflow, wherever a user stands and results go.
+# The demo model is beside the workflow, wherever the user and the results are.
 _REPOSITORY = Path(__file__).parents[3]
 
 # Names that a configuration may use for `model.name`; "local" is any folder.

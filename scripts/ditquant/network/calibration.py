@@ -1,4 +1,4 @@
-"""Calibration artifacts: conditioning rows and trajectories, as files hold them."""
+"""Files of the calibration: conditioning and trajectories."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What a configuration means: everything that the workflow asks while it plans, and nothing heavy.
+"""Everything that Snakemake needs to plan: what a configuration means. It imports nothing heavy.
 
-config_files       what YAML would pass over in silence
-command_line       text behind --config, as it was typed
-configuration      defaults, types of numbers, and counts that follow others
-validation         what the schema says, in messages that name the key
+config_files       mistakes that YAML accepts silently
+command_line       text after --config, as it was typed
+configuration      defaults, types of numbers, and counts that follow from others
+validation         the schema, in messages that name the key
 prompt_files       prompts from CSV
 recipes            what a recipe is, one dataclass for each rounding
 recipe_options     the options that each recipe reads; an error for the others

@@ -1,4 +1,4 @@
-"""What a variant is held against: rounding to nearest at the same size."""
+"""The baseline of each variant: rounding to nearest at the same size."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def _check_prompt(text: str) -> None:
         )
     if text[0] == text[-1] and text[0] in "'\"":
         raise UserError(
-            f"prompt: {text} stands in quotes inside the shell's. Write prompt='a red star' with "
+            f"prompt: {text} has quotes inside the shell's quotes. Write prompt='a red star' with "
             f"one pair; if they belong to the prompt, put it {_IN_A_FILE}."
         )
 
@@ -71,6 +71,6 @@ def check_options(arguments: Sequence[str]) -> None:
         used = [word for word in arguments[1:] if word.partition("=")[0] in names]
         if len(used) > 1:
             raise UserError(
-                f"{names[0]} stands {len(used)} times, and Snakemake reads the last alone: write "
+                f"{names[0]} is given {len(used)} times; Snakemake uses only the last: write "
                 f"all values behind one {names[0]}."
             )

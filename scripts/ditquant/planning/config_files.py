@@ -1,4 +1,4 @@
-"""Finds in configuration files what a reader of YAML would pass over in silence.
+"""Finds mistakes in configuration files that YAML accepts silently.
 
     python -m ditquant.planning.config_files my.yaml
 
@@ -89,7 +89,7 @@ def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise UserError(f"{where}: {name!r} stands twice in one group; keep one of them.")
+            raise UserError(f"{where}: {name!r} appears twice in one group; keep one of them.")
         found[name] = value
     return found
 
@@ -151,17 +151,15 @@ def _check_names(group: MappingNode, where: str, lines: list[str]) -> None:
     for name, value in group.value:
         line = name.start_mark.line + 1
         if not isinstance(name, ScalarNode):
-            raise UserError(f"{where}, line {line}: a list or a group stands where a name must.")
+            raise UserError(f"{where}, line {line}: a list or a group is in the place of a name.")
         if name.tag == _MERGE:
             parts = value.value if isinstance(value, SequenceNode) else [value]
             if not all(isinstance(part, MappingNode) for part in parts):
-                raise UserError(
-                    f"{where}, line {line}: behind << stands an alias of a group: *name."
-                )
+                raise UserError(f"{where}, line {line}: << needs an alias of a group: *name.")
         else:
             if name.value in first:
                 raise UserError(
-                    f"{where}, line {line}: {name.value!r} stands a second time (first in line "
+                    f"{where}, line {line}: {name.value!r} appears a second time (first in line "
                     f"{first[name.value]}); keep one of them."
                 )
             first[name.value] = line

@@ -1,4 +1,4 @@
-"""Makes a configuration whole: defaults, types of numbers, and counts that follow others."""
+"""Completes a configuration: defaults, types of numbers, and counts that follow from others."""
 
 from __future__ import annotations
 

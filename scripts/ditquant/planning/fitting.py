@@ -1,6 +1,6 @@
-"""Whether recipes and activation configurations fit the linears of the model.
+"""Checks that recipes and activation configurations fit the linears of the model.
 
-The workflow asks this module while it plans: what would end the first job of a block ends the plan.
+The workflow calls this while it plans, so that a mistake ends the plan and not a later job.
 """
 
 from __future__ import annotations

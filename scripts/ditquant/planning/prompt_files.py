@@ -1,4 +1,4 @@
-"""Reads prompt files, strictly: what a reader of CSV would cut, join or guess is an error here."""
+"""Reads prompt files strictly: it reports errors where a CSV reader would cut, join or guess."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Recipes: how weights are quantized, one dataclass for each rounding.
 
-A recipe has the options that its rounding reads and no others. Their defaults stand in
-config/schema.yaml alone: `recipe_options` fills them in and refuses what nothing reads. Rules hand
-a recipe to scripts as plain parameters (`Recipe.params`), scripts rebuild it
+A recipe has only the options that its rounding uses. Their defaults are in config/schema.yaml:
+`recipe_options` fills them in and refuses options that are not used. Rules pass a recipe to scripts
+as plain parameters (`Recipe.params`), scripts rebuild it
 (`Recipe.from_params`). Planning and block jobs both read this, so it imports nothing heavy.
 """
 

@@ -101,7 +101,7 @@ def prompt_sets(config: Mapping[str, Any], root: Path) -> dict[str, PromptSet]:
     if shared:
         raise UserError(
             f"prompts.calibration and prompts.evaluation share {len(shared)} captions, such as "
-            f"{min(shared)!r}: a caption may only stand in one of them."
+            f"{min(shared)!r}: a caption may be in only one of them."
         )
     sets["inference"] = PromptSet("inference", tuple(config["inference"]["prompts"]), size)
     if config["prompt"] is not None:

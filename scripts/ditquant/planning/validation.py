@@ -1,6 +1,6 @@
-"""Says in one line each what a configuration does that it may not.
+"""Reports each mistake of a configuration in one line.
 
-Snakemake's own message prints the schema and the whole configuration around the fault.
+Snakemake's own message would print the schema and the whole configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plots of both tracks, as figures; a script writes them.
+"""Plots of both tracks. These modules make figures; scripts write them.
 
 charts                      axes, colours and files that all plots share
 activation_*, layout        statistics, ranges and tiers; `activation_names` lists them

@@ -58,12 +58,12 @@ def draw_drift(shown: Shown) -> Figure:
     for row in folds.values():
         relative.plot(statistics.sigmas, row, color=_OTHERS, linewidth=0.5, alpha=0.8)
     handles: list[Any] = []
+    look: dict[str, Any] = {"markersize": 4, "linewidth": 1.4, "zorder": 3}
     for name, style in zip(chosen, line_styles(chosen).values(), strict=False):
-        style = {"markersize": 4, "linewidth": 1.4, "zorder": 3, **style}
         fold = f"{layout.drift(statistics.inputs[name]):.1f}-fold"
         label = f"{layout.input_label(name)} ({fold}{shown.after_gelu(name)})"
-        handles += ranges.plot(statistics.sigmas, absmax[name], label=label, **style)
-        relative.plot(statistics.sigmas, folds[name], **style)
+        handles += ranges.plot(statistics.sigmas, absmax[name], label=label, **look, **style)
+        relative.plot(statistics.sigmas, folds[name], **look, **style)
     drawn = np.array([absmax[name] for name in chosen])
     layout.range_axis(ranges, float(drawn.min()), float(drawn.max()))
     ranges.set_title(f"The {len(chosen)} inputs whose range moves most")

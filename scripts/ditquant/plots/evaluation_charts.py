@@ -21,6 +21,7 @@ from ..planning.variants import FULL, NOISE_FLOOR, WEIGHTS, Variant
 from ..readable import fmt
 from . import layout
 from .charts import (
+    LineStyle,
     figure,
     legend_below,
     legend_height,
@@ -28,7 +29,6 @@ from .charts import (
     log_axis,
     panels,
     styled,
-    variant_colors,
 )
 
 # What the inputs of linears are, in order of computation; k and v read the input of q.
@@ -88,8 +88,8 @@ class _Shown:
     sigmas: Sequence[float]
 
     @property
-    def styles(self) -> dict[str, dict[str, Any]]:
-        return line_styles([one.name for one in self.variants])
+    def styles(self) -> dict[str, LineStyle]:
+        return line_styles(one.name for one in self.variants)
 
     def having(self, *keys: str) -> list[_Evaluation]:
         """The variants whose documents say something under all of these keys."""
@@ -155,7 +155,7 @@ def _plot_scores(shown: _Shown, key: str, label: str, log: bool) -> Figure:
     """
     rows = {one.name: one.scores(key) for one in shown.variants}
     names = list(rows)
-    colors = variant_colors(names)
+    colors = [shown.styles[name]["color"] for name in names]
     chart, axes = figure(4.9, 0.9 + 0.42 * len(names))
     floor = _far_floor(rows, log)
     if floor is not None:
@@ -164,9 +164,9 @@ def _plot_scores(shown: _Shown, key: str, label: str, log: bool) -> Figure:
         axes.text(
             x, names.index(NOISE_FLOOR), text.format(_range(floor, "sig" if log else "db")),
             transform=axes.get_yaxis_transform(), ha=side, va="center",
-            color=colors[NOISE_FLOOR], fontsize=8.5,
+            color=colors[names.index(NOISE_FLOOR)], fontsize=8.5,
         )  # fmt: skip
-    _strip(axes, list(rows.values()), [colors[name] for name in names])
+    _strip(axes, list(rows.values()), colors)
     if log:
         log_axis(axes, "x")
     axes.set_xlabel(label)
@@ -184,7 +184,7 @@ def _draw_curves(
     axes: Axes,
     places: Sequence[float],
     curves: Mapping[str, np.ndarray],
-    styles: Mapping[str, dict[str, Any]],
+    styles: Mapping[str, LineStyle],
     log: bool = False,
     title: str = "",
 ) -> None:

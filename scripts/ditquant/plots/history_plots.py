@@ -1,4 +1,4 @@
-"""How the learning of a recipe went block by block, and the tuning of the whole network."""
+"""Plots of the learning of each block, and of the tuning of the whole network."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from .charts import PALETTE, log_axis, styled
 
 _COLUMNS = 6
 _PANEL_INCHES = (2.15, 1.75)
+_BLOCKS_TITLE = (
+    "block error while learning (blue: batches, dotted: hard at the end, dashed orange: rtn, "
+    "training rows)\nand share of roundings decided in % (green)"
+)
+_TUNING_TITLE = "velocity error while tuning (blue: batches, other: held-out rows)"
 
 
 def _draw_learning(axes: Axes, document: Mapping[str, Any]) -> list[float]:
@@ -94,14 +99,8 @@ def draw_histories(
         _draw_tuning(panels[len(documents)], tuning)
     for axes in panels[count:]:
         axes.set_visible(False)
-    lines = []
-    if documents:
-        lines += [
-            "block error while learning (blue: batches, dotted: hard at the end, dashed orange: "
-            "rtn, training rows)\nand share of roundings decided in % (green)"
-        ]
-    if tuning is not None:
-        lines += ["velocity error while tuning (blue: batches, other: held-out rows)"]
+    lines = [_BLOCKS_TITLE] if documents else []
+    lines += [_TUNING_TITLE] if tuning is not None else []
     chart.suptitle(f"{recipe}: " + "\n".join(lines), fontsize=9)
     chart.supxlabel("iteration", fontsize=9)
     chart.supylabel("error / update energy" if documents else "relative error", fontsize=9)

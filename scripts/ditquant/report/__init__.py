@@ -1,6 +1,6 @@
-"""The page that a person opens.
+"""The report of a run: one HTML page.
 
-page                        what it says first, and all of it laid out with `templates/`
-what_was_run                that its files belong together, and by which options they were made
-report_data, block_report   what it shows, read from a run's folder
+page                        collects the data, with the numbers at the top, and fills `templates/`
+what_was_run                checks that the files belong together, and reads their options
+report_data, block_report   the data of the sections, read from a run's folder
 """

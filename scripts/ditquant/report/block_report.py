@@ -167,7 +167,7 @@ def weight_results(results: Path, recipes: Mapping[str, Recipe]) -> list[Weights
 def block_chart(weights: Sequence[Weights]) -> str:
     """Every block's error by recipe, as SVG for a page; a logarithmic scale."""
     names = [block.name for block in weights[0].blocks]
-    styles = line_styles([one.name for one in weights])
+    styles = line_styles(one.name for one in weights)
     width, columns = (4.9, 2) if len(names) <= 8 else (9.6, 4)
     chart, axes = figure(width, 3.1 + legend_height(len(weights), columns))
     for one in weights:

@@ -64,7 +64,11 @@ def collect(results: Path, shown: Shown) -> Section:
         "pictures": report_data.pictures(results, shown.prompts, shown.variants),
         "summary": summary,
         "judged": any(row["judge_accuracy"] is not None for row in summary),
-        "evaluation_charts": _evaluation_charts(folder / "plots"),
+        "evaluation_charts": [
+            (chart, Markup(for_page(read_file(path, "ditquant.plot").decode())))
+            for name, chart in CHARTS.items()
+            if (path := folder / "plots" / f"{name}.svg").is_file()
+        ],
         "recipes": weights,
         "block_chart": Markup(block_chart(weights)) if weights else None,
         "weight_grid": report_data.heat_map(sqnr, darker_is_larger=False),
@@ -169,19 +173,6 @@ def lede(
     ):
         text += " Most of the bytes that are left are layers that it does not touch."
     return text
-
-
-def _evaluation_charts(folder: Path) -> list[Section]:
-    return [
-        {
-            "title": chart.title,
-            "note": chart.note,
-            "wide": chart.wide,
-            "svg": Markup(for_page(read_file(folder / f"{name}.svg", "ditquant.plot").decode())),
-        }
-        for name, chart in CHARTS.items()
-        if (folder / f"{name}.svg").is_file()
-    ]
 
 
 def render(data: Section) -> str:

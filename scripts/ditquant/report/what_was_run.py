@@ -1,4 +1,4 @@
-"""What was run, as the artifacts tell it: nothing that a page says comes from a configuration.
+"""What was run, read from the files of the run and never from a configuration.
 
 `check_run` refuses a folder whose files do not belong together; `what_was_run` reads the options
 from the files that were made by them.

@@ -5,9 +5,9 @@ grids, rounding
 roundings, gptq, adaround, lsq, other_linears
                             how codes are chosen
 balance, balance_search, rotation
-                            what is done to channels before
+                            changes of the channels before rounding
 block_io, prefix, block_files, layer_inputs
-                            what a block's job reads and writes
+                            inputs and outputs of a block's job
 quantize_block, reconstruct, block_gradients
                             one block by a recipe, and what that does to its output
 learning, loss_scale, divergence

@@ -1,4 +1,4 @@
-"""What the jobs of a recipe's blocks wrote: packed weights, tuned grids, balanced parameters.
+"""The files of a recipe's blocks: packed weights, tuned grids, balanced parameters.
 
 A block's file holds "<linear>.weight", ".scales" and ".biases" of each quantized linear, whose bits
 and group size stand in the metadata ("quantization"), and "parameters.<path>" of each parameter

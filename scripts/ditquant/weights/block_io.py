@@ -1,8 +1,9 @@
-"""The residual streams between blocks: what a block gets, and what it should give back.
+"""The residual streams between blocks: the input of each block, and its target output.
 
-One file an image. A row is one half of a guided pair (prompt, then negative prompt) at one cached
-step, step-major. Each boundary is stored once, because a block's output is the next block's input:
-"mm03.img" is the image stream that enters block mm03, "out.img" what leaves the last block. Where
+There is one file for each image. A row is one half of a guided pair (prompt, then negative prompt)
+at one cached step, step-major. Each boundary is stored once, because a block's output is the next
+block's input: "mm03.img" is the image stream that enters block mm03, "out.img" what leaves the last
+block. Where
 unified blocks follow multimodal ones, their single stream is the text stream and then the image
 stream; "uni00.uni" is stored, and the targets of the last multimodal block are split from it.
 """

@@ -1,8 +1,8 @@
-"""When learning has diverged: it left its start for something worse than no learning at all.
+"""Detects learning that has diverged: its result is worse than no learning at all.
 
-Hard rounding of a learning that stopped too early, or learned from too few rows, can be worse than
-its start; that is what held-out rows are for, and the start is kept. Divergence is more: whatever
-was learned is lost, and the recipe has to be changed. Then the result says so.
+Learning that stopped too early, or saw too few rows, can also end worse than its start. Held-out
+rows detect this, and the start is kept. Divergence is more: everything that was learned is lost,
+and the recipe must be changed. The result says so.
 """
 
 from __future__ import annotations

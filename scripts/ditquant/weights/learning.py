@@ -1,4 +1,4 @@
-"""Learning by Adam: the loop, where it stands, and how an interrupted one goes on."""
+"""Learning by Adam: the loop, its state, and how an interrupted loop continues."""
 
 from __future__ import annotations
 

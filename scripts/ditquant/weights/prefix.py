@@ -1,8 +1,9 @@
-"""The streams that enter a block when the blocks before it are quantized already.
+"""The streams that enter a block if the blocks before it are already quantized.
 
-Learning on them lets a block make up for errors of those before it (asymmetric reconstruction);
-the price is that blocks are quantized one after the other. Each block's job runs all blocks before
-it on the cached rows: a forward pass, little beside the learning, and nothing to store.
+Learning on these streams lets a block compensate for the errors of earlier blocks (asymmetric
+reconstruction). The price is that blocks are quantized one after the other. The job of a block runs
+all earlier blocks on the cached rows: this costs little beside the learning, and nothing is
+stored.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """One block by one recipe: choose codes, judge them on held-out rows, keep the better ones.
 
-A rounding proposes codes; nothing is taken on trust. The proposal is kept only if the block's
-hard error on rows that nothing was learned from is below that of its start (GPTQ, if the recipe
-starts there) and of round-to-nearest on the same grid, else the block keeps the best of those and
-its result says so. A proposal that went astray (`divergence`) is never kept, whatever its error,
-and its result says that too: the recipe has to be changed.
+A rounding proposes codes. The block keeps them only if their error on held-out rows is below that
+of its start (GPTQ, if the recipe starts there) and of round-to-nearest on the same grid. Otherwise
+it keeps the best of these, and its result says so. A proposal that diverged (`divergence`) is never
+kept, whatever its error.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The ways to choose codes for a block, each for its kind of recipe.
+"""The roundings: ways to choose codes for a block, one for each kind of recipe.
 
-Each takes a `Task` and proposes codes; `quantize_block` judges them. A recipe may first clip the
+Each gets a `Task` and proposes codes; `quantize_block` judges them. A recipe may first clip the
 grids' ranges, and a learned rounding may start from GPTQ's weights instead of W. A new rounding is
 a dataclass in `planning.recipes` and a function here.
 """

@@ -1,4 +1,4 @@
-"""What the whole network should give back: guided velocities along calibration trajectories.
+"""The targets of the tuning: guided velocities along calibration trajectories.
 
 A row is one image at one step: image by image, steps in order. Its input is the latent of the
 stored trajectory, which the network reads once with the prompt and once with the negative prompt;

@@ -1,4 +1,4 @@
-"""How a kernel is made of its source."""
+"""Makes a kernel from its source."""
 
 from __future__ import annotations
 
