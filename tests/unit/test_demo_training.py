@@ -17,9 +17,10 @@ import train_demo_vae
 from demo_model import data, forward, network, optimizer, training
 from demo_model.prompts import to_csv
 from ditquant.backend import mx
-from ditquant.models.load import load_mmdit, load_vae_decoder
+from ditquant.models.load import load_vae_decoder
 from ditquant.models.spec import read_spec
 from ditquant.models.text import encode_texts
+from ditquant.network.diffusionkit import load_network
 from ditquant.network.sampling import (
     decode,
     initial_latents,
@@ -291,7 +292,7 @@ def test_the_scripts_make_a_model_that_the_library_loads(tmp_path):
     tokens, pooled = encode_texts(spec, texts, mx.float32, use_t5=False)
     sigmas = sigma_schedule(2, spec.shift)
     noise = initial_latents(0, latent_shape(spec.image_size), sigmas[0])
-    final = sample_euler(load_mmdit(spec, mx.float32), noise, sigmas, tokens, pooled, 4.0)
+    final = sample_euler(load_network(spec, mx.float32), noise, sigmas, tokens, pooled, 4.0)
     decoder = load_vae_decoder(spec, mx.float32)
     drawn = decode(decoder, final, spec.latent_scale, spec.latent_shift)
     assert drawn.shape == (1, 128, 128, 3)

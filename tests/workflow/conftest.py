@@ -6,7 +6,7 @@ import copy
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,15 @@ def configuration(shared) -> dict:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
     return yaml.safe_load((made_once(shared / "model", write) / "config.yaml").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _model_is_whole(shared, configuration, request) -> Iterator[None]:
+    """Other processes wait while a test damages the model that all read."""
+    alone = request.node.get_closest_marker("damages_the_model") is not None
+    with (shared / "model.in_use").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def test_damaged_states_are_not_used(bench):
     assert not parts.damaged_states(bench, seed=1, places=slice(0, None, 4)).failures
 
 
+@pytest.mark.damages_the_model
 def test_damaged_files_from_elsewhere_are_told(bench):
     assert not parts.damaged_sources(bench, seed=1, places=slice(2, 3)).failures
 
