@@ -54,7 +54,7 @@ def variants(run: Path) -> dict[str, dict[str, Any]]:
 def stages(run: Path) -> dict[str, dict[str, Any]]:
     """Jobs and seconds of every stage; jobs of several stages run beside each other."""
     return {
-        stage["rule"]: {name: stage[name] for name in ("jobs", "seconds", "longest")}
+        stage.rule: {name: getattr(stage, name) for name in ("jobs", "seconds", "longest")}
         for stage in stage_times(run / "benchmarks")
     }
 

@@ -8,9 +8,9 @@ from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.artifacts import read_json, write_file
 from ditquant.job import run_script
 from ditquant.plots.activation_animation import animate_drift
-from ditquant.plots.activation_panels import PlotOptions
 from ditquant.plots.activation_plots import draw
 from ditquant.plots.charts import as_png, as_svg
+from ditquant.plots.layout import PlotOptions
 
 
 def main(

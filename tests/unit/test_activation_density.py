@@ -8,10 +8,10 @@ import pytest
 from ditquant.activations.granularity import GRANULARITIES
 from ditquant.activations.quant_config import parse_quant_config
 from ditquant.activations.quant_params import QuantParams
-from ditquant.plots.activation_density import codes_of, distribution, entropy
-from ditquant.plots.activation_panels import PlotOptions
+from ditquant.plots.activation_distributions import codes_of, distribution, entropy
 from ditquant.plots.activation_plots import draw
 from ditquant.plots.activation_scales import scales_at
+from ditquant.plots.layout import PlotOptions
 from support.activations import input_statistics, statistics
 from support.schemes import DYNAMIC, params_at, single_tier
 

@@ -16,7 +16,9 @@ from ditquant.activations.input_statistics import Statistics, save_statistics
 from ditquant.activations.quant_config import CONFIG_FORMAT
 from ditquant.artifacts import write_json
 from ditquant.plots.activation_names import ACTIVATION_PLOTS, plot_files
-from ditquant.plots.activation_panels import (
+from ditquant.plots.activation_plots import draw
+from ditquant.plots.charts import as_png, as_svg
+from ditquant.plots.layout import (
     PlotOptions,
     columns_axis,
     drift,
@@ -27,8 +29,6 @@ from ditquant.plots.activation_panels import (
     variable_of_both_kinds,
     variation,
 )
-from ditquant.plots.activation_plots import draw
-from ditquant.plots.charts import as_png, as_svg
 from ditquant.seals import seal_file
 from support.activations import statistics
 from support.schemes import multi_tier, single_tier

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ditquant.artifacts import read_json, write_json
 from ditquant.errors import UserError
+from ditquant.planning.recipes import Recipe
 from ditquant.plots.evaluation_charts import CHARTS
 from ditquant.report import page as report
 from ditquant.report import report_data
@@ -117,7 +118,7 @@ def test_prompts_are_escaped_and_whole(page):
 
 
 def test_headline_numbers(data):
-    cards = {card["label"]: card["value"] for card in data["cards"]}
+    cards = {card.label: card.value for card in data["cards"]}
     assert cards["Size of the MM-DiT"] == "3.5 × smaller"
     assert cards["Error against rtn"] == "0.25 ×"
     assert cards["Error of A8 against weights alone"] == "1.10 ×"
@@ -128,24 +129,24 @@ def test_headline_numbers(data):
 
 
 def test_blocks_layers_and_activations(data, page):
-    adaround = next(recipe for recipe in data["recipes"] if recipe["name"] == "adaround")
+    adaround = next(recipe for recipe in data["recipes"] if recipe.name == "adaround")
     # The second block kept nearest codes: (0.4 * 0.02 + 0.04) / (0.02 + 0.04).
-    assert adaround["mean_ratio"] == pytest.approx(0.8)
-    assert [block["kept"] for block in adaround["blocks"]] == ["adaround", "rtn"]
-    assert adaround["smallest_binary_share"] == pytest.approx(0.977)
-    assert adaround["accepted"] == 1
-    assert next(recipe for recipe in data["recipes"] if recipe["name"] == "rtn")["mean_ratio"] == 1
-    rows = data["weight_grid"]["rows"]
-    assert [cell["text"] for cell in rows["img.attn.q_proj"]] == ["20.5", "21.5"]
+    assert adaround.mean_ratio == pytest.approx(0.8)
+    assert [block.kept for block in adaround.blocks] == ["adaround", "rtn"]
+    assert adaround.smallest_binary_share == pytest.approx(0.977)
+    assert adaround.accepted == 1
+    assert next(recipe for recipe in data["recipes"] if recipe.name == "rtn").mean_ratio == 1
+    rows = data["weight_grid"].rows
+    assert [cell.text for cell in rows["img.attn.q_proj"]] == ["20.5", "21.5"]
     assert rows["txt.mlp.fc2"][1] is None
-    assert [cell["text"] for cell in data["range_grid"]["rows"]["img.attn.q_proj"]] == [
+    assert [cell.text for cell in data["range_grid"].rows["img.attn.q_proj"]] == [
         "5.0",
         "6.0",
     ]
     assert "25 % of the inputs are A4" in page
     assert "a scale for each measured σ, range by absmax." in page
     # The smaller of PNG and SVG, and behind it the one that moves.
-    plots = [(p["name"], p["picture"].split(";")[0]) for p in data["activations"]["plots"]]
+    plots = [(p.name, p.picture.split(";")[0]) for p in data["activations"]["plots"]]
     kinds = ["data:image/png", "data:image/svg+xml", "data:image/gif"]
     assert plots == list(zip(["absmax", "drift", "drift"], kinds, strict=True))
     assert page.count('of the activations"></figure>') == 3
@@ -166,7 +167,9 @@ def test_recipes_with_activations_of_their_own_are_named(other, page):
     write_quant_configs(other, "weights/adaround/activations", own, "mse", 7.25)
     # Left by an earlier run, in which rtn balanced too.
     write_quant_configs(other, "weights/rtn/activations", own)
-    rows = report_data.own_activations(other, {"rtn": RECIPES["rtn"], **recipes})
+    options = {"rtn": RECIPES["rtn"], **recipes}
+    of = {name: Recipe.from_params(params) for name, params in options.items()}
+    rows = report_data.own_activations(other, of)
     assert [(row["recipe"], row["why"]) for row in rows] == [("adaround", "channels balanced")]
     shown = Shown("adaround", [], ["adaround-a8"], [], ["rtn", "adaround", "taqdit"])
     text = " ".join(report.render(report.collect(other, shown)).split())
@@ -189,11 +192,11 @@ def test_why_a_recipe_has_activations_of_its_own(options, why):
 
 
 def test_sizes_are_those_that_the_checkpoint_states(results, data, page):
-    sizes = report_data.checkpoint_sizes(results / "weights" / "rtn" / "model" / "config.json")
-    assert sizes == {"quantized": 4500, "rest": 1500, "total": 6000, "quantized_ratio": 0.28125}
+    alone = report_data.model_sizes(results, ["rtn"], None)
+    assert alone == [report_data.Size("rtn", 6000, None, 4500, 1500, 0.28125)]
     float16, rtn, _ = data["sizes"]
-    assert (float16["quantized"], float16["total"]) == (None, 28_000_000)
-    assert rtn["ratio"] == pytest.approx(28_000_000 / 6000)
+    assert (float16.quantized, float16.total) == (None, 28_000_000)
+    assert rtn.ratio == pytest.approx(28_000_000 / 6000)
     assert "<td>28.1 %</td>" in page
 
 
@@ -217,11 +220,11 @@ def test_every_chart_of_the_evaluation_is_shown(page):
 
 
 def test_stage_times_add_up(data):
-    assert [(s["rule"], s["jobs"], s["seconds"], s["longest"]) for s in data["stages"]] == [
+    assert [(s.rule, s.jobs, s.seconds, s.longest) for s in data["stages"]] == [
         ("merge_statistics", 1, 130.25, 130.25),
         ("generate_image", 2, 11.0, 6.5),
     ]
-    assert data["stages"][1]["peak_bytes"] == 300 * 2**20
+    assert data["stages"][1].peak_bytes == 300 * 2**20
     lines = report.stage_table(data["stages"])
     assert "2 min 10 s" in lines[0]
     assert "2 min 21 s" in lines[-1]
@@ -232,9 +235,7 @@ def test_a_file_of_seconds_that_a_power_cut_emptied_is_left_out(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    assert [(one["rule"], one["jobs"]) for one in report_data.stage_times(tmp_path)] == [
-        ("draw", 1)
-    ]
+    assert [(one.rule, one.jobs) for one in report_data.stage_times(tmp_path)] == [("draw", 1)]
     path.write_text("s\n")
     with pytest.raises(UserError, match=r"0001\.tsv is damaged"):
         report_data.stage_times(tmp_path)
@@ -289,9 +290,9 @@ def test_a_tuned_recipe_says_what_tuning_did(other, kept):
     document = {"error": {"start": 0.004, "tuned": 0.003}, "kept": kept, "diverged": None}
     write_tuning(other, "adaround", TUNED, document)
     data = report.collect(other, Shown("adaround", [], [], [], ["rtn", "adaround"]))
-    tunings = {recipe["name"]: recipe["tuning"] for recipe in data["recipes"]}
+    tunings = {recipe.name: recipe.tuning for recipe in data["recipes"]}
     assert tunings["rtn"] is None
-    assert tunings["adaround"]["ratio"] == pytest.approx(0.75)
+    assert tunings["adaround"].ratio == pytest.approx(0.75)
     page = report.render(data)
     assert "adaround: tuning all scales and biases together" in page
     assert ("the start was kept" in page) == (kept == "start")
@@ -356,7 +357,7 @@ def test_the_page_follows_a_run_by_other_options(other):
     assert yaml.safe_load(data["configuration"])["recipes"]["adaround"]["iterations"] == 20
     assert data["run"]["name"] == "small"
     adaround = data["recipes"][1]
-    assert (adaround["bits"], adaround["grid"]) == (3, "groups of 32")
+    assert (adaround.recipe.bits, adaround.grid) == (3, "groups of 32")
     assert "3-bit weights (groups of 32)" in data["lede"]
 
 

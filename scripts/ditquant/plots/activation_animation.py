@@ -10,18 +10,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
 from ..activations.input_statistics import Statistics
+from . import layout
 from .activation_maxima import MAX_LABEL
-from .activation_panels import (
-    BLUE,
-    GELU_BACKGROUND,
-    VERMILION,
-    block_axis,
-    new_figure,
-    panels,
-    panels_height,
-    range_axis,
-)
 from .charts import styled
+from .layout import BLUE, GELU_BACKGROUND, VERMILION
 
 _WIDTH = 11.0
 _PIXELS_AN_INCH = 90
@@ -54,8 +46,10 @@ class Film:
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
-        height = panels_height(statistics) * 0.9 + _STRIP
-        self.figure: Figure = new_figure(height, "How ranges drift over the schedule", _WIDTH)
+        height = layout.panels_height(statistics) * 0.9 + _STRIP
+        self.figure: Figure = layout.new_figure(
+            height, "How ranges drift over the schedule", _WIDTH
+        )
         above, below = self.figure.subfigures(2, 1, height_ratios=[_STRIP, height - _STRIP])
         schedule = above.subplots()
         schedule.set_yticks([])
@@ -68,7 +62,7 @@ class Film:
         self._now = schedule.plot([], [], "o", color=VERMILION, markersize=9)[0]
         self._text = schedule.set_title("σ = 0.000, step 000", fontsize=10)
         self._curves = []
-        for panel, names in panels(below, statistics):
+        for panel, names in layout.panels(below, statistics):
             absmax = np.array([statistics.inputs[name].absmax for name in names])
             x = np.arange(len(names))
             low, high = absmax.min(axis=1), absmax.max(axis=1)
@@ -79,8 +73,8 @@ class Film:
             curve = panel.plot(
                 x, absmax[:, 0], "o-", color=BLUE, markersize=3.5, linewidth=1.6, zorder=3
             )[0]
-            range_axis(panel, float(absmax.min()), float(absmax.max()))
-            block_axis(panel, names)
+            layout.range_axis(panel, float(absmax.min()), float(absmax.max()))
+            layout.block_axis(panel, names)
             self._curves.append((curve, before, absmax))
         below.supylabel(MAX_LABEL, fontsize=8)
         below.supxlabel(

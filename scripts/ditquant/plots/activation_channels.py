@@ -13,23 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..activations.input_statistics import InputStatistics
-from .activation_panels import (
-    BLUE,
-    OUTLIER,
-    VERMILION,
-    Shown,
-    block_axis,
-    channel_absmax,
-    legend,
-    most_outlying,
-    new_figure,
-    outlier_ratio,
-    panels,
-    panels_height,
-    range_axis,
-    sigma_axis,
-)
-from .charts import PALETTE, log_axis
+from . import layout
+from .charts import PALETTE
+from .layout import BLUE, OUTLIER, VERMILION, Shown
 
 _BAND = "#9DBBD6"
 # Channels that a panel has columns for; more are drawn by the extremes of their neighbours.
@@ -42,11 +28,12 @@ _MARKERS = "os^D"
 def draw_channels(shown: Shown) -> Figure:
     """The ranges of every layer's channels: median, quartiles, bulk, and outliers above it."""
     statistics = shown.statistics
-    figure = new_figure(panels_height(statistics), "Ranges of the channels of every layer's input")
-    for panel, names in panels(figure, statistics):
+    title = "Ranges of the channels of every layer's input"
+    figure, made = layout.curve_panels(statistics, title)
+    for panel, names in made:
         lowest, box, highest = np.inf, np.inf, 0.0
         for x, name in enumerate(names):
-            ranges = channel_absmax(statistics.inputs[name]).max(axis=0).astype(np.float64)
+            ranges = layout.channel_absmax(statistics.inputs[name]).max(axis=0).astype(np.float64)
             ranges = np.maximum(ranges, 1e-12)
             low, first, median, third, high = np.quantile(ranges, [0.01, 0.25, 0.5, 0.75, 0.99])
             panel.vlines(x, low, high, color=_BAND, linewidth=2.2)
@@ -61,10 +48,8 @@ def draw_channels(shown: Shown) -> Figure:
             highest = max(highest, float(ranges.max()))
         # Channels that are nearly always zero would press all others together.
         lowest = max(lowest, box / _DEEPEST)
-        panel.set_ylim(lowest / 1.2, highest * 1.3)
-        log_axis(panel, "y")
-        panel.set_ylim(lowest / 1.2, highest * 1.3)
-        block_axis(panel, names)
+        layout.log_range(panel, lowest / 1.2, highest * 1.3)
+        layout.block_axis(panel, names)
     figure.supylabel("max |x| of a channel over images, tokens and σ (logarithmic)", fontsize=9)
     handles = [
         Line2D([], [], color=BLUE, linewidth=4, label="half of the channels (white: median)"),
@@ -73,15 +58,8 @@ def draw_channels(shown: Shown) -> Figure:
         Line2D([], [], color=VERMILION, marker="v", linewidth=0.9,
                label=f"largest channel, above {OUTLIER:g} × the median: an outlier"),
     ]  # fmt: skip
-    legend(figure, handles, 4)
+    layout.legend(figure, handles, 4)
     return figure
-
-
-def _columns(values: np.ndarray, reduce: np.ufunc) -> tuple[np.ndarray, np.ndarray]:
-    """(starts, values) of at most _MOST_COLUMNS neighbours' extremes: no outlier gets lost."""
-    every = -(-len(values) // _MOST_COLUMNS)
-    starts = np.arange(0, len(values), every)
-    return starts, reduce.reduceat(values, starts)
 
 
 def _draw_profile(axes: Axes, measured: InputStatistics) -> None:
@@ -89,11 +67,11 @@ def _draw_profile(axes: Axes, measured: InputStatistics) -> None:
     low, high = measured.channel_min.min(axis=0), measured.channel_max.max(axis=0)
     ranges = np.maximum(np.abs(low), np.abs(high))
     limit = OUTLIER * float(np.median(ranges))
-    starts, lowest = _columns(low, np.minimum)
-    _, highest = _columns(high, np.maximum)
+    # A column shows the extremes of its neighbours, so that no outlier gets lost.
+    starts = np.arange(0, len(ranges), -(-len(ranges) // _MOST_COLUMNS))
     edges = np.append(starts, len(ranges))
-    _, largest = _columns(ranges, np.maximum)
-    outlying = largest > limit
+    lowest, highest = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    outlying = np.maximum.reduceat(ranges, starts) > limit
     axes.stairs(highest, edges, baseline=lowest, fill=True, color=_BAND)
     # Where there is no outlier there is no number, so that nothing is drawn there.
     axes.stairs(
@@ -109,7 +87,7 @@ def _draw_profile(axes: Axes, measured: InputStatistics) -> None:
 
 def _draw_outliers(axes: Axes, measured: InputStatistics, sigmas: np.ndarray) -> None:
     """The largest channels against sigma, over the median channel."""
-    by_step = channel_absmax(measured)
+    by_step = layout.channel_absmax(measured)
     named = np.argsort(-by_step.max(axis=0), kind="stable")[:_NAMED_CHANNELS]
     median = np.median(by_step, axis=1)
     for channel, colour, marker in zip(named, PALETTE, _MARKERS, strict=False):
@@ -118,8 +96,8 @@ def _draw_outliers(axes: Axes, measured: InputStatistics, sigmas: np.ndarray) ->
             label=str(channel),
         )  # fmt: skip
     axes.plot(sigmas, median, color="#555555", linestyle=(0, (1, 1.2)), label="median")
-    range_axis(axes, float(max(median.min(), 1e-12)), float(by_step.max()))
-    sigma_axis(axes, sigmas)
+    layout.range_axis(axes, float(max(median.min(), 1e-12)), float(by_step.max()))
+    layout.sigma_axis(axes, sigmas)
     axes.legend(
         title="channel", title_fontsize=8, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5)
     )
@@ -128,26 +106,23 @@ def _draw_outliers(axes: Axes, measured: InputStatistics, sigmas: np.ndarray) ->
 def draw_outliers(shown: Shown) -> Figure:
     """The inputs with the largest outliers, channel by channel, and those channels over sigma."""
     statistics = shown.statistics
-    chosen = most_outlying(statistics, shown.options.layers)
-    figure = new_figure(
+    chosen = layout.most_outlying(statistics, shown.options.layers)
+    figure = layout.new_figure(
         1.0 + 1.75 * len(chosen), "Channels of the inputs with the largest outliers"
     )
     rows = figure.subplots(len(chosen), 2, squeeze=False, width_ratios=[2.2, 1])
     for (profile, over_sigma), name in zip(rows, chosen, strict=True):
         measured = statistics.inputs[name]
-        ranges = channel_absmax(measured).max(axis=0)
+        ranges = layout.channel_absmax(measured).max(axis=0)
         count = int((ranges > OUTLIER * np.median(ranges)).sum())
-        profile.set_title(
+        layout.head(
+            profile,
             f"{shown.label(name)}: {count} of {len(ranges)} channels are outliers, the "
-            f"largest {outlier_ratio(measured):.1f} × the median",
-            fontsize=9,
+            f"largest {layout.outlier_ratio(measured):.1f} × the median",
         )
-        over_sigma.set_title("its largest channels, max |x|", fontsize=9)
+        layout.head(over_sigma, "its largest channels, max |x|")
         _draw_profile(profile, measured)
         _draw_outliers(over_sigma, measured, statistics.sigmas)
-        for axes in (profile, over_sigma):
-            axes.grid(True)
-            axes.tick_params(labelsize=8)
         profile.set_ylabel("x", fontsize=9)
     rows[-1][0].set_xlabel("channel", fontsize=9)
     rows[-1][1].set_xlabel("noise level σ (no unit; 1 = noise)", fontsize=9)
@@ -157,5 +132,5 @@ def draw_outliers(shown: Shown) -> Figure:
         Line2D([], [], color=VERMILION, linewidth=0.8, linestyle=(0, (4, 2)),
                label=f"{OUTLIER:g} × the median channel's range"),
     ]  # fmt: skip
-    legend(figure, handles)
+    layout.legend(figure, handles)
     return figure

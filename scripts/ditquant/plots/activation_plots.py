@@ -13,26 +13,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..activations.input_statistics import Statistics
-from .activation_channels import draw_channels, draw_outliers
-from .activation_distributions import draw_distributions, draw_ranges
-from .activation_maxima import draw_absmax, draw_drift, draw_heatmap, draw_variability
-from .activation_panels import PlotOptions, Shown
-from .activation_scales import draw_coverage, draw_scales, draw_tiers
+from . import activation_channels, activation_distributions, activation_maxima, activation_scales
 from .charts import styled
+from .layout import PlotOptions, Shown
 
-_DRAWING: dict[str, Callable[[Shown], Figure]] = {
-    "absmax": draw_absmax,
-    "drift": draw_drift,
-    "heatmap": draw_heatmap,
-    "variability": draw_variability,
-    "channels": draw_channels,
-    "outliers": draw_outliers,
-    "distributions": draw_distributions,
-    "ranges": draw_ranges,
-    "scales": draw_scales,
-    "coverage": draw_coverage,
-    "tiers": draw_tiers,
-}
+_MODULES = (activation_channels, activation_distributions, activation_maxima, activation_scales)
 
 
 @styled()
@@ -44,7 +29,13 @@ def draw(
 ) -> Figure:
     """The figure named `plot`, one of `activation_names.ACTIVATION_PLOTS`.
 
+    A module of the activation plots draws it by a function `draw_` with its name.
+
     Args:
         document: the configuration of the plot's `scheme`; empty if it has none.
     """
-    return _DRAWING[plot](Shown(statistics, document, options))
+    name = f"draw_{plot}"
+    function: Callable[[Shown], Figure] = next(
+        getattr(module, name) for module in _MODULES if hasattr(module, name)
+    )
+    return function(Shown(statistics, document, options))

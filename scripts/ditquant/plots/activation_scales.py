@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,31 +15,13 @@ from matplotlib.patches import Patch
 from ..activations.histogram import quantile
 from ..activations.input_statistics import InputStatistics
 from ..activations.quant_config import QuantConfig
-from ..activations.quant_params import QuantParams, largest_code
+from ..activations.quant_params import largest_code
 from ..activations.scheme import TIER_BITS
 from ..activations.sigma_lookup import params_along
-from .activation_density import codes_of
-from .activation_panels import (
-    COLUMNS,
-    SHORT_SIGMA,
-    SIGMA,
-    VERMILION,
-    Shown,
-    block_handles,
-    bottom_labels,
-    columns_axis,
-    legend,
-    matrix_panels,
-    matrix_panels_height,
-    most_variable,
-    new_figure,
-    panels,
-    panels_height,
-    range_axis,
-    shades,
-    sigma_axis,
-)
+from . import layout
+from .activation_distributions import codes_of
 from .charts import log_axis
+from .layout import COLUMNS, SHORT_SIGMA, SIGMA, VERMILION, Shown
 
 _TIER_COLOURS = ("#56B4E9", "#E69F00", "#0B3C5D")
 _POINTS = 240
@@ -76,23 +57,14 @@ def _sigmas_between(config: QuantConfig) -> np.ndarray:
     return np.unique(np.concatenate([sigmas[[0, -1]], *around]))[::-1]
 
 
-def _scale(params: QuantParams) -> np.ndarray:
-    """The scales of groups of channels, or the one of all."""
-    return np.asarray(np.nan if params.scale is None else params.scale)
-
-
-def _scale_of_channels(params: QuantParams, channels: int) -> np.ndarray:
-    scale = _scale(params)
-    return np.repeat(scale, channels // scale.size) if scale.size > 1 else scale
-
-
 def scales_at(config: QuantConfig, name: str, sigmas: np.ndarray) -> np.ndarray:
     """(2, sigmas) scales of the narrowest and the widest group of channels; equal without groups.
 
     Not for dynamic ranges, which have none.
     """
-    scales = [_scale(one) for one in params_along(config, config.layers[name], sigmas.tolist())]
-    return np.array([[scale.min(), scale.max()] for scale in scales], dtype=np.float64).T
+    params = params_along(config, config.layers[name], sigmas.tolist())
+    ends = [[np.min(one.scale), np.max(one.scale)] for one in params if one.scale is not None]
+    return np.array(ends, dtype=np.float64).T
 
 
 def _run_time_scales(config: QuantConfig, name: str, measured: InputStatistics) -> np.ndarray:
@@ -107,115 +79,103 @@ def _run_time_scales(config: QuantConfig, name: str, measured: InputStatistics) 
     return (reach - shifts) / np.array([code.high for code in codes])
 
 
+def _draw_band(
+    axes: Axes, sigmas: np.ndarray, band: np.ndarray, colour: Any, alpha: float, width: float
+) -> None:
+    """A line, and what lies around it.
+
+    Args:
+        band: (3, sigmas) low, usual and high.
+    """
+    low, usual, high = band
+    axes.plot(sigmas, usual, color=colour, linewidth=width)
+    if np.any(low < high):
+        axes.fill_between(sigmas, low, high, color=colour, alpha=alpha, linewidth=0)
+
+
 def draw_scales(shown: Shown) -> Figure:
     """One line a block: the scale that is looked up at a sigma."""
-    statistics = shown.statistics
-    config = shown.config
+    statistics, config = shown.statistics, shown.config
     dynamic = config.granularity.is_dynamic
     sigmas = np.array(config.sigmas) if dynamic else _sigmas_between(config)
     title = f"Scales of every layer's input ({shown.made_by})"
-    figure = new_figure(panels_height(statistics), title)
-    made = panels(figure, statistics, sharex=True)
+    figure, made = layout.curve_panels(statistics, title, sharex=True)
     for panel, names in made:
-        for name, shade in zip(names, shades(len(names)), strict=True):
+        for name, shade in zip(names, layout.shades(len(names)), strict=True):
             if dynamic:
-                low, usual, high = _run_time_scales(config, name, statistics.inputs[name])
+                band = _run_time_scales(config, name, statistics.inputs[name])
             else:
-                low, high = scales_at(config, name, sigmas)
-                usual = high
-            panel.plot(sigmas, usual, color=shade, linewidth=1.1)
-            if np.any(low < high):
-                panel.fill_between(sigmas, low, high, color=shade, alpha=0.12, linewidth=0)
+                band = scales_at(config, name, sigmas)[[0, 1, 1]]
+            _draw_band(panel, sigmas, band, shade, 0.12, 1.1)
         log_axis(panel, "y")
-        sigma_axis(panel, statistics.sigmas)
+        layout.sigma_axis(panel, statistics.sigmas)
         _draw_boundaries(panel, config)
-    bottom_labels(figure, SHORT_SIGMA)
+    layout.bottom_labels(figure, SHORT_SIGMA)
     figure.supylabel("scale: input units a code (logarithmic)", fontsize=9)
-    handles: list[Any] = [*block_handles(statistics)]
+    handles = layout.block_handles(statistics)
     label = config.granularity.spread_label[bool(config.channel_group)]
     if label:
         handles.append(Patch(color="#777777", alpha=0.3, label=label))
-    legend(figure, handles)
+    layout.legend(figure, handles)
     return figure
 
 
-def _draw_coverage(
-    axes: Axes, config: QuantConfig, name: str, measured: InputStatistics
-) -> tuple[float, float]:
-    """What was measured of one input and what codes reach; returns the smallest and the largest."""
+def _reach(config: QuantConfig, name: str, sigmas: np.ndarray) -> np.ndarray:
+    """(3, sigmas) what codes reach, of the channel that reaches least and (twice) furthest."""
+    channels = config.layers[name].channels
+    ends = []
+    for one in params_along(config, config.layers[name], sigmas.tolist()):
+        scale = np.asarray(one.scale)
+        scale = np.repeat(scale, channels // scale.size) if scale.size > 1 else scale
+        reach = scale * largest_code(one.bits) + one.shift
+        ends.append([reach.min(), reach.max(), reach.max()])
+    return np.array(ends).T
+
+
+def _draw_coverage(axes: Axes, config: QuantConfig, name: str, measured: InputStatistics) -> None:
+    """What was measured of one input and what codes reach."""
     sigmas = np.array(config.sigmas)
     bulk = quantile(measured.histogram, 0.999)
     axes.plot(sigmas, measured.absmax, "o", color="black", markersize=3)
     axes.plot(sigmas, bulk, color="#555555", linewidth=1.0, linestyle=(0, (1, 1.2)))
+    lowest, highest = bulk.min(), measured.absmax.max()
     if config.granularity.is_dynamic:
-        low, usual, high = config.granularity.reach(measured)
-        axes.plot(sigmas, usual, color=VERMILION, linewidth=1.4)
-        lowest = float(bulk.min())
-        if np.any(low < high):
-            axes.fill_between(sigmas, low, high, color=VERMILION, alpha=0.15, linewidth=0)
-            lowest = min(lowest, float(low.min()))
-        return lowest, float(measured.absmax.max())
-    fine = _sigmas_between(config)
-    numbers = params_along(config, config.layers[name], fine.tolist())
-    channels = config.layers[name].channels
-    reach = [
-        _scale_of_channels(one, channels) * largest_code(one.bits) + one.shift for one in numbers
-    ]
-    ends = np.array([[one.max() for one in reach], [one.min() for one in reach]])
-    axes.plot(fine, ends[0], color=VERMILION, linewidth=1.4)
-    if np.any(ends[1] < ends[0]):
-        axes.fill_between(fine, *ends[::-1], color=VERMILION, alpha=0.15, linewidth=0)
+        band = np.array(config.granularity.reach(measured))
+        lowest = min(lowest, band[0].min()) if np.any(band[0] < band[2]) else lowest
+    else:
+        sigmas = _sigmas_between(config)
+        band = _reach(config, name, sigmas)
+        highest = max(highest, band.max())
+    _draw_band(axes, sigmas, band, VERMILION, 0.15, 1.4)
     _draw_boundaries(axes, config)
-    return float(bulk.min()), float(max(measured.absmax.max(), ends.max()))
+    layout.range_axis(axes, float(lowest), float(highest))
 
 
 def draw_coverage(shown: Shown) -> Figure:
     """Of the most variable inputs: what was measured against sigma, and what codes reach."""
-    statistics = shown.statistics
-    config = shown.config
-    chosen = most_variable(statistics, shown.options.layers)
+    statistics, config = shown.statistics, shown.config
+    chosen = layout.most_variable(statistics, shown.options.layers)
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = new_figure(
-        1.1 + 2.5 * rows,
-        "What was measured of the most variable inputs, and what codes reach "
-        f"({shown.made_by})",
-    )  # fmt: skip
+    title = "What was measured of the most variable inputs, and what codes reach"
+    figure = layout.new_figure(1.1 + 2.5 * rows, f"{title} ({shown.made_by})")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for axes, name in zip(grid, chosen, strict=False):
-        low, high = _draw_coverage(axes, config, name, statistics.inputs[name])
-        range_axis(axes, low, high)
-        sigma_axis(axes, statistics.sigmas)
-        axes.set_title(f"{shown.label(name)}", fontsize=9)
-        axes.tick_params(labelsize=8)
-        axes.grid(True)
+        _draw_coverage(axes, config, name, statistics.inputs[name])
+        layout.sigma_axis(axes, statistics.sigmas)
+        layout.head(axes, shown.label(name))
     for axes in grid[len(chosen) :]:
         axes.set_axis_off()
-    bottom_labels(figure, SIGMA if columns == 1 else SHORT_SIGMA)
+    layout.bottom_labels(figure, SIGMA if columns == 1 else SHORT_SIGMA)
     figure.supylabel("|x|", fontsize=9)
+    reach = config.granularity.reach_label[bool(config.channel_group)]
     handles = [
-        Line2D(
-            [],
-            [],
-            color=VERMILION,
-            linewidth=1.4,
-            label=config.granularity.reach_label[bool(config.channel_group)],
-        ),
+        Line2D([], [], color=VERMILION, linewidth=1.4, label=reach),
         Line2D([], [], color="black", marker="o", markersize=3, linestyle="", label="max |x|"),
         Line2D([], [], color="#555555", linestyle=(0, (1, 1.2)), label="99.9 % of |x| lie below"),
     ]
-    legend(figure, handles)
+    layout.legend(figure, handles)
     return figure
-
-
-def bits_of(config: QuantConfig, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Input name -> (S,) bits of a configuration at its measured sigmas."""
-    return {
-        name: np.array(
-            [one.bits for one in params_along(config, config.layers[name], config.sigmas)]
-        )
-        for name in names
-    }
 
 
 def _percent(share: float) -> str:
@@ -232,8 +192,8 @@ def draw_tiers(shown: Shown) -> Figure:
         f"linears {len(summary['switching_layers'])} switch tier, "
         f"{len(summary['always_a8_layers'])} have A8 throughout"
     )
-    height = matrix_panels_height(statistics)
-    figure = new_figure(1.9 + height, title)
+    height = layout.matrix_panels_height(statistics)
+    figure = layout.new_figure(1.9 + height, title)
     above, below = figure.subfigures(2, 1, height_ratios=[1.9, height])
     share = above.subplots()
     bottom = np.zeros(len(statistics.sigmas))
@@ -248,13 +208,20 @@ def draw_tiers(shown: Shown) -> Figure:
     share.set_ylabel("share of linears, %")
     share.set_xlim(-0.5, len(statistics.sigmas) - 0.5)
     share.tick_params(labelsize=8)
-    columns_axis(share, statistics.sigmas, 13)
+    layout.columns_axis(share, statistics.sigmas, 13)
     share.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), reverse=True)
+    config = shown.config
+    tiers = {
+        name: np.array(
+            [one.bits for one in params_along(config, config.layers[name], config.sigmas)]
+        )
+        for name in statistics.inputs
+    }
     # One colour an entry of TIER_BITS: each bin starts at a tier's bits.
-    matrix_panels(
+    layout.matrix_panels(
         below,
         statistics,
-        bits_of(shown.config, list(statistics.inputs)),
+        tiers,
         cmap=ListedColormap(_TIER_COLOURS),
         norm=BoundaryNorm([*TIER_BITS, TIER_BITS[-1] + 1], len(TIER_BITS)),
     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import ContextDecorator
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import matplotlib as mpl
 import numpy as np
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ..planning.variants import FULL, NOISE_FLOOR
 from ..readable import fmt
 
 # A colour that no plot uses; a page exchanges it for its own ink, light or dark.
@@ -26,7 +27,7 @@ _INK = "#0a0b0c"
 _FONT = "DejaVu Sans"
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-NOISE_FLOOR = "#7f7f7f"
+_GREY = "#7f7f7f"
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "h", "p")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)))
 
@@ -139,24 +140,26 @@ def for_page(svg: str) -> str:
     return svg.replace(f"'{_FONT}'", "inherit")
 
 
-def variant_colors(names: Sequence[str]) -> dict[str, str]:
-    """One colour a variant, grey for the noise floor; the same variants always look the same."""
-    others = [name for name in names if name not in ("full", "noise-floor")]
-    colors = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(others)}
-    return {**colors, "noise-floor": NOISE_FLOOR, "full": NOISE_FLOOR}
+class LineStyle(TypedDict):
+    """Options of `Axes.plot`."""
+
+    color: str
+    marker: str
+    linestyle: Any
 
 
-def line_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Options of `Axes.plot` for each of up to 24 variants, all different."""
-    colors = variant_colors(names)
-    styles = {}
-    for index, name in enumerate(name for name in names if name not in ("full", "noise-floor")):
-        styles[name] = {
-            "color": colors[name],
+def line_styles(names: Iterable[str]) -> dict[str, LineStyle]:
+    """The looks of up to 24 variants, all different; grey for the noise floor.
+
+    The same variants always look the same.
+    """
+    others = [name for name in names if name not in (FULL, NOISE_FLOOR)]
+    styles: dict[str, LineStyle] = {
+        name: {
+            "color": PALETTE[index % len(PALETTE)],
             "marker": _MARKERS[index % len(_MARKERS)],
             "linestyle": _LINES[index // len(PALETTE) % len(_LINES)],
         }
-    return {
-        **styles,
-        "noise-floor": {"color": NOISE_FLOOR, "marker": ".", "linestyle": (0, (2, 2))},
+        for index, name in enumerate(others)
     }
+    return {**styles, NOISE_FLOOR: {"color": _GREY, "marker": ".", "linestyle": (0, (2, 2))}}

@@ -10,7 +10,8 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from ..evaluation.comparison import difference
 from ..evaluation.pictures import PICTURE, read_picture
 from ..planning.recipes import Recipe
 from ..planning.variants import Variant
-from ..plots.activation_density import made_by
+from ..plots.activation_names import ACTIVATION_PLOTS
+from ..plots.layout import made_by
+from ..readable import fmt
 from ..seals import damaged
-from .what_was_run import Section
+from .what_was_run import Section, checkpoint_config
 
 EXPLANATIONS = {
     "full": "nothing quantized",
@@ -87,13 +90,14 @@ def pictures(results: Path, prompts: Sequence[str], variants: Sequence[str]) -> 
                     **numbers,
                 }
             )
+        first = shown[0] if shown else {"prompt": name, "seed": None, "amplification": None}
         rows.append(
             {
                 "id": name,
-                "text": shown[0]["prompt"] if shown else name,
+                "text": first["prompt"],
                 "full": data_uri(read_file(full, PICTURE)),
-                "seed": shown[0]["seed"] if shown else None,
-                "factor": shown[0]["amplification"] if shown else None,
+                "seed": first["seed"],
+                "factor": first["amplification"],
                 "pixelated": reference.shape[1] < 256,
                 "variants": shown,
             }
@@ -104,28 +108,53 @@ def pictures(results: Path, prompts: Sequence[str], variants: Sequence[str]) -> 
 # ---------------------------------------------------------------------------------- sizes
 
 
-def checkpoint_sizes(config: Path) -> Section:
-    """What a native checkpoint takes, from its config.json.
+@dataclass(frozen=True)
+class Size:
+    """What a model takes, in bytes.
 
-    Returns:
-        Bytes as `quantized` (codes, scales, biases), `rest` and `total`, and `quantized_ratio`: the
-        quantized bytes over those of the same weights in float16.
+    Attributes:
+        total: of all tensors.
+        ratio: float16's total over this one; None where that is not known.
+        quantized, rest: codes, scales and biases, and everything else.
+        quantized_ratio: the quantized bytes over those of the same weights in float16.
     """
-    sizes = read_json(config, "ditquant.checkpoint")
-    quantized, total = sizes["quantized_bytes"], sizes["total_bytes"]
-    return {
-        "quantized": quantized,
-        "rest": total - quantized,
-        "total": total,
-        "quantized_ratio": sizes["quantized_ratio"],
-    }
+
+    name: str
+    total: float
+    ratio: float | None
+    quantized: int | None = None
+    rest: int | None = None
+    quantized_ratio: float | None = None
+
+
+def model_sizes(results: Path, recipes: Iterable[str], full_bytes: float | None) -> list[Size]:
+    """Full precision in float16, if its bytes are known, and every recipe's checkpoint."""
+    sizes = [Size("float16", full_bytes, 1.0)] if full_bytes else []
+    for recipe in recipes:
+        config = checkpoint_config(results, recipe)
+        quantized, total = config["quantized_bytes"], config["total_bytes"]
+        ratio = full_bytes / total if full_bytes else None
+        rest, share = total - quantized, config["quantized_ratio"]
+        sizes.append(Size(recipe, total, ratio, quantized, rest, share))
+    return sizes
 
 
 # ---------------------------------------------------------------------------------- times
 
 
-def stage_times(benchmarks: Path) -> list[Section]:
-    """One entry a rule, the longest first: jobs, seconds (sum and longest), peak memory in bytes.
+@dataclass(frozen=True)
+class Stage:
+    """All jobs of a rule: seconds in sum and of the longest, peak memory in bytes."""
+
+    rule: str
+    jobs: int
+    seconds: float
+    longest: float
+    peak_bytes: float
+
+
+def stage_times(benchmarks: Path) -> list[Stage]:
+    """The stages of a run, the longest first.
 
     The files are those that Snakemake's `benchmark:` wrote; a job that was not run again keeps the
     time of the run that made its result. That of an earlier report is left out, and an empty file:
@@ -140,17 +169,12 @@ def stage_times(benchmarks: Path) -> list[Section]:
         rule = relative.parts[0] if len(relative.parts) > 1 else relative.stem
         if rule != "render_report" and path.stat().st_size:
             rules.setdefault(rule, []).extend(_jobs(path))
-    stages = [
-        {
-            "rule": rule,
-            "jobs": len(jobs),
-            "seconds": sum(seconds for seconds, _ in jobs),
-            "longest": max(seconds for seconds, _ in jobs),
-            "peak_bytes": max(megabytes for _, megabytes in jobs) * 2**20,
-        }
-        for rule, jobs in rules.items()
-    ]
-    return sorted(stages, key=lambda stage: (-stage["seconds"], stage["rule"]))
+    stages = []
+    for rule, jobs in rules.items():
+        seconds, megabytes = zip(*jobs, strict=True)
+        peak = max(megabytes) * 2**20
+        stages.append(Stage(rule, len(jobs), sum(seconds), max(seconds), peak))
+    return sorted(stages, key=lambda stage: (-stage.seconds, stage.rule))
 
 
 def _jobs(path: Path) -> list[tuple[float, float]]:
@@ -177,32 +201,38 @@ def _number(text: str | None) -> float:
 # ------------------------------------------------------------------------------ activations
 
 
-_KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
+_KINDS = {".svg": "image/svg+xml", ".png": "image/png", ".gif": "image/gif"}
 
 
-def activation_plots(folder: Path, notes: Mapping[str, str]) -> list[Section]:
+@dataclass(frozen=True)
+class Plot:
+    """A plot's name, what there is to see, and the picture as a data URI."""
+
+    name: str
+    note: str
+    picture: str
+
+
+def activation_plots(folder: Path) -> list[Plot]:
     """The plots of the activation track that there are, the smaller of PNG and SVG of each.
 
-    Args:
-        notes: name of a plot -> what there is to see, in the order of the page. A plot that moves
-            comes behind the still one of its name.
+    A plot that moves comes behind the still one of its name.
     """
     plots = []
-    for name, note in notes.items():
-        still = [folder / f"{name}{suffix}" for suffix in (".svg", ".png")]
-        found = [path for path in still if path.is_file()]
-        moving = folder / f"{name}.gif"
-        shown = [(min(found, key=lambda path: path.stat().st_size), note)] if found else []
-        if moving.is_file():
+    for name, plot in ACTIVATION_PLOTS.items():
+        files = {kind: folder / f"{name}{kind}" for kind in _KINDS}
+        found = {kind: path for kind, path in files.items() if path.is_file()}
+        moving = found.pop(".gif", None)
+        shown = (
+            [(min(found.values(), key=lambda path: path.stat().st_size), plot.note)]
+            if found
+            else []
+        )
+        if moving:
             shown.append((moving, "The same as a moving picture, from noise to image."))
-        plots += [
-            {
-                "name": name,
-                "note": text,
-                "picture": data_uri(read_file(path, "ditquant.plot"), _KINDS[path.suffix]),
-            }
-            for path, text in shown
-        ]
+        for path, note in shown:
+            content = read_file(path, "ditquant.plot")
+            plots.append(Plot(name, note, data_uri(content, _KINDS[path.suffix])))
     return plots
 
 
@@ -228,28 +258,24 @@ def _chosen(folder: Path) -> Section:
     return chosen
 
 
-def activation_bits(results: Path, recipe: str, options: Section) -> int | None:
+def activation_bits(results: Path, name: str, recipe: Recipe) -> int | None:
     """Bits of the single-tier activations that a recipe's variants have."""
-    own = results / "weights" / recipe / "activations"
-    has_own = Recipe.from_params(options).has_own_activations
-    single = _chosen(own if has_own else results / "activations")["single"]
+    track = results / "weights" / name if recipe.has_own_activations else results
+    single = _chosen(track / "activations")["single"]
     return single["bits"] if single else None
 
 
-def own_activations(results: Path, recipes: Mapping[str, Section]) -> list[Section]:
+def own_activations(results: Path, recipes: Mapping[str, Recipe]) -> list[Section]:
     """Of each recipe with activations of its own: `recipe`, `why`, and what `_chosen` says.
 
-    Args:
-        recipes: name -> options; those whose configurations were not made are left out.
+    Those whose configurations were not made are left out.
     """
     rows = []
-    for name, options in recipes.items():
-        recipe = Recipe.from_params(options)
-        if not recipe.has_own_activations:
-            continue
-        chosen = _chosen(results / "weights" / name / "activations")
-        if any(chosen.values()):
-            rows.append({"recipe": name, "why": why_own_activations(recipe), **chosen})
+    for name, recipe in recipes.items():
+        if recipe.has_own_activations:
+            chosen = _chosen(results / "weights" / name / "activations")
+            if any(chosen.values()):
+                rows.append({"recipe": name, "why": why_own_activations(recipe), **chosen})
     return rows
 
 
@@ -260,16 +286,10 @@ def why_own_activations(recipe: Recipe) -> str:
     return "channels balanced" if recipe.balance_kind != "none" else "ranges learned"
 
 
-def activation_summary(
-    results: Path, notes: Mapping[str, str], recipes: Mapping[str, Section]
-) -> Section | None:
+def activation_summary(results: Path, recipes: Mapping[str, Recipe]) -> Section | None:
     """What was measured, how ranges drift, the shares of the tiers, and the plots.
 
     An absent part is None, an absent track is None altogether.
-
-    Args:
-        notes: see `activation_plots`.
-        recipes: see `own_activations`.
     """
     folder = results / "activations"
     own = own_activations(results, recipes)
@@ -281,29 +301,49 @@ def activation_summary(
         document = read_json(temporal, "ditquant.layer_temporal_analysis")
         summary["drift"] = document["summary"]
         summary["measured"] = {"images": len(document["images"]), "steps": len(document["steps"])}
-    plots = activation_plots(folder / "plots", notes)
+    plots = activation_plots(folder / "plots")
     return {**summary, **_chosen(folder), "own": own, "plots": plots}
 
 
 # --------------------------------------------------------------------------------- heat maps
 
 
-def layer_grid(values: Mapping[str, float]) -> Section:
-    """Per-layer numbers as a table: one row a place in the block, one column a block.
+# Light to dark blue; dark is what deserves a look.
+_PALE, _DEEP = np.array([232, 241, 248.0]), np.array([6, 64, 115.0])
 
-    Args:
-        values: linear name ("mm03.img.attn.q_proj") -> number.
 
-    Returns:
-        columns (block names), rows (place -> numbers, None where a block lacks the layer), and the
-        smallest and largest number.
-    """
-    columns = list(dict.fromkeys(name.split(".", 1)[0] for name in values))
-    places = list(dict.fromkeys(name.split(".", 1)[1] for name in values))
-    rows = {place: [values.get(f"{block}.{place}") for block in columns] for place in places}
-    return {
-        "columns": columns,
-        "rows": rows,
-        "low": min(values.values()),
-        "high": max(values.values()),
-    }
+@dataclass(frozen=True)
+class Cell:
+    """A number as text, on a background with an ink that can be read on it."""
+
+    text: str
+    background: str
+    ink: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A number for each layer: place in the block -> cells by block, None where it lacks one."""
+
+    columns: list[str]
+    rows: dict[str, list[Cell | None]]
+
+
+def heat_map(values: Mapping[str, float], darker_is_larger: bool) -> Grid | None:
+    """Linear name ("mm03.img.attn.q_proj") -> number, as a table; None: there are no numbers."""
+    if not values:
+        return None
+    low, high = min(values.values()), max(values.values())
+
+    def cell(value: float) -> Cell:
+        place = (value - low) / (high - low or 1.0)
+        depth = place if darker_is_larger else 1 - place
+        red, green, blue = np.round(_PALE + (_DEEP - _PALE) * depth).astype(int).tolist()
+        ink = "#fff" if depth > 0.5 else "#16222e"
+        return Cell(fmt(value, "1"), f"rgb({red} {green} {blue})", ink)
+
+    cells = {tuple(name.split(".", 1)): cell(value) for name, value in values.items()}
+    columns = list(dict.fromkeys(block for block, _ in cells))
+    places = dict.fromkeys(place for _, place in cells)
+    rows = {place: [cells.get((block, place)) for block in columns] for place in places}
+    return Grid(columns, rows)

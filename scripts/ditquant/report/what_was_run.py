@@ -63,12 +63,15 @@ def block_files(results: Path, recipe: str) -> list[Path]:
     return [results / place for place in sorted(places)]
 
 
-def recipe_options(results: Path, recipe: str) -> Section:
+def checkpoint_config(results: Path, recipe: str) -> Section:
+    """What a recipe's checkpoint says of itself."""
+    return read_json(results / "weights" / recipe / "model" / "config.json", "ditquant.checkpoint")
+
+
+def _recipe_options(results: Path, recipe: str) -> Section:
     """The options that a recipe's checkpoint was made by."""
-    config = read_json(
-        results / "weights" / recipe / "model" / "config.json", "ditquant.checkpoint"
-    )
-    return {key: value for key, value in config["recipe"].items() if key != "name"}
+    options = checkpoint_config(results, recipe)["recipe"]
+    return {key: value for key, value in options.items() if key != "name"}
 
 
 def _files(results: Path, shown: Shown) -> Iterator[Path]:
@@ -95,10 +98,14 @@ def _files(results: Path, shown: Shown) -> Iterator[Path]:
 def _check_same_job(one: Path, other: Path) -> None:
     """Checks that two files were written by the same job."""
     if one.is_file() and other.is_file() and made_by(one) != made_by(other):
-        raise UserError(
-            f"{one} and {other} do not belong together: they were made from other files or by "
-            "other options. Delete both and run the same command again."
-        )
+        raise _strangers(one, other, "they were made from other files or by other options")
+
+
+def _strangers(one: Path, other: Path, why: str) -> UserError:
+    return UserError(
+        f"{one} and {other} do not belong together: {why}. Delete both and run the same command "
+        "again."
+    )
 
 
 def check_run(results: Path, shown: Shown) -> Section | None:
@@ -121,7 +128,7 @@ def check_run(results: Path, shown: Shown) -> Section | None:
         _check_same_job(file, results / "benchmarks" / "evaluation" / f"{variant}.json")
     check_alike(_evaluations(results, shown), "plan")
     for recipe in shown.recipes:
-        options = Recipe.from_params(recipe_options(results, recipe)).of_block().params()
+        options = Recipe.from_params(_recipe_options(results, recipe)).of_block().params()
         for file in block_files(results, recipe):
             check_options(file, f"the checkpoint of {recipe}", recipe=options)
     return lineage.model
@@ -136,10 +143,7 @@ def _agreed(values: Mapping[Path, Any]) -> Any:
     first, *others = values
     for other in others:
         if values[other] != values[first]:
-            raise UserError(
-                f"{first} and {other} do not belong together: {values[first]} and {values[other]}. "
-                "Delete both and run the same command again."
-            )
+            raise _strangers(first, other, f"{values[first]} and {values[other]}")
     return values[first]
 
 
@@ -167,7 +171,7 @@ def what_was_run(results: Path, shown: Shown, model: Section | None) -> Section:
     if blocks:
         streams = {file: read_json(file, BLOCK_FORMAT)["streams"] for file in blocks}
         run["weights"] = _agreed(streams)
-        run["recipes"] = {name: recipe_options(results, name) for name in shown.recipes}
+        run["recipes"] = {name: _recipe_options(results, name) for name in shown.recipes}
     measured = results / "activations" / "layer_temporal_analysis.json"
     if measured.is_file():
         document = read_json(measured, "ditquant.layer_temporal_analysis")
@@ -190,34 +194,26 @@ def what_was_run(results: Path, shown: Shown, model: Section | None) -> Section:
     return run
 
 
-def facts(run: Mapping[str, Any]) -> dict[str, str]:
+_DRAWN = "{num_steps} steps, guidance {cfg_weight:g}, noise seeds {seeds}"
+# Part of `what_was_run` -> what the page calls it and says of it.
+_FACTS = {
+    "model": ("Model", "{name}, computed in {dtype}"),
+    "calibration": ("Calibration", "{images} images of " + _DRAWN),
+    "weights": ("Weight track", "{images} images, one step in {stride}"),
+    "activations": ("Activation track", "{images} images, {steps} steps"),
+    "pictures": ("Pictures", _DRAWN),
+    "evaluation": ("Evaluation", "{captions} captions, " + _DRAWN),
+}
+
+
+def facts(run: Section) -> dict[str, str]:
     """What was run, in a few words: part -> sentence."""
-
-    def drawn(part: Mapping[str, Any]) -> str:
-        steps, guidance = part["num_steps"], part["cfg_weight"]
-        return f"{steps} steps, guidance {guidance:g}, noise seeds {part['seeds']}"
-
-    words = {}
-    if "model" in run:
-        words["Model"] = f"{run['model']['name']}, computed in {run['model']['dtype']}"
-    if "calibration" in run:
-        part = run["calibration"]
-        words["Calibration"] = f"{part['images']} images of {drawn(part)}"
-    if "weights" in run:
-        part = run["weights"]
-        words["Weight track"] = f"{part['images']} images, one step in {part['stride']}"
-    if "activations" in run:
-        part = run["activations"]
-        words["Activation track"] = f"{part['images']} images, {part['steps']} steps"
-        if "bits" in part:
-            words["Activation track"] += (
-                f", {part['bits']} bits, {part['granularity']} scales by {part['range']}"
-            )
-    if "pictures" in run:
-        words["Pictures"] = drawn(run["pictures"])
-    if "evaluation" in run:
-        part = run["evaluation"]
-        words["Evaluation"] = f"{part['captions']} captions, {drawn(part)}"
+    words = {
+        title: text.format(**run[part]) for part, (title, text) in _FACTS.items() if part in run
+    }
+    if "bits" in run.get("activations", {}):
+        scales = ", {bits} bits, {granularity} scales by {range}"
+        words["Activation track"] += scales.format(**run["activations"])
     if "recipes" in run:
         words["Recipes"] = ", ".join(run["recipes"])
     return words

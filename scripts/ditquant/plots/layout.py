@@ -14,22 +14,18 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from ..activations.granularity import GRANULARITIES
 from ..activations.input_statistics import InputStatistics, Statistics
 from ..activations.quant_config import QuantConfig, parse_quant_config
-from .activation_density import made_by
-from .charts import log_axis
+from .charts import PALETTE, log_axis
 
-_KINDS = {
-    "attn.q_proj": "q, k, v",
-    "attn.o_proj": "o_proj",
-    "mlp.fc1": "fc1",
-    "mlp.fc2": "fc2",
-}
+_KINDS = {"attn.q_proj": "q, k, v", "attn.o_proj": "o_proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
 _STREAMS = {"img": "image stream", "txt": "text stream", "uni": "unified blocks"}
-BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+BLUE, VERMILION = PALETTE[:2]
 GELU_BACKGROUND = "#FBF6EA"
 # There is no such layer: the last block of the text stream ends behind attention.
 ABSENT = "#E4E4E4"
@@ -40,6 +36,8 @@ COLUMNS = f"{SIGMA}; a column is a measured step"
 _TITLE_INCHES = 0.105
 # A linear axis hides what is smaller than this part of its end.
 _LINEAR_SPREAD = 15.0
+# Rules whose name alone says too little.
+_RULES = {"measured": "measured error", "mse": "predicted error"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,22 @@ class Shown:
 
     def label(self, name: str) -> str:
         """What a plot calls an input, and whether that has passed GELU."""
-        return f"{input_label(name)}{after_gelu(self.statistics, name)}"
+        return f"{input_label(name)}{self.after_gelu(name)}"
+
+    def after_gelu(self, name: str) -> str:
+        """What is added to the label of an input that has passed GELU."""
+        return _after_gelu(self.statistics, name)
+
+
+def made_by(document: Mapping[str, Any]) -> str:
+    """How a configuration's ranges are made, for a title."""
+    made = document["configuration"]
+    granularity = GRANULARITIES[made["granularity"]]
+    group, rule = made.get("channel_group"), made["range"]
+    words = granularity.label + (f" and group of {group} channels" if group else "")
+    if granularity.ranges_over is not None:
+        return words
+    return f"{words}, range by {_RULES.get(rule, rule)}"
 
 
 def place(name: str) -> tuple[str, str, str]:
@@ -97,8 +110,7 @@ def input_label(name: str) -> str:
     return f"{block if stream == 'uni' else f'{block}.{stream}'} {_KINDS[kind]}"
 
 
-def after_gelu(statistics: Statistics, name: str) -> str:
-    """What is added to the label of an input that has passed GELU."""
+def _after_gelu(statistics: Statistics, name: str) -> str:
     return ", after GELU" if name in statistics.post_gelu else ""
 
 
@@ -113,6 +125,11 @@ def new_figure(height: float, title: str, width: float = 13.0) -> Figure:
     return figure
 
 
+def power_label(value: float) -> str:
+    """4, 1/2."""
+    return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
+
+
 def legend(figure: Figure, handles: Any, columns: int = 3) -> None:
     """A legend below the whole figure."""
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
@@ -124,19 +141,22 @@ def shades(count: int) -> np.ndarray:
     return colours
 
 
+def head(panel: Axes, title: str, **options: Any) -> None:
+    """A title, small labels and a grid: what every panel of curves has.
+
+    Args:
+        options: of `Axes.set_title`.
+    """
+    panel.set_title(title, fontsize=9, **options)
+    panel.tick_params(labelsize=8)
+    panel.grid(True)
+
+
 def paint(panel: Axes, colour: str) -> None:
     """A background that an SVG file keeps: of transparent figures the axes' own is left out."""
     panel.add_patch(
         Rectangle((0, 0), 1, 1, transform=panel.transAxes, color=colour, linewidth=0, zorder=-9)
     )
-
-
-def _groups(statistics: Statistics) -> dict[tuple[str, str], list[str]]:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name in statistics.inputs:
-        _, stream, kind = place(name)
-        groups.setdefault((stream, kind), []).append(name)
-    return groups
 
 
 def streams_of(statistics: Statistics) -> dict[str, list[str]]:
@@ -155,7 +175,10 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
         figure: a figure or a part of one.
         options: of `Figure.subplots`.
     """
-    groups, streams = _groups(statistics), list(streams_of(statistics))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in statistics.inputs:
+        groups.setdefault(place(name)[1:], []).append(name)
+    streams = list(streams_of(statistics))
     grid = figure.subplots(len(streams), len(_KINDS), squeeze=False, **options)
     made = []
     for row, stream in enumerate(streams):
@@ -164,10 +187,8 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
             if not names:
                 panel.set_axis_off()
                 continue
-            after = after_gelu(statistics, names[0])
-            panel.set_title(f"{_STREAMS[stream]}: {_KINDS[kind]}{after}", fontsize=9)
-            panel.tick_params(labelsize=8)
-            panel.grid(True)
+            after = _after_gelu(statistics, names[0])
+            head(panel, f"{_STREAMS[stream]}: {_KINDS[kind]}{after}")
             if after:
                 paint(panel, GELU_BACKGROUND)
             made.append((panel, names))
@@ -177,21 +198,24 @@ def panels(figure: Any, statistics: Statistics, **options: Any) -> list[tuple[Ax
 def bottom_labels(figure: Any, text: str) -> None:
     """A label under every lowest panel: unlike `supxlabel` it leaves room for a legend."""
     for axes in figure.axes:
-        place_of = axes.get_subplotspec()
-        below = [
-            other
-            for other in figure.axes
-            if other.axison
-            and other.get_subplotspec().colspan.start == place_of.colspan.start
-            and other.get_subplotspec().rowspan.start > place_of.rowspan.start
-        ]
-        if axes.axison and not below:
+        own = axes.get_subplotspec()
+        others = [other.get_subplotspec() for other in figure.axes if other.axison]
+        column = [other for other in others if other.colspan.start == own.colspan.start]
+        if axes.axison and all(other.rowspan.start <= own.rowspan.start for other in column):
             axes.set_xlabel(text, fontsize=8.5)
 
 
 def panels_height(statistics: Statistics) -> float:
     """Inches for `panels` of curves, with a title and labels."""
     return 1.1 + 2.5 * len(streams_of(statistics))
+
+
+def curve_panels(
+    statistics: Statistics, title: str, **options: Any
+) -> tuple[Figure, list[tuple[Axes, list[str]]]]:
+    """A figure of `panels` with this title; options are those of `Figure.subplots`."""
+    figure = new_figure(panels_height(statistics), title)
+    return figure, panels(figure, statistics, **options)
 
 
 def block_axis(panel: Axes, names: Sequence[str]) -> None:
@@ -216,11 +240,16 @@ def block_handles(statistics: Statistics) -> list[Patch]:
 def range_axis(panel: Axes, low: float, high: float) -> None:
     """A vertical axis for ranges from `low` to `high`: from zero, or logarithmic if they differ."""
     if low > 0 and high / low > _LINEAR_SPREAD:
-        panel.set_ylim(low / 1.15, high * 1.15)
-        log_axis(panel, "y")
-        panel.set_ylim(low / 1.15, high * 1.15)
+        log_range(panel, low / 1.15, high * 1.15)
     else:
         panel.set_ylim(0, 1.08 * max(high, 1e-12))
+
+
+def log_range(panel: Axes, low: float, high: float) -> None:
+    """A logarithmic vertical axis from `low` to `high`."""
+    panel.set_ylim(low, high)
+    log_axis(panel, "y")
+    panel.set_ylim(low, high)
 
 
 def sigma_axis(axes: Axes, sigmas: np.ndarray) -> None:
@@ -283,6 +312,26 @@ def matrix_panels(
     return image, made
 
 
+def matrix_figure(
+    statistics: Statistics,
+    title: str,
+    values: Mapping[str, np.ndarray],
+    clip: str,
+    **options: Any,
+) -> tuple[Figure, Colorbar, list[tuple[Axes, dict[str, int]]]]:
+    """A figure of `matrix_panels` with a colour bar, and the panels with their rows.
+
+    Args:
+        values: see `matrix_panels`.
+        clip: the ends of the bar beyond which values lie: "neither", "both", "min" or "max".
+        options: of `Axes.imshow`.
+    """
+    figure = new_figure(matrix_panels_height(statistics), title)
+    image, made = matrix_panels(figure, statistics, values, **options)
+    axes = [panel for panel, _ in made]
+    return figure, figure.colorbar(image, ax=axes, pad=0.01, aspect=40, extend=clip), made
+
+
 # Which steps and layers are shown where not all of them have room.
 
 # A channel counts as an outlier above this multiple of its layer's median channel.
@@ -318,21 +367,18 @@ def outlier_ratio(measured: InputStatistics) -> float:
     return float(largest.max() / max(float(np.median(largest)), _TINY))
 
 
-def _largest(values: Mapping[str, float], count: int) -> list[str]:
-    return sorted(values, key=lambda name: (-values[name], name))[:count]
-
-
 def most_variable(
     statistics: Statistics, count: int, among: Iterable[str] | None = None
 ) -> list[str]:
     """The inputs whose range drifts most, the one that drifts most first."""
     names = statistics.inputs if among is None else among
-    return _largest({name: drift(statistics.inputs[name]) for name in names}, count)
+    return sorted(names, key=lambda name: (-drift(statistics.inputs[name]), name))[:count]
 
 
 def most_outlying(statistics: Statistics, count: int) -> list[str]:
     """The inputs with the largest outlier channels, the largest first."""
-    return _largest({name: outlier_ratio(s) for name, s in statistics.inputs.items()}, count)
+    inputs = statistics.inputs
+    return sorted(inputs, key=lambda name: (-outlier_ratio(inputs[name]), name))[:count]
 
 
 def variable_of_both_kinds(statistics: Statistics, count: int) -> list[str]:
