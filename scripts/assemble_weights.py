@@ -1,9 +1,10 @@
 """Rule assemble_weights: quantized blocks, tuned or not, and the rest -> a native checkpoint."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ditquant.artifacts import save_tensors, write_json
+from ditquant.artifacts import read_json, save_tensors, write_json
 from ditquant.checkpoints.checkpoint import (
     FORMAT,
     ROTATION,
@@ -31,11 +32,13 @@ def main(
     model: dict[str, Any],
     name: str,
     recipe: dict[str, Any],
+    results: Sequence[str] = (),
     tuned: str | None = None,
 ) -> None:
     """Writes config.json and model.safetensors as mlx-lm's conventions have them.
 
     Args:
+        results: of the blocks; config.json names those whose learning diverged.
         tuned: scales and biases of the blocks' linears, if the recipe is tuned.
     """
     own = Recipe.from_params(recipe)
@@ -59,7 +62,7 @@ def main(
     tensors = checkpoint_tensors(network, quantized)
     save_tensors(output, tensors, WEIGHTS_FORMAT)
     sizes = stored_sizes(tensors, quantized)
-    document = {
+    document: dict[str, Any] = {
         "model": spec.name,
         "recipe": {"name": name, **recipe},
         "quantization": quantization_config(network, quantized),
@@ -67,6 +70,16 @@ def main(
     }
     if own.rotation:
         document[ROTATION] = own.rotation
+    documents = [read_json(path, "ditquant.block_result") for path in results]
+    diverged = [one["block"] for one in documents if one["diverged"]]
+    if diverged:
+        document["diverged"] = diverged
+        LOG.error(
+            "Learning diverged in %s: this checkpoint of %s has other weights there. Change the "
+            "recipe as the logs of these blocks say, and run the same command again.",
+            ", ".join(diverged),
+            name,
+        )
     write_json(config, FORMAT, document)
     LOG.info(
         "%d quantized linears in %.3f of their float16 bytes; %d bytes in all",

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 import assemble_weights
 import export_weights
-from ditquant.artifacts import load_metadata, load_tensors, save_tensors
+from ditquant.artifacts import load_metadata, load_tensors, read_json, save_tensors, write_json
 from ditquant.backend import import_diffusionkit, mx
 from ditquant.checkpoints.checkpoint import load_quantized
 from ditquant.checkpoints.exports import EXPORTS, KIND, export_checkpoint
@@ -55,7 +55,7 @@ def write_blocks(spec, path, grid: Grid) -> None:
     save_tensors(path, tensors, "ditquant.block_weights", {"quantization": sizes})
 
 
-def assemble(spec, model, folder, quantize="blocks", **options):
+def assemble(spec, model, folder, quantize="blocks", results=(), **options):
     """A native checkpoint by the rule's own script."""
     recipe = whole_recipe("rtn", quantize=quantize, **options)
     grid = Grid(recipe.grid, recipe.bits, recipe.group_size)
@@ -63,9 +63,20 @@ def assemble(spec, model, folder, quantize="blocks", **options):
     config, weights = folder / "model" / "config.json", folder / "model" / "model.safetensors"
     assemble_weights.main(
         blocks=[str(folder / "blocks.safetensors")], config=str(config), output=str(weights),
-        model=model, name="rtn", recipe=recipe.params(),
+        model=model, name="rtn", recipe=recipe.params(), results=list(map(str, results)),
     )  # fmt: skip
     return config
+
+
+def test_a_checkpoint_names_the_blocks_whose_learning_diverged(spec, model, tmp_path):
+    results = [tmp_path / f"{block}.json" for block in spec.block_names]
+    for path, diverged in zip(results, (None, {"reason": "NaN", "advice": "less"}), strict=True):
+        write_json(path, "ditquant.block_result", {"block": path.stem, "diverged": diverged})
+    config = assemble(spec, model, tmp_path, results=results)
+    assert read_json(config, "ditquant.checkpoint")["diverged"] == [spec.block_names[1]]
+    assert "diverged" not in read_json(
+        assemble(spec, model, tmp_path, results=results[:1]), "ditquant.checkpoint"
+    )
 
 
 @pytest.fixture(scope="module")
