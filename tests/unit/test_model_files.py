@@ -254,7 +254,11 @@ def test_a_vocabulary_beyond_its_encoders_table_is_told(folder):
         ({"vae": {"decoder": {"width": 4}}}, "vae.decoder.width, which is no option"),
         ({"image_size": [64]}, "lacks or garbles"),
         ({"image_size": "64x64"}, "lacks or garbles"),
+        ({"image_size": [64.9, 64]}, "image_size: [64.9, 64]"),
         ({"sampler": {"shift": "three"}}, "lacks or garbles"),
+        ({"sampler": {"shift": float("nan")}}, "sampler.shift: nan"),
+        ({"sampler": {"shift": -1.0}}, "sampler.shift: -1.0"),
+        ({"mmdit": {"depth_multimodal": 101}}, "mmdit.depth_multimodal: 101"),
         ({"version": 2}, "is not ditquant.model version 1"),
     ],
 )

@@ -120,7 +120,9 @@ def read_shape(options: Mapping[str, Any]) -> Shape:
     given = {name: value for name, value in options.items() if name in known}
     for name, value in given.items():
         may_be_zero = name in ("depth_unified", "parallel_mlp_for_unified_blocks")
-        if type(value) is not type(known[name]) or value < (not may_be_zero):
+        # Names of blocks have two digits.
+        most = 99 if name.startswith("depth_") else 2**20
+        if type(value) is not type(known[name]) or not (not may_be_zero) <= value <= most:
             raise ValueError(f"mmdit.{name}: {value!r}")
     if options.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"mmdit.dtype: {options['dtype']!r}")

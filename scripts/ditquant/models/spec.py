@@ -8,6 +8,7 @@ entry, not a fork.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -161,7 +162,12 @@ def _read_folder(folder: Path) -> ModelSpec:
         if document["format"] != MODEL_FORMAT or document["version"] != 1:
             raise UserError(f"{config} is not {MODEL_FORMAT} version 1.")
         name, shape = str(document["name"]), read_shape(document["mmdit"])
-        height, width = map(int, document["image_size"])
+        height, width = document["image_size"]
+        if type(height) is not int or type(width) is not int:
+            raise ValueError(f"image_size: {document['image_size']}")
+        shift = float(document["sampler"]["shift"])
+        if not 0 < shift < math.inf:
+            raise ValueError(f"sampler.shift: {shift}")
         return ModelSpec(
             name=name,
             repository=f"ditquant/{name}",
@@ -173,7 +179,7 @@ def _read_folder(folder: Path) -> ModelSpec:
             mmdit=document["mmdit"],
             vae_encoder=read_vae(document["vae"], "encoder"),
             vae_decoder=read_vae(document["vae"], "decoder"),
-            shift=float(document["sampler"]["shift"]),
+            shift=shift,
             image_size=(height, width),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
