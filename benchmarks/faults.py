@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 from ditquant.backend import describe_device  # noqa: E402
 from faults import kills, parts  # noqa: E402
 from faults.jobs import kept_jobs  # noqa: E402
-from faults.record import Count, markdown, totals  # noqa: E402
+from faults.record import Count, markdown, renewed  # noqa: E402
 from faults.reference import reference_of  # noqa: E402
 from faults.setting import everything, undisturbed  # noqa: E402
 
@@ -73,13 +74,22 @@ PARTS: dict[str, Part] = {
 }
 
 
+def commit() -> str:
+    """Short hash of what is checked out; "unknown" outside a repository."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder")
-    parser.add_argument("--record", type=Path, help="write .json and .md under this name")
+    parser.add_argument(
+        "--record", type=Path, help="renew the parts in .json and .md of this name, one by one"
+    )
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ditquant-faults-") as temporary:
@@ -90,31 +100,34 @@ def main() -> int:
         bench = parts.Bench(
             reference_of(finished), kept_jobs(finished), folder / "work", options.workers
         )
-        counts = []
+        counts, record = [], {}
+        if options.record and options.record.with_suffix(".json").exists():
+            record = json.loads(options.record.with_suffix(".json").read_text("utf-8"))
         for name in options.parts.split(","):
             begun = time.monotonic()
             made = PARTS[name](bench, options.seed)
             counts += made
             for count in made:
                 print(count.line(), flush=True)
-            print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
-    record = {
-        "command": f"benchmarks/faults.py --seed {options.seed}",
-        "date": str(date.today()),
-        "device": describe_device(),
-        "cores": os.cpu_count(),
-        "seconds": round(time.monotonic() - started),
-        "jobs": len(bench.jobs),
-        "totals": totals(counts),
-        "counts": [count.document() for count in counts],
-    }
+            seconds = round(time.monotonic() - begun)
+            print(f"{name}: {seconds} s", flush=True)
+            part = {
+                "date": str(date.today()),
+                "commit": commit(),
+                "device": describe_device(),
+                "cores": os.cpu_count(),
+                "seconds": seconds,
+                "jobs": len(bench.jobs),
+                "counts": [count.document() for count in made],
+            }
+            record = renewed(record, name, part)
+            if options.record:
+                text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+                options.record.with_suffix(".json").write_text(text, "utf-8")
+                options.record.with_suffix(".md").write_text(markdown(record), "utf-8")
     print()
     for name, figure in record["totals"].items():
         print(f"{name}: {figure}")
-    if options.record:
-        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        options.record.with_suffix(".json").write_text(text, "utf-8")
-        options.record.with_suffix(".md").write_text(markdown(record), "utf-8")
     return 1 if any(count.failures for count in counts) else 0
 
 

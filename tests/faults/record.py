@@ -56,9 +56,19 @@ class Count:
             **({"not run": self.skipped} if self.skipped else {}),
         }
 
+    @staticmethod
+    def of(document: Mapping[str, Any]) -> Count:
+        """What `document` was made of."""
+        return Count(
+            document["sort"], document["part"], document["cases"], document["failures"],
+            Counter(document["notes"]), document.get("not run", ""),
+        )  # fmt: skip
+
 
 def _of(counts: Sequence[Count], part: str) -> str:
     chosen = [count for count in counts if count.part == part]
+    if not chosen:
+        return "not run"
     return f"{sum(c.good for c in chosen)} of {sum(c.cases for c in chosen)}"
 
 
@@ -85,15 +95,35 @@ def totals(counts: Sequence[Count]) -> dict[str, str]:
     }
 
 
+def renewed(record: Mapping[str, Any], name: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with one of its parts made anew, and its totals.
+
+    Args:
+        part: with "date", "commit", "device", "cores", "seconds", "jobs" and "counts".
+    """
+    parts = {**record.get("parts", {}), name: part}
+    counts = [Count.of(one) for each in parts.values() for one in each["counts"]]
+    return {"command": "make faults", "totals": totals(counts), "parts": parts}
+
+
 def markdown(record: Mapping[str, Any]) -> str:
     """The record for people."""
+    parts = record["parts"].values()
+    jobs = ", ".join(str(number) for number in sorted({part["jobs"] for part in parts}))
     lines = [
         "# Kills, power cuts, damaged files, bad input",
         "",
-        f"`make faults` (`{record['command']}`) on {record['date']}; {record['device']}, "
-        f"{record['cores']} cores, {record['seconds'] / 60:.0f} minutes. A run of {record['jobs']} "
-        "jobs with a small random model, done once undisturbed; what came of every fault was "
-        "compared with it byte by byte.",
+        f"`{record['command']}` (`benchmarks/faults.py`; with `FAULTS_ARGS='--parts kills'` it renews "
+        f"a part of this record). A run of {jobs} jobs with a small random model, done once undisturbed; "
+        "what came of every fault was compared with it byte by byte.",
+        "",
+        "| part | date | commit | minutes | machine |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {name} | {part['date']} | {part['commit']} | {part['seconds'] / 60:.0f} | "
+            f"{part['device']}, {part['cores']} cores |"
+            for name, part in record["parts"].items()
+        ),
         "",
         "| figure | |",
         "| --- | --- |",
@@ -104,14 +134,15 @@ def markdown(record: Mapping[str, Any]) -> str:
         "| cases | good | of | also |",
         "| --- | --- | --- | --- |",
     ]
-    for count in record["counts"]:
+    counts = [count for part in parts for count in part["counts"]]
+    for count in counts:
         also = ", ".join(f"{number} {name}" for name, number in count["notes"].items())
         if "not run" in count:
             also = f"not run: {count['not run']}"
         lines.append(f"| {count['sort']} | {count['good']} | {count['cases']} | {also} |")
     failures = [
         f"* {count['sort']}, {case}: {'; '.join(problems)}"
-        for count in record["counts"]
+        for count in counts
         for case, problems in count["failures"].items()
     ]
     if failures:
