@@ -113,9 +113,9 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [
         "# Kills, power cuts, damaged files, bad input",
         "",
-        f"`{record['command']}` (`benchmarks/faults.py`; with `FAULTS_ARGS='--parts kills'` it renews "
-        f"a part of this record). A run of {jobs} jobs with a small random model, done once undisturbed; "
-        "what came of every fault was compared with it byte by byte.",
+        f"`{record['command']}` (`benchmarks/faults.py`; with `FAULTS_ARGS='--parts kills'` it "
+        f"renews a part of this record). A run of {jobs} jobs with a small random model, done once "
+        "undisturbed; what came of every fault was compared with it byte by byte.",
         "",
         "| part | date | commit | minutes | machine |",
         "| --- | --- | --- | --- | --- |",
