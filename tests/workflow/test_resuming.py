@@ -150,13 +150,15 @@ def test_a_stopped_run_goes_on_and_ends_the_same(finished, workspace, target, lo
 
 
 def test_two_runs_at_once_are_refused_with_advice(workspace):
+    locks = workspace.folder / ".snakemake" / "locks"
     process = workspace.start("calibrate")
     try:
-        wait_for(lambda: (workspace.folder / ".snakemake" / "locks").is_dir()
-                 and any((workspace.folder / ".snakemake" / "locks").iterdir()))  # fmt: skip
+        wait_for(lambda: any(lock.stat().st_size for lock in locks.glob("*.output.lock")))
+        os.killpg(process.pid, signal.SIGSTOP)  # it may be done before the other has begun
         message = workspace.error("calibrate")
         assert "cannot be locked" in message
         assert "--unlock" in message
     finally:
+        os.killpg(process.pid, signal.SIGCONT)
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=120)
