@@ -252,6 +252,7 @@ def test_a_vocabulary_beyond_its_encoders_table_is_told(folder):
         ({"mmdit": {"vae_latent_dim": 4}}, "mmdit.vae_latent_dim: 4 is not 16"),
         ({"vae": {"encoder": {"block_out_channels": [4, 4]}}}, "2 levels where there must be 4"),
         ({"vae": {"decoder": {"width": 4}}}, "vae.decoder.width, which is no option"),
+        ({"vae": {"decoder": {"out_channels": 0}}}, "vae.decoder.out_channels: 0"),
         ({"image_size": [64]}, "lacks or garbles"),
         ({"image_size": "64x64"}, "lacks or garbles"),
         ({"image_size": [64.9, 64]}, "image_size: [64.9, 64]"),

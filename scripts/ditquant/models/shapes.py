@@ -154,6 +154,10 @@ def read_vae(options: Mapping[str, Any], part: str) -> dict[str, Any]:
     own = dict(options[part])
     if unknown := sorted(set(own) - _VAE_OPTIONS):
         raise ValueError(f"vae.{part}.{unknown[0]}, which is no option")
+    for key, value in own.items():
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) is not int or number < 1:
+                raise ValueError(f"vae.{part}.{key}: {value!r}")
     levels = len(own["block_out_channels"])
     if 2 ** (levels - 1) != VAE_SCALE:
         raise ValueError(f"vae.{part}.block_out_channels: {levels} levels where there must be 4")
