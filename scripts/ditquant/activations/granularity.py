@@ -100,7 +100,7 @@ class Granularity(ABC):
 
     def reach(self, measured: InputStatistics) -> np.ndarray:
         """(3, S) the |x| that run-time ranges of the measured images reach: low, usual, high."""
-        raise NotImplementedError(f"{self.name} knows its ranges before")
+        raise TypeError(f"ranges of {self.name} are not found at run time")
 
     @abstractmethod
     def scale_fields(self, ranges: RowRanges) -> dict[str, Any]:
